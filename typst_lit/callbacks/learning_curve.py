@@ -1,0 +1,93 @@
+"""What the curve of a run says, in plain language."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import EarlyStopping
+
+log = logging.getLogger(__name__)
+STILL_FALLING = 0.01  # a last fall of more than this share of the loss is worth another epoch
+
+
+class EarlyStop(EarlyStopping):
+    """Stops when val_loss has not improved for some validations. Without validation data it does nothing.
+
+    Args:
+        patience: validations without improvement to wait for.
+        min_delta: what counts as an improvement.
+        monitor: the logged value to watch; lower is better.
+    """
+
+    def __init__(self, patience: int = 3, min_delta: float = 0.0, monitor: str = "val_loss") -> None:
+        super().__init__(monitor=monitor, min_delta=min_delta, patience=patience, mode="min", strict=False)
+
+    def _validate_condition_metric(self, logs: dict[str, Any]) -> bool:
+        return self.monitor in logs and super()._validate_condition_metric(logs)
+
+
+class LearningCurve(Callback):
+    """Keeps the curve of a run, shows the settings in TensorBoard beside it, and says at the end what to do next."""
+
+    def __init__(self, settings: dict[str, Any] | None = None) -> None:
+        self.settings = settings or {}
+        self.points: list[tuple[float, float, float | None]] = []  # epochs done, val_loss, mean train_loss since
+        self._train: list[float] = []
+        self._settings_logged = False
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"points": self.points}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.points = [tuple(point) for point in state_dict["points"]]  # type: ignore[misc]
+
+    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
+        if not trainer.fit_loop._should_accumulate() and "train_loss" in trainer.callback_metrics:
+            self._train.append(float(trainer.callback_metrics["train_loss"]))
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        value = trainer.callback_metrics.get("val_loss")
+        if trainer.sanity_checking or trainer.state.fn != "fit" or value is None:
+            return
+        progress = trainer.fit_loop.epoch_loop.batch_progress.current.ready / max(1, trainer.num_training_batches)
+        train = sum(self._train) / len(self._train) if self._train else None
+        self.points.append((trainer.current_epoch + progress, float(value), train))
+        self._train.clear()
+        if not self._settings_logged and self.settings and trainer.logger is not None:
+            trainer.logger.log_hyperparams(self.settings, metrics={"val_loss": float(value)}, step=trainer.global_step)
+            self._settings_logged = True
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.is_global_zero and self.points:
+            log.info("%s", reading(self.points))
+
+
+def reading(points: list[tuple[float, float, float | None]]) -> str:
+    """Returns the curve and what it means.
+
+    Args:
+        points: epochs done, val_loss and mean train_loss before it, of each validation in order.
+    """
+    rows = [f"  {epoch:>6.2f}{value:>12.4f}{'' if train is None else f'{train:>12.4f}'}" for epoch, value, train in points]
+    table = "\n".join(["Learning curve", f"  {'epoch':>6}{'val_loss':>12}{'train_loss':>12}", *rows])
+    if len(points) < 2:
+        return f"{table}\nOne validation is no curve yet: train for more epochs to see where it goes."
+    values = [value for _, value, _ in points]
+    best = min(range(len(values)), key=values.__getitem__)
+    if best < len(points) - 1:
+        epoch = points[best][0]
+        rise = values[-1] - values[best]
+        return (
+            f"{table}\nval_loss has risen by {rise:.4f} since epoch {epoch:.2f}: from there on the model overfits. "
+            f"adapter/best is from then. Stop there (--trainer.max_epochs {max(1, round(epoch))}), add data, or raise "
+            "dropout or weight decay."
+        )
+    fall = (values[-2] - values[-1]) / abs(values[-2]) if values[-2] else 0.0
+    if fall > STILL_FALLING:
+        return (
+            f"{table}\nval_loss is still falling ({fall:.1%} in the last stretch): more epochs would help "
+            f"(--trainer.max_epochs {max(2, round(points[-1][0] * 2))} --ckpt_path last)."
+        )
+    return f"{table}\nval_loss has levelled off: more epochs would bring little. More data or a higher rank might."

@@ -1,0 +1,179 @@
+"""Generated documents on disk, as each is done, in the order of the records."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import BasePredictionWriter
+
+from typst_lit.data.batching import PromptBatch
+from typst_lit.data.sources import FileSource
+from typst_lit.data.store import digest
+from typst_lit.errors import UserError
+from typst_lit.model.adapters import adapter_directory
+from typst_lit.model.generation import Completion
+
+log = logging.getLogger(__name__)
+
+
+class PredictionWriter(BasePredictionWriter):
+    """Writes ``[{"input": {...}, "generated_output": "..."}]`` and a ``.typ`` file a document.
+
+    The list is valid JSON after every batch. A prediction that was interrupted goes on after the last whole result
+    when the same command is given again.
+
+    Args:
+        output: the JSON file; by default ``predictions/predictions.json`` in the run directory.
+        typ_dir: folder of the ``.typ`` files; by default the one that ``output`` lies in.
+        overwrite: start anew where results are there already.
+    """
+
+    def __init__(self, output: str | None = None, typ_dir: str | None = None, overwrite: bool = False) -> None:
+        super().__init__(write_interval="batch")
+        self.output = output
+        self.typ_dir = typ_dir
+        self.overwrite = overwrite
+        self._file: JsonListFile | None = None
+        self._directory = Path()
+        self._cut_off = 0
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage != "predict":
+            return
+        if trainer.world_size > 1:
+            raise UserError("predict writes its results in order from one process: use --trainer.devices 1.")
+        path = Path(self.output or Path(trainer.default_root_dir) / "predictions" / "predictions.json")
+        if path.suffix != ".json":
+            raise UserError(f"predict.output must be a .json file, not {path}.")
+        self._directory = Path(self.typ_dir) if self.typ_dir else path.parent
+        self._directory.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        records = data.predict_records()
+        self._file = JsonListFile(path)
+        done = self._done_before(path, records, _making(pl_module, data))
+        data.predict_start = done
+        if done:
+            log.info("%d of %d documents are there already; going on after them.", done, len(records))
+
+    def _done_before(self, path: Path, records: list[dict[str, Any]], making: dict[str, Any]) -> int:
+        """Returns how many results the file holds of these records, made the same way, and readies it for the rest."""
+        assert self._file is not None
+        about = path.with_suffix(".run.json")
+        results = [] if self.overwrite else self._file.read()
+        before = json.loads(about.read_text("utf-8")) if results and about.is_file() else making
+        changed = sorted(key for key in making if before.get(key) != making[key])
+        if changed:
+            raise UserError(
+                f"{path}: holds results that were made with other settings ({', '.join(changed)}). Name another "
+                "--predict.output, or add --predict.overwrite true."
+            )
+        if len(results) > len(records) or any(
+            result.get("input") != record for result, record in zip(results, records, strict=False)
+        ):
+            raise UserError(
+                f"{path}: holds results of other records. Name another --predict.output, or add "
+                "--predict.overwrite true."
+            )
+        self._file.write(results)
+        about.write_text(json.dumps(making, indent=2) + "\n", "utf-8")
+        return len(results)
+
+    def write_on_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        prediction: Sequence[Completion],
+        batch_indices: Sequence[int] | None,
+        batch: PromptBatch,
+        batch_idx: int,
+        dataloader_idx: int,
+    ) -> None:
+        assert self._file is not None
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        results = []
+        for index, completion in zip(batch.indices, prediction, strict=True):
+            record = data.record(index)
+            result = {"input": record, "generated_output": completion.text}
+            if completion.finish_reason == "length":
+                result["finish_reason"] = "length"
+                self._cut_off += 1
+                log.warning(
+                    "Record %d: the document was cut off at %d tokens. Raise --model.generation.max_tokens.",
+                    index, completion.tokens,
+                )  # fmt: skip
+            (self._directory / _file_name(index, record)).write_text(completion.text, "utf-8")
+            results.append(result)
+        self._file.append(results)
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert self._file is not None
+        cut = f", {self._cut_off} of them cut off at the token limit" if self._cut_off else ""
+        log.info("%d documents in %s, as .typ files in %s%s.", self._file.count, self._file.path, self._directory, cut)
+
+
+class JsonListFile:
+    """A JSON list in a file that grows at its end and is a whole list after every write.
+
+    An item a line; the closing bracket is written over by the next item.
+    """
+
+    END = b"\n]\n"
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.count = 0
+
+    def read(self) -> list[Any]:
+        """Returns the whole items of the file, leaving out a last one that was cut off; none when there is no file."""
+        if not self.path.is_file() or not self.path.stat().st_size:
+            return []
+        return [row.value for row in FileSource(str(self.path)).rows() if row.fault is None]
+
+    def write(self, items: Sequence[Any]) -> None:
+        """Replaces the file's items, atomically."""
+        scratch = self.path.with_name(f".{self.path.name}.new")
+        body = b",\n".join(self._line(item) for item in items)
+        scratch.write_bytes(b"[\n" + body + self.END)
+        scratch.replace(self.path)
+        self.count = len(items)
+
+    def append(self, items: Sequence[Any]) -> None:
+        """Adds items and flushes them to the disk."""
+        body = b",\n".join(self._line(item) for item in items)
+        with self.path.open("r+b") as stream:
+            stream.seek(-len(self.END), os.SEEK_END)
+            stream.write((b",\n" if self.count else b"") + body + self.END)
+            stream.flush()
+            os.fsync(stream.fileno())
+        self.count += len(items)
+
+    @staticmethod
+    def _line(item: Any) -> bytes:
+        return json.dumps(item, ensure_ascii=False).encode("utf-8")
+
+
+def _making(pl_module: Any, data: Any) -> dict[str, Any]:
+    """Returns what the results depend on, beside the records."""
+    adapter = adapter_directory(pl_module.adapter_path) if pl_module.adapter_path else None
+    weights = next(adapter.glob("adapter_model.safetensors")).stat() if adapter else None
+    return {
+        "base_model": pl_module.base_model,
+        "adapter": digest(str(adapter), weights.st_size, weights.st_mtime_ns) if weights else None,
+        "use_4bit": pl_module.use_4bit,
+        "template": data.prompt_template.describe(),
+        **{f"generation.{key}": value for key, value in vars(pl_module.generation).items()},
+    }
+
+
+def _file_name(index: int, record: dict[str, Any]) -> str:
+    title = str(record.get("project_title") or next((v for v in record.values() if isinstance(v, str)), ""))
+    slug = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")[:40].strip("-")
+    return f"{index + 1:04d}-{slug}.typ" if slug else f"{index + 1:04d}.typ"

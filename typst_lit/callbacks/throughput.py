@@ -1,0 +1,40 @@
+"""How fast it goes, in tokens that are real."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+
+class Throughput(Callback):
+    """Logs ``tokens_per_s``: real tokens, without padding, a second and optimizer step, over all processes.
+
+    Time spent in validation and in writing checkpoints does not count.
+    """
+
+    def __init__(self) -> None:
+        self._tokens = 0
+        self._seconds = 0.0
+        self._started = 0.0
+
+    def on_train_epoch_start(self, *args: Any) -> None:
+        self._tokens, self._seconds, self._started = 0, 0.0, time.perf_counter()
+
+    def on_validation_start(self, *args: Any) -> None:
+        self._seconds += time.perf_counter() - self._started
+
+    def on_validation_end(self, *args: Any) -> None:
+        self._started = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._tokens += sum(batch.lengths)
+        if trainer.fit_loop._should_accumulate():
+            return
+        now = time.perf_counter()
+        seconds = self._seconds + now - self._started
+        pl_module.log("tokens_per_s", self._tokens * trainer.world_size / seconds, prog_bar=True)
+        self._tokens, self._seconds, self._started = 0, 0.0, now

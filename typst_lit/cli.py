@@ -1,0 +1,144 @@
+"""The command line. Nothing heavy is imported before a command is chosen."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+
+from typst_lit.errors import UserError
+from typst_lit.version import __version__
+
+
+def _train(command: str) -> Callable[[Sequence[str]], None]:
+    def run(args: Sequence[str]) -> None:
+        from typst_lit import training
+
+        training.run(command, args)
+
+    return run
+
+
+def _lengths(args: Sequence[str]) -> None:
+    from typst_lit import commands
+
+    commands.lengths(args)
+
+
+def _completion(args: Sequence[str]) -> None:
+    from typst_lit import commands
+
+    commands.completion(args)
+
+
+COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], None]]] = {
+    "fit": ("train an adapter on pairs of record and Typst source", _train("fit")),
+    "validate": ("measure the loss on held-out pairs", _train("validate")),
+    "test": ("measure the loss, and metrics of the generated sources, on test pairs", _train("test")),
+    "predict": ("turn records into Typst source", _train("predict")),
+    "lengths": ("show how long the samples are and what a maximum length would cost", _lengths),
+    "completion": ("print the shell completion script (bash, zsh, tcsh)", _completion),
+}
+
+
+def usage() -> str:
+    """Returns the help text of the command line."""
+    width = max(map(len, COMMANDS))
+    rows = "\n".join(f"  {name:<{width}}  {summary}" for name, (summary, _) in COMMANDS.items())
+    return (
+        "usage: typst-lit [--help] [--version] COMMAND ...\n\n"
+        "Teach a small language model to write Typst documents.\n\n"
+        f"commands:\n{rows}\n\n"
+        "`typst-lit COMMAND --help` shows a command's options. To begin:\n"
+        "  typst-lit fit --config configs/colab_t4.yaml --data.path pairs.json\n"
+        "  typst-lit predict --data.predict_path records.json --model.adapter_path runs/default\n"
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command and returns the exit status: 0, or 1 after an error that the user can mend, or 2 for bad usage."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    if not args or args[0] in ("-h", "--help"):
+        print(usage(), end="")
+        return 0 if args else 2
+    if args[0] == "--version":
+        print(f"typst-lit {__version__}")
+        return 0
+    if args[0] not in COMMANDS:
+        print(f"typst-lit: there is no command '{args[0]}'. Commands: {', '.join(COMMANDS)}.", file=sys.stderr)
+        return 2
+    _set_up_logging()
+    try:
+        COMMANDS[args[0]][1](args[1:])
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if not _out_of_memory(error):
+            raise
+        print(f"error: out of memory: {str(error).strip().splitlines()[0]}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _out_of_memory(error: Exception) -> bool:
+    if "typst_lit.callbacks.vram" not in sys.modules:
+        return isinstance(error, MemoryError)
+    from typst_lit.callbacks.vram import is_out_of_memory
+
+    return is_out_of_memory(error)
+
+
+def _set_up_logging() -> None:
+    """Shows this package's messages as plain text on standard error, from the first process of a run only."""
+    log = logging.getLogger("typst_lit")
+    if not log.handlers:
+        handler = logging.StreamHandler(_StandardError())
+        handler.setFormatter(logging.Formatter("%(levelprefix)s%(message)s", defaults={"levelprefix": ""}))
+        handler.addFilter(_mark_warnings)
+        log.addHandler(handler)
+        log.propagate = False
+    # bitsandbytes warns on import that an optional package for the CPU is not there
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    first = os.environ.get("LOCAL_RANK", "0") == "0" and os.environ.get("NODE_RANK", "0") == "0"
+    log.setLevel(logging.INFO if first else logging.ERROR)
+    _quiet_dependencies()
+    if not sys.stderr.isatty():
+        os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        os.environ.setdefault("TQDM_DISABLE", "1")
+
+
+def _quiet_dependencies() -> None:
+    """Hides warnings that dependencies give about each other's code: the user can do nothing about them."""
+    for message in (
+        "`loftq_config` specified",  # PEFT, about its own default
+        "`is_gradient_checkpointing` is deprecated", "`gradient_checkpointing_enable` is deprecated",  # PEFT, transformers
+        r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # Lightning, torch
+        ".*does not have many workers",  # batches are ready-made rows of a table: a worker would only cost memory
+    ):  # fmt: skip
+        warnings.filterwarnings("ignore", message=message)
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def _mark_warnings(record: logging.LogRecord) -> bool:
+    record.levelprefix = "warning: " if record.levelno == logging.WARNING else ""
+    return True
+
+
+class _StandardError:
+    """Standard error as it is when a message comes, not as it was when logging was set up."""
+
+    def write(self, text: str) -> int:
+        return sys.stderr.write(text)
+
+    def flush(self) -> None:
+        sys.stderr.flush()

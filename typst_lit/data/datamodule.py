@@ -1,0 +1,421 @@
+"""The data of a run: read, checked, split, tokenised, cut to length, and handed out in batches."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from datasets import Dataset, concatenate_datasets
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.trainer.states import TrainerFn
+from torch.utils.data import DataLoader
+from transformers import PreTrainedTokenizerBase
+
+from typst_lit.data.batching import Collator, LengthGroupedSampler, PromptBatch
+from typst_lit.data.encoding import Encoder, Example, make_example
+from typst_lit.data.lengths import LengthReport
+from typst_lit.data.prompts import PromptTemplate, ReportPrompt
+from typst_lit.data.sources import RecordSource, open_source
+from typst_lit.data.splitting import near_duplicates, sketch, split_by_group
+from typst_lit.data.store import digest, load_records
+from typst_lit.errors import UserError, listing
+
+log = logging.getLogger(__name__)
+ROWS_A_PROCESS = 2000  # starting one more tokenising process pays from about here on
+
+
+class Examples(torch.utils.data.Dataset[Example]):
+    """The tokenised rows of a table as examples, cut to length as they are taken."""
+
+    def __init__(self, table: Dataset, max_length: int, train_on_prompt: bool) -> None:
+        self.table = table
+        self.max_length = max_length
+        self.train_on_prompt = train_on_prompt
+        self.lengths = np.minimum(_column(table, "length"), max_length)
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def __getitem__(self, index: int) -> Example:
+        row = self.table[index]
+        return make_example(
+            row["input_ids"], row["prompt_length"], row["origin"], self.max_length, self.train_on_prompt
+        )
+
+
+class TypstDataModule(LightningDataModule):
+    """Pairs of record and Typst source for training, records for prediction.
+
+    Args:
+        path: pairs to train on: a JSON list, one JSON object, JSON lines, Parquet, a folder of such files, or the name
+            of a data set on the hub.
+        val_path: pairs to validate on; without it a part of ``path`` is held out.
+        test_path: pairs for the test command; without it the held-out ones.
+        predict_path: records to generate documents for.
+        source: where the pairs come from instead of ``path``: a plugin's RecordSource.
+        template: how a record becomes a prompt, and which fields it has. By default that of the adapter in use, or
+            else ReportPrompt.
+        on_invalid: what to do about faulty records: stop and list them, or leave them out and count them.
+        val_fraction: share of ``path`` to hold out; 0 for none.
+        group_by: field whose values stay together on one side of the split; "auto" is project_title where there is
+            more than one, "none" splits record by record.
+        max_length: most tokens of a sample; "auto" covers all samples up to ``max_length_cap``.
+        max_length_cap: the most that "auto" takes.
+        overlong: what to do with samples that are longer: drop them, truncate them, or stop.
+        truncate: what truncating shortens: "text", the record's text in the prompt, so that the completion stays
+            whole; or "completion", its end, and the end token with it.
+        train_on_prompt: learn the prompt's tokens too.
+        batch_size: samples a step and device.
+        eval_batch_size: samples a validation step or records generated together; by default ``batch_size``.
+        num_workers: processes that prepare batches; 0 prepares them in the training process.
+        num_proc: processes that tokenise; by default as many as the cores and the data are worth.
+        cache_dir: where the tables are kept; by default the cache of the datasets library.
+        seed: decides split and order.
+    """
+
+    def __init__(
+        self,
+        path: str | None = None,
+        val_path: str | None = None,
+        test_path: str | None = None,
+        predict_path: str | None = None,
+        source: RecordSource | None = None,
+        template: PromptTemplate | None = None,
+        on_invalid: Literal["error", "skip"] = "error",
+        val_fraction: float = 0.1,
+        group_by: str = "auto",
+        max_length: int | Literal["auto"] = "auto",
+        max_length_cap: int = 8192,
+        overlong: Literal["drop", "truncate", "error"] = "drop",
+        truncate: Literal["text", "completion"] = "text",
+        train_on_prompt: bool = False,
+        batch_size: int = 4,
+        eval_batch_size: int | None = None,
+        num_workers: int = 0,
+        num_proc: int | None = None,
+        cache_dir: str | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if not 0 <= val_fraction < 1:
+            raise UserError(f"data.val_fraction must be at least 0 and below 1, not {val_fraction}.")
+        for name, value in (
+            ("max_length", max_length), ("max_length_cap", max_length_cap), ("batch_size", batch_size),
+            ("eval_batch_size", eval_batch_size), ("num_proc", num_proc),
+        ):  # fmt: skip
+            if isinstance(value, int) and value < 1:
+                raise UserError(f"data.{name} must be 1 or more, not {value}.")
+        self.path = path
+        self.val_path = val_path
+        self.test_path = test_path
+        self.predict_path = predict_path
+        self.source = source
+        self.template = template
+        self.on_invalid = on_invalid
+        self.val_fraction = val_fraction
+        self.group_by = group_by
+        self.max_length = max_length
+        self.max_length_cap = max_length_cap
+        self.overlong = overlong
+        self.truncate = truncate
+        self.train_on_prompt = train_on_prompt
+        self.batch_size = batch_size
+        self.eval_batch_size = eval_batch_size or batch_size
+        self.num_workers = num_workers
+        self.num_proc = num_proc
+        self.cache_dir = cache_dir
+        self.seed = seed
+        self.tokenizer: PreTrainedTokenizerBase | None = None
+        self.length_limit: int | None = None  # what max_length came to, once the data is set up
+        self.predict_start = 0  # records at the front that need no prediction any more
+        self._tables: dict[str, Dataset] = {}
+        self._resume_from = (0, 0)
+        self._resume_order: str | None = None
+
+    # Set-up
+
+    @property
+    def prompt_template(self) -> PromptTemplate:
+        """The template in use: the one asked for, else the adapter's own, else ReportPrompt."""
+        if self.template is None:
+            module = self.trainer.lightning_module if self.trainer else None
+            self.template = getattr(module, "adapter_template", None) or ReportPrompt()
+        return self.template
+
+    @property
+    def encoder(self) -> Encoder:
+        """Tokenizer and template together. The tokenizer is the model's unless one was set."""
+        tokenizer = self.tokenizer
+        if tokenizer is None and self.trainer is not None:
+            tokenizer = getattr(self.trainer.lightning_module, "tokenizer", None)
+        if tokenizer is None:
+            raise UserError("the data module needs a tokenizer: set its `tokenizer` or use it with a TypstModule.")
+        return Encoder(tokenizer, self.prompt_template)
+
+    def prepare_data(self) -> None:
+        """Fills the caches, in one process only."""
+        assert self.trainer is not None
+        self._load(self.trainer.state.fn)
+
+    def setup(self, stage: str) -> None:
+        assert self.trainer is not None
+        if not self._tables:
+            self._load(self.trainer.state.fn)
+
+    def _load(self, fn: TrainerFn | str | None) -> None:
+        if fn == TrainerFn.PREDICTING:
+            self._tables = {"predict": self._read(self.predict_path, "predict_path", needs_reference=False)}
+            return
+        records = self._read_pairs(test=fn == TrainerFn.TESTING)
+        encoded = {name: self._encode(table) for name, table in records.items()}
+        if self.val_path is None and "val" in encoded:
+            self._warn_of_leaks(encoded["train"], encoded["val"])
+        limit = self._length_limit(encoded)
+        self.length_limit = limit
+        self._tables = {name: self._apply_length_policy(name, table, limit) for name, table in encoded.items()}
+
+    def _read_pairs(self, test: bool) -> dict[str, Dataset]:
+        """Reads and checks every record before anything else is loaded, and splits them."""
+        if test and self.test_path is not None:
+            return {"test": self._read(self.test_path, "test_path")}
+        table = self.pairs()
+        if self.val_path is not None:
+            return {"train": table, "val": self._read(self.val_path, "val_path")}
+        if self.val_fraction == 0:
+            return {"train": table}
+        if len(table) < 2:
+            log.warning("Nothing is held out for validation: there is only one record.")
+            return {"train": table}
+        train, val = split_by_group(self._groups(table), self.val_fraction, self.seed)
+        return {"train": table.select(train), "val": table.select(val)}
+
+    def _read(
+        self, path: str | None, name: str, needs_reference: bool = True, source: RecordSource | None = None
+    ) -> Dataset:
+        if source is None and path is None:
+            raise UserError(f"no data given: name a file, a folder or a hub data set with --data.{name}.")
+        return load_records(
+            source or open_source(path or ""),
+            self.prompt_template,
+            needs_reference=needs_reference,
+            on_invalid=self.on_invalid,
+            cache_dir=self.cache_dir,
+        )
+
+    def _groups(self, table: Dataset) -> list[str]:
+        names = [field.name for field in self.prompt_template.fields]
+        field = self.group_by
+        if field == "auto":
+            several = "project_title" in names and len(table.unique("project_title")) > 1
+            field = "project_title" if several else "none"
+        if field == "none":
+            return [str(index) for index in range(len(table))]
+        if field not in names:
+            raise UserError(f"data.group_by: there is no field '{field}'; the fields are: {', '.join(names)}, or none.")
+        groups = [str(value) for value in _column(table, field)]
+        count = len(set(groups))
+        if count < 2:
+            raise UserError(
+                f"data.group_by {field}: all {len(groups)} records have the same value, so no group can be held out. "
+                "Use --data.group_by none, another field, --data.val_path, or --data.val_fraction 0."
+            )
+        return groups
+
+    def _encode(self, table: Dataset) -> Dataset:
+        encoder = self.encoder
+        processes = self.num_proc or max(1, min(os.cpu_count() or 1, len(table) // ROWS_A_PROCESS))
+        names = [field.name for field in self.prompt_template.fields]
+        encoded = table.map(
+            _encode_rows,
+            batched=True,
+            batch_size=200,
+            num_proc=processes if processes > 1 else None,
+            fn_kwargs={"encoder": encoder, "names": names},
+            new_fingerprint=digest("encode-1", table._fingerprint, encoder.fingerprint),
+            desc="Tokenising",
+        )
+        assert isinstance(encoded, Dataset)
+        return encoded
+
+    def _warn_of_leaks(self, train: Dataset, val: Dataset) -> None:
+        share = len(val) / (len(train) + len(val))
+        log.info("Held out for validation: %d of %d records (%.0f %%).", len(val), len(train) + len(val), 100 * share)
+        if share > max(0.3, 2 * self.val_fraction):
+            log.warning(
+                "Whole groups are held out, so validation has %.0f %% of the records where %.0f %% were asked for. "
+                "More groups, or --data.val_path, give a finer split.", 100 * share, 100 * self.val_fraction,
+            )  # fmt: skip
+        pairs = near_duplicates(train["sketch"], val["sketch"])
+        if pairs:
+            origins = [
+                f"{val[held]['origin']} is like {train[trained]['origin']} (similarity {similarity:.2f})"
+                for held, trained, similarity in pairs[:10]
+            ]
+            log.warning(
+                "%d of %d held-out records have a near-duplicate among those to train on: val_loss will look better "
+                "than it is. Hold out whole groups with --data.group_by FIELD.\n%s%s",
+                len(pairs), len(val), listing(origins), f"\n  ... and {len(pairs) - 10} more" if len(pairs) > 10 else "",
+            )  # fmt: skip
+
+    # Length policy
+
+    def _length_limit(self, tables: Mapping[str, Dataset]) -> int:
+        if self.max_length != "auto":
+            return self.max_length
+        return min(max(int(_column(table, "length").max()) for table in tables.values()), self.max_length_cap)
+
+    def _apply_length_policy(self, name: str, table: Dataset, limit: int) -> Dataset:
+        lengths = _column(table, "length")
+        over = np.flatnonzero(lengths > limit)
+        if not len(over):
+            return table
+        places = [f"{table[int(index)]['origin']}: {lengths[index]} tokens" for index in over]
+        told = f"{len(over)} of {len(table)} {name} samples are longer than {limit} tokens (the longest has {max(lengths)})"
+        if self.overlong == "error":
+            raise UserError(
+                f"{told}:\n{listing(places)}\nRaise --data.max_length (or --data.max_length_cap), or choose "
+                "--data.overlong drop or truncate."
+            )
+        fitting = np.flatnonzero(lengths <= limit)
+        if self.overlong == "drop":
+            kept, done = table.select(fitting), "They are dropped"
+        else:
+            shorter = self._truncated(table.select(over), limit)
+            lost = len(over) - len(shorter)
+            what = "their text shortened" if self.truncate == "text" else "their completion cut, without an end token"
+            done = f"{len(shorter)} have {what}, {lost} are dropped because no label would be left"
+            kept = concatenate_datasets([table.select(fitting), shorter]) if len(shorter) else table.select(fitting)
+        log.warning("%s. %s; --data.max_length %d would keep all whole.\n%s", told, done, max(lengths), listing(places, 10))
+        if not len(kept):
+            raise UserError(
+                f"no {name} sample is left: all {len(table)} are longer than {limit} tokens. "
+                f"Raise --data.max_length to {max(lengths)}, or choose --data.overlong truncate."
+            )
+        return kept
+
+    def _truncated(self, table: Dataset, limit: int) -> Dataset:
+        if self.truncate == "completion":
+            return table.select(np.flatnonzero(_column(table, "prompt_length") < limit))
+        encoder = self.encoder
+        rows = []
+        for row in table:
+            completion = row["input_ids"][row["prompt_length"] :]
+            prompt = encoder.shorten(row, len(completion), limit)
+            if prompt is not None:
+                ids = [*prompt, *completion]
+                rows.append({**row, "input_ids": ids, "prompt_length": len(prompt), "length": len(ids)})
+        return Dataset.from_list(rows, features=table.features) if rows else table.select([])
+
+    def pairs(self) -> Dataset:
+        """Reads and checks the pairs of ``path``, before any tokenizer is needed."""
+        return self._read(self.path, "path", source=self.source)
+
+    def length_report(self, pairs: Dataset) -> LengthReport:
+        """Returns the token counts of `pairs`, whole."""
+        table = self._encode(pairs)
+        prompt = _column(table, "prompt_length")
+        return LengthReport(prompt, _column(table, "length") - prompt)
+
+    # Loaders
+
+    def train_dataloader(self) -> DataLoader[Example]:
+        return self._loader("train", self.batch_size, shuffle=True)
+
+    def val_dataloader(self) -> DataLoader[Example] | list[Any]:
+        return self._loader("val", self.eval_batch_size) if "val" in self._tables else []
+
+    def test_dataloader(self) -> DataLoader[Example]:
+        name = "test" if "test" in self._tables else "val"
+        if name not in self._tables:
+            raise UserError("nothing to test on: name pairs with --data.test_path, or hold some out.")
+        return self._loader(name, self.eval_batch_size)
+
+    def predict_dataloader(self) -> DataLoader[list[int]]:
+        rows = range(self.predict_start, len(self._tables["predict"]))
+        return DataLoader(rows, batch_size=self.eval_batch_size, collate_fn=self._prompts)  # type: ignore[arg-type]
+
+    def _prompts(self, rows: Sequence[int]) -> PromptBatch:
+        return PromptBatch(list(rows), self.encoder.prompts([self.record(row) for row in rows]))
+
+    def record(self, index: int) -> dict[str, Any]:
+        """Returns the fields of one record to predict."""
+        row = self._tables["predict"][index]
+        return {field.name: row[field.name] for field in self.prompt_template.fields}
+
+    def predict_records(self) -> list[dict[str, Any]]:
+        """Returns the fields of all records to predict, in order."""
+        return [self.record(index) for index in range(len(self._tables["predict"]))]
+
+    def _loader(self, name: str, batch_size: int, shuffle: bool = False) -> DataLoader[Example]:
+        assert self.length_limit is not None and self.trainer is not None
+        examples = Examples(self._tables[name], self.length_limit, self.train_on_prompt)
+        trainer = self.trainer
+        sampler = LengthGroupedSampler(
+            examples.lengths,
+            batch_size,
+            self.seed,
+            shuffle,
+            rank=trainer.global_rank,
+            world_size=trainer.world_size,
+            epoch=lambda: trainer.current_epoch,
+            start=self._start(examples) if shuffle else (0, 0),
+        )
+        tokenizer = self.encoder.tokenizer
+        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+        return DataLoader(
+            examples,
+            batch_sampler=sampler,
+            collate_fn=Collator(pad, self.length_limit),
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+            generator=torch.Generator().manual_seed(self.seed),  # otherwise it draws from the global one
+        )
+
+    # Resuming
+
+    def _order_key(self) -> str:
+        """What the order of the batches follows from, beside the epoch."""
+        world_size = self.trainer.world_size if self.trainer else 1
+        lengths = np.minimum(_column(self._tables["train"], "length"), self.length_limit)
+        return digest(lengths.tolist(), self.batch_size, self.seed, world_size)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns epoch and batch to go on from: Lightning counts them, this only turns the end of one into the next."""
+        trainer = self.trainer
+        if trainer is None or "train" not in self._tables:
+            return {}
+        progress = trainer.fit_loop.epoch_loop.batch_progress.total
+        epoch, batch = divmod(progress.processed, max(1, int(trainer.num_training_batches)))
+        return {"epoch": epoch, "batch": batch, "order": self._order_key()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if state_dict:
+            self._resume_from = (state_dict["epoch"], state_dict["batch"])
+            self._resume_order = state_dict["order"]
+
+    def _start(self, examples: Examples) -> tuple[int, int]:
+        if self._resume_order is not None and self._resume_order != self._order_key():
+            log.warning(
+                "The data, its lengths, the batch size or the number of processes changed since the checkpoint: "
+                "the order of this epoch's samples starts anew, and some may be seen twice."
+            )
+            return self._resume_from[0], 0
+        return self._resume_from
+
+
+def _encode_rows(columns: Mapping[str, list[Any]], encoder: Encoder, names: Sequence[str]) -> dict[str, list[Any]]:
+    records = [dict(zip(names, values, strict=True)) for values in zip(*(columns[name] for name in names), strict=True)]
+    encoded = encoder.encode(records, columns["reference"])
+    encoded["length"] = [len(ids) for ids in encoded["input_ids"]]
+    encoded["sketch"] = [sketch(record[encoder.template.body_field]) for record in records]
+    return encoded
+
+
+def _column(table: Dataset, name: str) -> np.ndarray:
+    """Returns a column of plain values: (N,)."""
+    return np.asarray(table.with_format("numpy")[name][:])

@@ -1,0 +1,20 @@
+"""The one error a user is meant to read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class UserError(Exception):
+    """A fault that the user can mend. The command line prints its text, without a traceback, and exits with status 1.
+
+    The text names what is wrong, where (file, record, field), and the way out.
+    """
+
+
+def listing(items: Sequence[str], limit: int = 50) -> str:
+    """Returns the items one a line, indented, the last line counting those beyond ``limit``."""
+    lines = [f"  {item}" for item in items[:limit]]
+    if len(items) > limit:
+        lines.append(f"  ... and {len(items) - limit} more")
+    return "\n".join(lines)

@@ -1,0 +1,1 @@
+"""The language model: backbone, adapter, loss, training steps, generation."""

@@ -1,0 +1,166 @@
+"""PEFT adapters: attaching, loading, saving, and the names of what is trained."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftConfig, PeftModel, get_peft_model
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from typst_lit.data.prompts import PromptTemplate, template_from
+from typst_lit.errors import UserError
+
+ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
+TARGET_PRESETS: dict[str, list[str]] = {
+    "attention": ATTENTION,
+    "attention+mlp": [*ATTENTION, "gate_proj", "up_proj", "down_proj"],
+}  # "all-linear" is PEFT's own: every linear layer but the head
+TEMPLATE_FILE = "typst_lit.json"
+CARD_FILE = "README.md"
+
+
+def attach_adapter(model: PreTrainedModel, config: PeftConfig) -> PeftModel:
+    """Freezes the model and puts new adapter weights, kept in fp32, into the modules that the config targets.
+
+    Raises:
+        UserError: when a target names no module of this model, or PEFT refuses the combination.
+    """
+    config = copy.deepcopy(config)  # PEFT writes into it, and the same object may be the default of another run
+    config.task_type = "CAUSAL_LM"  # type: ignore[assignment]
+    for name in ("target_modules", "feedforward_modules", "modules_to_save"):
+        targets = getattr(config, name, None)
+        if targets:
+            setattr(config, name, _checked_targets(model, targets, name))
+    try:
+        return get_peft_model(model, config)  # type: ignore[return-value]
+    except (ValueError, TypeError, NotImplementedError) as error:
+        hint = " PiSSA and its kin start from 16-bit weights: use --model.use_4bit false." if "PiSSA" in str(error) else ""
+        raise UserError(f"model.adapter: {error}{hint}") from error
+
+
+def _checked_targets(model: nn.Module, targets: Any, option: str) -> Any:
+    if isinstance(targets, str):
+        if targets == "all-linear":
+            return targets
+        if targets not in TARGET_PRESETS:
+            targets = [targets]
+    wanted = TARGET_PRESETS[targets] if isinstance(targets, str) else sorted(targets)
+    there = [name for name, _ in model.named_modules()]
+    missing = [t for t in wanted if not any(name == t or name.endswith("." + t) for name in there)]
+    if missing:
+        linear = {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+        raise UserError(
+            f"model.adapter.{option}: no module of this model is called {', '.join(missing)}. Its linear layers are: "
+            f"{', '.join(sorted(linear))}. Name some of them, or use all-linear."
+        )
+    return list(wanted)
+
+
+def load_adapter(model: PreTrainedModel, directory: str | Path, trainable: bool) -> PeftModel:
+    """Puts a saved adapter into the model.
+
+    Raises:
+        UserError: when the directory holds no adapter in safetensors, or one that was made for another base model.
+    """
+    path = adapter_directory(directory)
+    try:
+        return PeftModel.from_pretrained(model, str(path), is_trainable=trainable)
+    except (RuntimeError, ValueError, TypeError) as error:
+        made_for = adapter_base(path) or "another model"
+        raise UserError(
+            f"model.adapter_path {path}: the adapter does not fit the base model "
+            f"{model.config._name_or_path}; it was made for {made_for}. Give that one with --model.base_model.\n"
+            f"PEFT says: {str(error).splitlines()[0]}"
+        ) from error
+
+
+def adapter_directory(directory: str | Path) -> Path:
+    """Returns the directory that really holds the adapter: the one given, or ``adapter/best`` or ``last`` in a run's.
+
+    Raises:
+        UserError: when there is none, or only one in a format that can run code when it is loaded.
+    """
+    path = Path(directory).expanduser()
+    for candidate in (path, path / "best", path / "last", path / "adapter" / "best", path / "adapter" / "last"):
+        if (candidate / "adapter_config.json").is_file():
+            if (candidate / SAFETENSORS_WEIGHTS_NAME).is_file():
+                return candidate
+            raise UserError(
+                f"model.adapter_path {candidate}: has no {SAFETENSORS_WEIGHTS_NAME}. Adapters are read from safetensors "
+                "only, because a .bin file can run code when it is opened: convert it, or ask its maker for safetensors."
+            )
+    there = "the folder holds: " + ", ".join(sorted(p.name for p in path.iterdir())[:12]) if path.is_dir() else (
+        "there is no such folder"
+    )  # fmt: skip
+    raise UserError(
+        f"model.adapter_path {directory}: no adapter there (an adapter_config.json and its weights); {there}."
+    )
+
+
+def adapter_base(directory: Path) -> str | None:
+    """Returns the name of the base model that an adapter was made for, if it says so."""
+    try:
+        return json.loads((directory / "adapter_config.json").read_text("utf-8")).get("base_model_name_or_path")
+    except (OSError, ValueError):
+        return None
+
+
+def adapter_template(directory: Path) -> PromptTemplate | None:
+    """Returns the prompt template that an adapter was trained with, if it is one of ours."""
+    file = directory / TEMPLATE_FILE
+    if not file.is_file():
+        return None
+    try:
+        return template_from(json.loads(file.read_text("utf-8"))["template"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{file}: is damaged ({error}). Save the adapter anew, or name --data.template.") from error
+
+
+def trainable_names(model: nn.Module) -> set[str]:
+    """Returns the names of the parameters that are trained."""
+    return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def save_weights(
+    model: nn.Module,
+    directory: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    template: PromptTemplate,
+    card: str,
+) -> None:
+    """Saves an adapter (or a model without one) in safetensors, with tokenizer, template and model card.
+
+    Everything is written to a temporary folder beside the target and moved in file by file, the weights last: a
+    reader, or a crash, finds the old weights or the new ones, never half of either.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
+    try:
+        model.save_pretrained(str(scratch))  # type: ignore[operator]
+        tokenizer.save_pretrained(str(scratch))
+        about = {"template": template.describe()}
+        (scratch / TEMPLATE_FILE).write_text(json.dumps(about, indent=2) + "\n", "utf-8")
+        (scratch / CARD_FILE).write_text(card, "utf-8")
+        for file in sorted(scratch.iterdir(), key=lambda path: path.suffix == ".safetensors"):
+            with file.open("rb") as stream:
+                os.fsync(stream.fileno())
+            file.replace(directory / file.name)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def describe_adapter(model: nn.Module) -> str:
+    """Returns one line: how much is trained, of how much."""
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    # A 4-bit weight is stored two to a byte, so its tensor has half as many elements as the layer has weights.
+    total = sum(p.numel() * (2 if p.dtype == torch.uint8 else 1) for p in model.parameters())
+    return f"{trained / 1e6:.2f} M of {total / 1e6:.1f} M parameters are trained ({trained / total:.2%})"

@@ -1,0 +1,113 @@
+"""Base models: a causal language model and its tokenizer, by hub name or folder, in 4 bits or 16."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+
+import torch
+from bitsandbytes.nn import Linear4bit
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from typst_lit.errors import UserError
+
+
+def compute_dtype(device: torch.device) -> torch.dtype:
+    """Returns the type that matrix products run in: bf16 on GPUs that have it, fp16 on older ones, fp32 on the CPU.
+
+    The capability is asked for, because `torch.cuda.is_bf16_supported` also says yes where bf16 is only emulated.
+    """
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.get_device_capability(device)[0] >= 8 else torch.float16
+    return torch.float32
+
+
+def keep_differentiable(model: nn.Module) -> None:
+    """Keeps the 4-bit layers of a model that is trained on the CPU in the layout that has a gradient.
+
+    On a CPU with AVX512-BF16, bitsandbytes repacks a layer at its first evaluation for a faster kernel, does not undo
+    it in training mode, and that kernel has no backward pass: after a validation, training would go on with gradients
+    that are silently wrong.
+    """
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            module.support_avx512bf16_for_cpu = False
+
+
+class Backbone(ABC):
+    """A way to load a base model. Subclass it for a family that `PretrainedBackbone` can't load."""
+
+    @abstractmethod
+    def load_tokenizer(self, name: str, revision: str | None, trust_remote_code: bool) -> PreTrainedTokenizerBase:
+        """Returns the tokenizer of a base model."""
+
+    @abstractmethod
+    def load_model(
+        self, name: str, revision: str | None, trust_remote_code: bool, use_4bit: bool, device: torch.device
+    ) -> PreTrainedModel:
+        """Returns the model on the device, in `compute_dtype`, its linear layers in 4 bits if so asked."""
+
+
+class PretrainedBackbone(Backbone):
+    """Models that transformers loads: from the hub, its cache, or a folder."""
+
+    def load_tokenizer(self, name: str, revision: str | None, trust_remote_code: bool) -> PreTrainedTokenizerBase:
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
+        except Exception as error:
+            raise _not_loaded("tokenizer", name, error) from error
+        if not isinstance(tokenizer, PreTrainedTokenizerBase):
+            raise UserError(f"{name}: holds no tokenizer that transformers knows.")
+        return tokenizer
+
+    def load_model(
+        self, name: str, revision: str | None, trust_remote_code: bool, use_4bit: bool, device: torch.device
+    ) -> PreTrainedModel:
+        dtype = compute_dtype(device)
+        quantization = None
+        if use_4bit:
+            quantization = BitsAndBytesConfig(
+                load_in_4bit=True,
+                bnb_4bit_quant_type="nf4",
+                bnb_4bit_use_double_quant=True,
+                bnb_4bit_compute_dtype=dtype,
+            )
+        try:
+            config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
+            model = AutoModelForCausalLM.from_pretrained(
+                name,
+                config=config,
+                revision=revision,
+                trust_remote_code=trust_remote_code,
+                quantization_config=quantization,
+                dtype=dtype,
+                attn_implementation="sdpa",
+                device_map={"": device},
+            )
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            raise _not_loaded("model", name, error) from error
+        assert isinstance(model, PreTrainedModel)
+        return model
+
+
+def _not_loaded(what: str, name: str, error: Exception) -> UserError:
+    lines = str(error).strip().splitlines()
+    reason = lines[0] if lines else type(error).__name__
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        held = ", ".join(sorted(p.name for p in folder.iterdir())[:12]) or "nothing"
+        return UserError(f"model.base_model: no {what} could be loaded from the folder {name} ({reason}). It holds: {held}.")
+    return UserError(
+        f"model.base_model: the {what} {name} could not be loaded: {reason}\n"
+        "It is not a folder here; as a hub name, check the spelling, the network, and `hf auth login` for a gated model."
+    )

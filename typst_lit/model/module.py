@@ -1,0 +1,317 @@
+"""The LightningModule: a base model with an adapter, its steps, its optimizer, and what of it goes into a checkpoint."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from jsonargparse import lazy_instance
+from lightning.pytorch import LightningModule
+from lightning.pytorch.trainer.states import TrainerFn
+from peft import LoraConfig, PeftConfig, PeftModel
+from torch import Tensor, nn
+from torchmetrics import MeanMetric, Metric
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from typst_lit.data.batching import Batch, PromptBatch
+from typst_lit.data.prompts import PromptTemplate
+from typst_lit.errors import UserError
+from typst_lit.model.adapters import (
+    adapter_base,
+    adapter_directory,
+    adapter_template,
+    attach_adapter,
+    describe_adapter,
+    load_adapter,
+    trainable_names,
+)
+from typst_lit.model.backbones import Backbone, PretrainedBackbone, keep_differentiable
+from typst_lit.model.generation import Completion, GenerationSettings, generate
+from typst_lit.model.losses import summed_cross_entropy
+from typst_lit.model.schedules import Schedule, learning_rate_factor
+
+log = logging.getLogger(__name__)
+
+# The loss that is differentiated is the sum over tokens divided by this, and the gradients are divided by the step's
+# true token count when the step is complete. Any power of two gives the same bits; this one is near a usual step's
+# count, which keeps fp16 gradients in range.
+TOKEN_SCALE = 4096.0
+
+
+class TypstModule(LightningModule):
+    """A causal language model that learns to write Typst.
+
+    Args:
+        base_model: hub name or folder of the base model.
+        revision: branch, tag or commit on the hub.
+        use_4bit: load the linear layers in 4 bits (NF4, double quantisation); else in 16 (32 on the CPU).
+        trust_remote_code: run code that a hub repository brings. Off unless you have read it.
+        backbone: another way to load the base model.
+        adapter: any PEFT config; null trains all weights, which needs use_4bit false. Target modules are a list of
+            names, or one of the presets attention, attention+mlp, all-linear.
+        adapter_path: a saved adapter to go on from, or to predict with. It replaces ``adapter``.
+        learning_rate: the peak of the schedule.
+        weight_decay: AdamW's decay, not applied to norms and biases.
+        schedule: how the learning rate goes on after the warm-up.
+        gradient_checkpointing: recompute each layer in the backward pass instead of keeping its activations.
+        generation: how documents are sampled.
+        metrics: torchmetrics by name, given the generated and the reference sources by the test command.
+    """
+
+    def __init__(
+        self,
+        base_model: str = "Qwen/Qwen3-1.7B",
+        revision: str | None = None,
+        use_4bit: bool = True,
+        trust_remote_code: bool = False,
+        backbone: Backbone = lazy_instance(PretrainedBackbone),
+        adapter: PeftConfig | None = lazy_instance(
+            LoraConfig, r=16, lora_alpha=32, lora_dropout=0.05, target_modules="attention"
+        ),
+        adapter_path: str | None = None,
+        learning_rate: float = 2e-4,
+        weight_decay: float = 0.01,
+        schedule: Schedule = "linear",
+        gradient_checkpointing: bool = True,
+        generation: GenerationSettings = lazy_instance(GenerationSettings),
+        metrics: dict[str, Metric] | None = None,
+    ) -> None:
+        super().__init__()
+        if not learning_rate > 0:
+            raise UserError(f"model.learning_rate must be above 0, not {learning_rate}.")
+        if weight_decay < 0:
+            raise UserError(f"model.weight_decay must be 0 or more, not {weight_decay}.")
+        if adapter is None and adapter_path is None and use_4bit:
+            raise UserError("4-bit weights can't be trained: keep an adapter, or give --model.use_4bit false.")
+        self.base_model = base_model
+        self.revision = revision
+        self.use_4bit = use_4bit
+        self.trust_remote_code = trust_remote_code
+        self.backbone = backbone
+        self.adapter = adapter
+        self.adapter_path = adapter_path
+        self.learning_rate = learning_rate
+        self.weight_decay = weight_decay
+        self.schedule = schedule
+        self.gradient_checkpointing = gradient_checkpointing
+        self.generation = generation
+        self.metrics = nn.ModuleDict(metrics or {})
+        self.warmup_steps = 0  # set by the warm-up callback, which knows how long the run is
+        self.strict_loading = False  # a checkpoint holds the trainable weights only; on_load_checkpoint checks those
+        self.model: PreTrainedModel | PeftModel | None = None
+        self.eval_loss = MeanMetric()
+        self._window: list[tuple[Tensor, Tensor, list[str]]] = []  # loss sum, tokens and origins of each micro-batch
+
+    # Set-up
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The base model's tokenizer."""
+        return self.backbone.load_tokenizer(self.base_model, self.revision, self.trust_remote_code)
+
+    @cached_property
+    def adapter_template(self) -> PromptTemplate | None:
+        """The prompt template that the adapter in use was trained with."""
+        return adapter_template(adapter_directory(self.adapter_path)) if self.adapter_path else None
+
+    def configure_model(self) -> None:
+        """Loads the model on its device. Runs after the data was read, so that faults of the data come first."""
+        if self.model is not None:
+            return
+        saved = adapter_directory(self.adapter_path) if self.adapter_path else None
+        made_for = adapter_base(saved) if saved else None
+        if made_for and made_for != self.base_model:
+            log.warning("The adapter %s was made for %s; it is put on %s.", saved, made_for, self.base_model)
+        log.info("Loading %s%s ...", self.base_model, " in 4 bits" if self.use_4bit else "")
+        model = self.backbone.load_model(
+            self.base_model, self.revision, self.trust_remote_code, self.use_4bit, self.device_to_load_on
+        )
+        training = self._fitting
+        if saved:
+            self.model = load_adapter(model, saved, trainable=training)
+        elif self.adapter is not None:
+            if not training:
+                log.warning("No adapter is given (--model.adapter_path): %s answers untrained.", self.base_model)
+            self.model = attach_adapter(model, self.adapter)
+        else:
+            self.model = model.float() if training else model  # 16-bit weights would lose small updates
+        if training:
+            keep_differentiable(self.model)
+            if self.gradient_checkpointing:
+                model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            log.info("%s.", describe_adapter(self.model))
+
+    @property
+    def _fitting(self) -> bool:
+        return self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
+
+    @property
+    def device_to_load_on(self) -> torch.device:
+        """The device of this process in the trainer's strategy, or else where the module is."""
+        return self.trainer.strategy.root_device if self._trainer is not None else self.device
+
+    def on_fit_start(self) -> None:
+        # from_pretrained leaves the model in evaluation mode, Lightning keeps it, and transformers checkpoints
+        # activations in training mode only.
+        self.train()
+
+    # Steps
+
+    def hidden_states(self, batch: Batch) -> Tensor:
+        """Returns the last hidden states (B, T, D), before the head.
+
+        They are caught on their way out of the decoder: so every PEFT method takes part as it does in its own
+        forward pass, and the head is asked for one position only.
+        """
+        assert self.model is not None
+        base = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+        caught: list[Tensor] = []
+        handle = base.get_decoder().register_forward_hook(lambda _m, _i, output: caught.append(output[0]))
+        try:
+            self.model(input_ids=batch.input_ids, use_cache=False, logits_to_keep=1)
+        finally:
+            handle.remove()
+        return caught[-1][:, -batch.input_ids.shape[1] :]  # prompt tuning puts its own positions in front
+
+    def summed_loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Returns the loss summed over the batch's labelled tokens, and their count."""
+        assert self.model is not None
+        head = self.model.get_output_embeddings()
+        return summed_cross_entropy(self.hidden_states(batch), batch.labels, head)
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        # Dropout is a function of seed and step, so that a resumed run goes on as if it had never stopped.
+        place = [int(os.environ.get("PL_GLOBAL_SEED", 0)), self.current_epoch, batch_idx, self.global_rank]
+        torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1)[0]))
+        factor = learning_rate_factor(
+            self.trainer.global_step, self.trainer.estimated_stepping_batches, self.warmup_steps, self.schedule
+        )
+        for group in self.trainer.optimizers[0].param_groups:
+            # Set at every step, from the settings: a checkpoint's optimizer state does not bring its own back.
+            group["lr"] = self.learning_rate * factor
+            group["weight_decay"] = self.weight_decay if group["decayed"] else 0.0
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        loss, tokens = self.summed_loss(batch)
+        self._window.append((loss.detach(), tokens, batch.origins))
+        # Lightning divides by the number of micro-batches, which on_before_optimizer_step has no use for.
+        return loss / TOKEN_SCALE * self.trainer.accumulate_grad_batches
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Turns the accumulated sum of gradients into the mean over all labelled tokens of the step, and logs it.
+
+        Raises:
+            UserError: when the loss, or a gradient that no scaler watches, is not finite: before any weight changes.
+        """
+        losses = torch.stack([loss for loss, _, _ in self._window])
+        tokens = torch.stack([count for _, count, _ in self._window]).sum()
+        origins = [origin for _, _, origin in self._window]
+        self._window.clear()
+        totals = self.all_gather(torch.stack([losses.sum(), tokens.to(losses.dtype)])).reshape(-1, 2).sum(0)
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        # The strategy averages over processes what should be summed: hence the world size.
+        torch._foreach_mul_(gradients, TOKEN_SCALE * self.trainer.world_size / totals[1].clamp(min=1))
+        norm = torch.nn.utils.get_total_norm(gradients)
+        loss_sum, token_count, norm_value, *each = torch.cat([totals, norm[None], losses]).tolist()  # the only sync
+        scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None  # it skips overflows by itself
+        if not math.isfinite(loss_sum) or not (scaled or math.isfinite(norm_value)):
+            self._stop_at_non_finite(each, norm_value, origins)
+        self.log("train_loss", loss_sum / max(1.0, token_count), prog_bar=True)
+        self.log("grad_norm", norm_value)
+        self.log("lr", optimizer.param_groups[0]["lr"])
+
+    def _stop_at_non_finite(self, losses: list[float], norm: float, origins: list[list[str]]) -> None:
+        guilty = [names for loss, names in zip(losses, origins, strict=True) if not math.isfinite(loss)]
+        what = "the loss" if guilty else f"the gradient norm ({norm})"
+        named = "\n".join(f"  {name}" for names in guilty or origins for name in names)
+        raise UserError(
+            f"{what} is not finite at step {self.trainer.global_step}. The weights were not changed. The samples were:\n"
+            f"{named}\nLook at them; if they are sound, lower --model.learning_rate, or raise --warmup.steps. Go on "
+            "from the last checkpoint with --ckpt_path last."
+        )
+
+    def _evaluate(self, batch: Batch) -> None:
+        loss, tokens = self.summed_loss(batch)
+        self.eval_loss.update(loss / tokens.clamp(min=1), weight=tokens)
+
+    def _log_evaluation(self, stage: str) -> None:
+        loss = self.eval_loss.compute()
+        self.eval_loss.reset()
+        self.log(f"{stage}_loss", loss, prog_bar=True)
+        self.log(f"{stage}_perplexity", loss.exp())
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self._evaluate(batch)
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_evaluation("val")
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        self._evaluate(batch)
+        if self.metrics:
+            generated, references = self._generated_and_references(batch)
+            for metric in self.metrics.values():
+                metric.update(generated, references)
+
+    def on_test_epoch_end(self) -> None:
+        self._log_evaluation("test")
+        for name, metric in self.metrics.items():
+            self.log(f"test_{name}", metric)  # type: ignore[arg-type]
+
+    def _generated_and_references(self, batch: Batch) -> tuple[list[str], list[str]]:
+        rows = list(zip(batch.input_ids, batch.prompt_lengths, batch.lengths, strict=True))
+        prompts = [ids[:prompt].tolist() for ids, prompt, _ in rows]
+        references = [
+            str(self.tokenizer.decode(ids[prompt:length], skip_special_tokens=True)) for ids, prompt, length in rows
+        ]
+        return [completion.text for completion in self._generate(prompts)], references
+
+    def predict_step(self, batch: PromptBatch, batch_idx: int) -> list[Completion]:
+        return self._generate(batch.prompts)
+
+    def _generate(self, prompts: list[list[int]]) -> list[Completion]:
+        assert self.model is not None
+        return generate(self.model, self.tokenizer, prompts, self.generation)
+
+    # Optimizer and checkpoints
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        named = [(name, p) for name, p in self.named_parameters() if p.requires_grad]
+        # Norm weights and biases are vectors; everything that should decay is a matrix.
+        decayed = [p for _, p in named if p.ndim >= 2]
+        rest = [p for _, p in named if p.ndim < 2]
+        groups = [{"params": decayed, "decayed": True}, {"params": rest, "decayed": False}]
+        return torch.optim.AdamW([g for g in groups if g["params"]], lr=self.learning_rate)
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Returns the trainable weights only: frozen ones come from the base model, and 4-bit ones can't be reloaded."""
+        names = trainable_names(self)
+        return {name: value for name, value in super().state_dict(*args, **kwargs).items() if name in names}
+
+    def on_load_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
+        """Checks that the checkpoint has every trainable weight, and no other.
+
+        Raises:
+            UserError: when it was made with another adapter configuration.
+        """
+        ours = {name: p.shape for name, p in self.named_parameters() if p.requires_grad}
+        theirs = {name: value.shape for name, value in checkpoint["state_dict"].items()}
+        if ours != theirs and self._fitting:
+            odd = sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
+            name = odd[0]
+            raise UserError(
+                f"the checkpoint was made with another adapter or base model: {len(odd)} weights differ, the first "
+                f"being {name} (checkpoint {_shape(theirs.get(name))}, this run {_shape(ours.get(name))}). Give the "
+                "settings it was made with (config.yaml in its run directory), or start anew without --ckpt_path."
+            )
+
+
+def _shape(shape: torch.Size | None) -> str:
+    return "has none" if shape is None else "x".join(map(str, shape))
+

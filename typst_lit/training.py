@@ -1,0 +1,168 @@
+"""The wiring of fit, validate, test and predict: LightningCLI over the module, the data module and the callbacks."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.plugins.precision import MixedPrecision
+from lightning.pytorch.trainer.connectors.accelerator_connector import _AcceleratorConnector
+
+from typst_lit.callbacks.adapter_checkpoint import AdapterCheckpoint
+from typst_lit.callbacks.checkpoint import LAST, ResumableCheckpoint
+from typst_lit.callbacks.learning_curve import EarlyStop, LearningCurve
+from typst_lit.callbacks.prediction_writer import PredictionWriter
+from typst_lit.callbacks.progress import progress_bar
+from typst_lit.callbacks.throughput import Throughput
+from typst_lit.callbacks.vram import VramProfile
+from typst_lit.callbacks.warmup import Warmup
+from typst_lit.data.datamodule import TypstDataModule
+from typst_lit.errors import UserError
+from typst_lit.model.backbones import compute_dtype
+from typst_lit.model.module import TypstModule
+from typst_lit.plugins import load_plugins
+
+TRAINER_DEFAULTS = {
+    "max_epochs": 3,
+    "accumulate_grad_batches": 4,
+    "gradient_clip_val": 1.0,
+    "log_every_n_steps": 1,  # a step takes seconds, a point in the curve nothing
+    "num_sanity_val_steps": 1,
+    "use_distributed_sampler": False,  # the batches are shared out by LengthGroupedSampler
+    "enable_model_summary": False,  # the module itself says how much is trained
+    "precision": None,  # chosen from the device
+}
+
+
+class TypstCLI(LightningCLI):
+    """LightningCLI with the callbacks of this project as top-level groups, which no overlay can drop.
+
+    Args:
+        command: the one subcommand to build a parser for; the others would only cost time.
+        args: its arguments.
+    """
+
+    def __init__(self, command: str, args: Sequence[str]) -> None:
+        self.command = command
+        super().__init__(
+            model_class=TypstModule,
+            datamodule_class=TypstDataModule,
+            trainer_defaults=dict(TRAINER_DEFAULTS),
+            seed_everything_default=42,
+            auto_configure_optimizers=False,
+            save_config_callback=SaveConfigCallback,
+            save_config_kwargs={"overwrite": True},
+            parser_kwargs={"prog": "typst-lit"},
+            load_from_checkpoint_support=False,
+            args=[command, *args],
+        )
+
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
+        return {self.command: {"model", "train_dataloaders", "val_dataloaders", "dataloaders", "datamodule"}}
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument("--run_dir", type=str, default="runs/default", help="Where everything of the run is kept.")
+        parser.link_arguments("run_dir", "trainer.default_root_dir")
+        for callback, group in (
+            (Warmup, "warmup"),
+            (AdapterCheckpoint, "adapter_checkpoint"),
+            (ResumableCheckpoint, "checkpoint"),
+            (EarlyStop, "early_stopping"),
+            (VramProfile, "vram"),
+            (PredictionWriter, "predict"),
+        ):
+            parser.add_lightning_class_args(callback, group)
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        self.config = parser.parse_args(args)
+
+    def _parse_ckpt_path(self) -> None:
+        """A checkpoint holds no settings that would override the command line, so there is nothing to parse."""
+
+    def before_instantiate_classes(self) -> None:
+        if self.command == "fit":
+            self._check_run_directory()
+
+    def _check_run_directory(self) -> None:
+        """Resolves ``--ckpt_path last`` and refuses to write over an adapter that is there already.
+
+        Raises:
+            UserError: naming the ways to go on.
+        """
+        config = self.config[self.command]
+        run = Path(config.run_dir)
+        last = run / "checkpoints" / LAST
+        if config.ckpt_path:
+            path = last if config.ckpt_path == "last" else Path(config.ckpt_path)
+            if not path.is_file():
+                others = sorted(str(p.parent.parent) for p in run.parent.glob(f"*/checkpoints/{LAST}"))
+                there = f"Runs that have one: {', '.join(others)} (name it with --run_dir)." if others else (
+                    "Start without --ckpt_path."
+                )  # fmt: skip
+                raise UserError(f"--ckpt_path {config.ckpt_path}: there is no checkpoint {path}. {there}")
+            config.ckpt_path = str(path)
+            return
+        found = next((p.parent for p in sorted(run.glob("*/best/*.safetensors"))), None)
+        if found is None and not last.is_file():
+            return
+        ways = ["--run_dir ANOTHER   starts a new run beside it"]
+        if last.is_file():
+            ways.insert(0, "--ckpt_path last   goes on where that run stopped, with its optimizer")
+        if found is not None and found.parent.name == "adapter":
+            ways.insert(0, f"--model.adapter_path {found} --run_dir ANOTHER   trains that adapter further, as a new run")
+        what = f"the adapter {found}" if found is not None else f"the unfinished run's checkpoint {last}"
+        options = "\n".join(f"  {way}" for way in ways)
+        raise UserError(f"{run} already holds {what}, which this run would overwrite. Choose:\n{options}")
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        given = self._get(self.config_init, "trainer")
+        if given.logger in (None, True):
+            kwargs["logger"] = TensorBoardLogger(given.default_root_dir, name="tensorboard", default_hp_metric=False)
+        if self.command != "fit":
+            kwargs["logger"] = False
+        if given.precision is None:
+            kwargs |= default_precision(given.accelerator)
+        elif str(given.precision).endswith("-true") and given.precision != "32-true" and self.model.use_4bit:
+            raise UserError(
+                f"trainer.precision {given.precision} would convert 4-bit weights: use bf16-mixed or 16-mixed, or "
+                "leave it out."
+            )
+        if given.enable_progress_bar is not False:
+            self.trainer_defaults["callbacks"] = [progress_bar()]
+        self.trainer_defaults.setdefault("callbacks", []).extend([Throughput(), LearningCurve(self._settings())])
+        return super().instantiate_trainer(**kwargs)
+
+    def _settings(self) -> dict[str, Any]:
+        """Returns the run's settings, flat, for TensorBoard's table of runs."""
+        config = self.config[self.command]
+        groups = {"model": config.model, "data": config.data, "warmup": config.warmup}
+        flat = {f"{group}.{key}": value for group, values in groups.items() for key, value in vars(values.as_flat()).items()}
+        trainer = {f"trainer.{key}": config.trainer[key] for key in ("max_epochs", "accumulate_grad_batches", "precision")}
+        return {key: value for key, value in {**flat, **trainer}.items() if value is not None}
+
+
+def default_precision(accelerator: Any) -> dict[str, Any]:
+    """Returns the trainer's precision for a device: mixed with bf16 or fp16 on a GPU, plain fp32 on the CPU."""
+    name = accelerator if isinstance(accelerator, str) else "auto"
+    if name == "auto":
+        name = _AcceleratorConnector._choose_auto_accelerator()
+    if name not in ("cuda", "gpu"):
+        return {"precision": "32-true"}
+    return {"precision": "bf16-mixed" if compute_dtype(torch.device("cuda", 0)) is torch.bfloat16 else "16-mixed"}
+
+
+def run(command: str, args: Sequence[str]) -> None:
+    """Runs fit, validate, test or predict with its command line arguments."""
+    sys.path.insert(0, "")  # classes in local files can be named by their dotted path
+    load_plugins()
+    torch.set_float32_matmul_precision("high")
+    TypstCLI(command, args)
+
+
+__all__ = ["MixedPrecision", "TypstCLI", "run"]
