@@ -39,7 +39,7 @@ COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], None]]] = {
     "test": ("measure the loss, and metrics of the generated sources, on test pairs", _train("test")),
     "predict": ("turn records into Typst source", _train("predict")),
     "lengths": ("show how long the samples are and what a maximum length would cost", _lengths),
-    "completion": ("print the shell completion script (bash, zsh, tcsh)", _completion),
+    "completion": ("print the shell completion script (bash, zsh, fish, tcsh)", _completion),
 }
 
 
@@ -120,12 +120,18 @@ def _quiet_dependencies() -> None:
     """Hides warnings that dependencies give about each other's code: the user can do nothing about them."""
     for message in (
         "`loftq_config` specified",  # PEFT, about its own default
-        "`is_gradient_checkpointing` is deprecated", "`gradient_checkpointing_enable` is deprecated",  # PEFT, transformers
+        "`is_gradient_checkpointing` is deprecated",  # PEFT, about transformers
+        "`gradient_checkpointing_enable` is deprecated",
         r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # Lightning, torch
+        "Total length of `list` across ranks is zero",  # no validation data: asked for, or said elsewhere
         ".*does not have many workers",  # batches are ready-made rows of a table: a worker would only cost memory
     ):  # fmt: skip
         warnings.filterwarnings("ignore", message=message)
-    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed"):
+    for name in (
+        "lightning.pytorch.utilities.rank_zero",
+        "lightning.fabric.utilities.seed",
+        "lightning.pytorch.trainer.connectors.checkpoint_connector",
+    ):
         logging.getLogger(name).setLevel(logging.WARNING)
 
 

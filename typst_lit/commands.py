@@ -2,30 +2,42 @@
 
 from __future__ import annotations
 
+import importlib.util
+import inspect
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, set_parsing_settings
 
 from typst_lit.data.datamodule import TypstDataModule
+from typst_lit.errors import UserError
 from typst_lit.model.backbones import Backbone, PretrainedBackbone
 from typst_lit.plugins import load_plugins
+
+
+def lengths_parser() -> ArgumentParser:
+    """Returns the parser of the lengths command."""
+    parser = ArgumentParser(prog="typst-lit lengths", description=lengths.__doc__)
+    parser.add_argument("--data.path", required=True, type=str, help="Pairs: file, folder or hub data set.")
+    keep = {"template", "source", "on_invalid", "num_proc", "cache_dir"}
+    others = set(inspect.signature(TypstDataModule).parameters) - keep
+    parser.add_class_arguments(TypstDataModule, "data", skip=others, as_group=False)
+    parser.add_argument("--model.base_model", type=str, default="Qwen/Qwen3-1.7B", help="Whose tokenizer counts.")
+    parser.add_argument("--model.revision", type=str | None, default=None, help="Its branch, tag or commit.")
+    parser.add_argument("--model.trust_remote_code", type=bool, default=False, help="Run code of its repository.")
+    parser.add_argument(
+        "--model.backbone", type=Backbone | None, default=None, help="Another way to load the tokenizer."
+    )
+    parser.add_argument("--output", type=str, default="lengths.png", help="Where the histogram goes.")
+    return parser
 
 
 def lengths(args: Sequence[str]) -> None:
     """Prints the token counts of a data set and draws their histogram."""
     sys.path.insert(0, "")
     load_plugins()
-    parser = ArgumentParser(prog="typst-lit lengths", description=lengths.__doc__)
-    parser.add_argument("--data.path", required=True, type=str, help="Pairs: file, folder or hub data set.")
-    keep = {"template", "source", "on_invalid", "num_proc", "cache_dir"}
-    parser.add_class_arguments(TypstDataModule, "data", skip=_parameters(TypstDataModule) - keep, as_group=False)
-    parser.add_argument("--model.base_model", type=str, default="Qwen/Qwen3-1.7B", help="Whose tokenizer counts.")
-    parser.add_argument("--model.revision", type=str | None, default=None, help="Its branch, tag or commit.")
-    parser.add_argument("--model.trust_remote_code", type=bool, default=False, help="Run code of its repository.")
-    parser.add_argument("--model.backbone", type=Backbone, default=None, help="Another way to load the tokenizer.")
-    parser.add_argument("--output", type=str, default="lengths.png", help="Where the histogram goes.")
+    parser = lengths_parser()
     config = parser.instantiate_classes(parser.parse_args(list(args)))
     options = vars(config.data)
     path = options.pop("path")
@@ -42,12 +54,22 @@ def lengths(args: Sequence[str]) -> None:
     print(f"\nhistogram: {output}")
 
 
-def _parameters(owner: type) -> set[str]:
-    import inspect
-
-    return set(inspect.signature(owner.__init__).parameters) - {"self"}
-
-
 def completion(args: Sequence[str]) -> None:
-    """Prints the completion script of a shell."""
-    raise NotImplementedError
+    """Prints the completion script of a shell.
+
+    Raises:
+        UserError: when the shell is not one of them, or shtab is not installed.
+    """
+    shells = ("bash", "zsh", "fish", "tcsh")
+    if len(args) != 1 or args[0] not in shells:
+        raise UserError(
+            f"name the shell: typst-lit completion {' | '.join(shells)}. For bash:\n"
+            "  typst-lit completion bash > ~/.local/share/bash-completion/completions/typst-lit"
+        )
+    if importlib.util.find_spec("shtab") is None:
+        raise UserError("completion scripts are written by shtab: pip install 'typst-lit[completion]'.")
+    from typst_lit.training import TypstCLI
+
+    set_parsing_settings(add_print_completion_argument=True)
+
+    TypstCLI(None, [f"--print_completion=shtab-{args[0]}"])

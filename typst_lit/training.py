@@ -11,7 +11,6 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.plugins.precision import MixedPrecision
 from lightning.pytorch.trainer.connectors.accelerator_connector import _AcceleratorConnector
 
 from typst_lit.callbacks.adapter_checkpoint import AdapterCheckpoint
@@ -22,6 +21,7 @@ from typst_lit.callbacks.progress import progress_bar
 from typst_lit.callbacks.throughput import Throughput
 from typst_lit.callbacks.vram import VramProfile
 from typst_lit.callbacks.warmup import Warmup
+from typst_lit.commands import lengths_parser
 from typst_lit.data.datamodule import TypstDataModule
 from typst_lit.errors import UserError
 from typst_lit.model.backbones import compute_dtype
@@ -44,12 +44,12 @@ class TypstCLI(LightningCLI):
     """LightningCLI with the callbacks of this project as top-level groups, which no overlay can drop.
 
     Args:
-        command: the one subcommand to build a parser for; the others would only cost time.
+        command: the one subcommand to build a parser for, as the others would only cost time; or None for all.
         args: its arguments.
     """
 
-    def __init__(self, command: str, args: Sequence[str]) -> None:
-        self.command = command
+    def __init__(self, command: str | None, args: Sequence[str]) -> None:
+        self.command = command or ""
         super().__init__(
             model_class=TypstModule,
             datamodule_class=TypstDataModule,
@@ -60,11 +60,18 @@ class TypstCLI(LightningCLI):
             save_config_kwargs={"overwrite": True},
             parser_kwargs={"prog": "typst-lit"},
             load_from_checkpoint_support=False,
-            args=[command, *args],
+            args=[command, *args] if command else list(args),
         )
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
-        return {self.command: {"model", "train_dataloaders", "val_dataloaders", "dataloaders", "datamodule"}}
+        commands = [self.command] if self.command else ["fit", "validate", "test", "predict"]
+        skipped = {"model", "train_dataloaders", "val_dataloaders", "dataloaders", "datamodule"}
+        return {command: set(skipped) for command in commands}
+
+    def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
+        super()._add_subcommands(parser, **kwargs)
+        if not self.command:  # for shell completion: it should know the small commands as well
+            parser._subcommands_action.add_subcommand("lengths", lengths_parser())  # type: ignore[union-attr]
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--run_dir", type=str, default="runs/default", help="Where everything of the run is kept.")
@@ -78,6 +85,18 @@ class TypstCLI(LightningCLI):
             (PredictionWriter, "predict"),
         ):
             parser.add_lightning_class_args(callback, group)
+
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        # As in LightningCLI, but the trainer method's arguments make no group of their own: the name of the group
+        # "predict" belongs to the prediction writer.
+        parser = self.init_parser(**kwargs)
+        self._add_arguments(parser)
+        skip: set[str | int] = set(self.subcommands()[subcommand])
+        if subcommand == "predict":
+            skip.add("return_predictions")  # they are on the disk; keeping all in memory too helps nobody
+        added = parser.add_method_arguments(klass, subcommand, as_group=False, skip=skip)
+        self._subcommand_method_arguments[subcommand] = added
+        return parser
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         self.config = parser.parse_args(args)
@@ -115,7 +134,9 @@ class TypstCLI(LightningCLI):
         if last.is_file():
             ways.insert(0, "--ckpt_path last   goes on where that run stopped, with its optimizer")
         if found is not None and found.parent.name == "adapter":
-            ways.insert(0, f"--model.adapter_path {found} --run_dir ANOTHER   trains that adapter further, as a new run")
+            ways.insert(
+                0, f"--model.adapter_path {found} --run_dir ANOTHER   trains that adapter further, as a new run"
+            )
         what = f"the adapter {found}" if found is not None else f"the unfinished run's checkpoint {last}"
         options = "\n".join(f"  {way}" for way in ways)
         raise UserError(f"{run} already holds {what}, which this run would overwrite. Choose:\n{options}")
@@ -142,9 +163,17 @@ class TypstCLI(LightningCLI):
         """Returns the run's settings, flat, for TensorBoard's table of runs."""
         config = self.config[self.command]
         groups = {"model": config.model, "data": config.data, "warmup": config.warmup}
-        flat = {f"{group}.{key}": value for group, values in groups.items() for key, value in vars(values.as_flat()).items()}
-        trainer = {f"trainer.{key}": config.trainer[key] for key in ("max_epochs", "accumulate_grad_batches", "precision")}
+        flat = {
+            f"{group}.{key}": value for group, values in groups.items() for key, value in vars(values.as_flat()).items()
+        }
+        trainer = {
+            f"trainer.{key}": config.trainer[key] for key in ("max_epochs", "accumulate_grad_batches", "precision")
+        }
         return {key: value for key, value in {**flat, **trainer}.items() if value is not None}
+
+    def predict(self, model: TypstModule, **kwargs: Any) -> None:
+        """Runs the trainer's predict without collecting what the writer has put on the disk."""
+        self.trainer.predict(model, return_predictions=False, **kwargs)
 
 
 def default_precision(accelerator: Any) -> dict[str, Any]:
@@ -163,6 +192,3 @@ def run(command: str, args: Sequence[str]) -> None:
     load_plugins()
     torch.set_float32_matmul_precision("high")
     TypstCLI(command, args)
-
-
-__all__ = ["MixedPrecision", "TypstCLI", "run"]

@@ -39,7 +39,7 @@ class AdapterCheckpoint(Checkpoint):
         self.best = state_dict["best"]
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.sanity_checking or not trainer.training and trainer.state.fn != "fit":
+        if trainer.sanity_checking or (not trainer.training and trainer.state.fn != "fit"):
             return
         value = trainer.callback_metrics.get(self.monitor)
         self._save(trainer, pl_module, "last", value)

@@ -37,16 +37,22 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             sync_directory(path.parent)
         except (OSError, RuntimeError) as error:  # torch's writer turns a full disk into a RuntimeError
             kept = "the last one before it is whole" if path.exists() else "there is none yet"
-            raise UserError(f"the checkpoint {path} could not be written ({error}); {kept}. Free some space.") from error
+            raise UserError(
+                f"the checkpoint {path} could not be written ({error}); {kept}. Free some space."
+            ) from error
         finally:
             with contextlib.suppress(FileNotFoundError):
                 Path(scratch).unlink()
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         try:
-            return super().load_checkpoint(path, map_location=map_location or "cpu", weights_only=True)
+            return super().load_checkpoint(path, map_location=map_location or _to_cpu, weights_only=True)
         except Exception as error:
             raise UserError(f"{path}: is not a checkpoint of this trainer: {str(error).splitlines()[0]}") from error
+
+
+def _to_cpu(storage: Any, location: str) -> Any:
+    return storage
 
 
 def sync_directory(path: Path) -> None:

@@ -41,7 +41,7 @@ class LearningCurve(Callback):
         return {"points": self.points}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.points = [tuple(point) for point in state_dict["points"]]  # type: ignore[misc]
+        self.points = [tuple(point) for point in state_dict["points"]]
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
         if not trainer.fit_loop._should_accumulate() and "train_loss" in trainer.callback_metrics:
@@ -70,7 +70,9 @@ def reading(points: list[tuple[float, float, float | None]]) -> str:
     Args:
         points: epochs done, val_loss and mean train_loss before it, of each validation in order.
     """
-    rows = [f"  {epoch:>6.2f}{value:>12.4f}{'' if train is None else f'{train:>12.4f}'}" for epoch, value, train in points]
+    rows = [
+        f"  {epoch:>6.2f}{value:>12.4f}{'' if train is None else f'{train:>12.4f}'}" for epoch, value, train in points
+    ]
     table = "\n".join(["Learning curve", f"  {'epoch':>6}{'val_loss':>12}{'train_loss':>12}", *rows])
     if len(points) < 2:
         return f"{table}\nOne validation is no curve yet: train for more epochs to see where it goes."

@@ -154,7 +154,11 @@ def advice(trainer: Any, module: Any) -> str:
             "the same gradient, one sample at a time",
         ),
         (lambda: not module.gradient_checkpointing, "--model.gradient_checkpointing true", "activations recomputed"),
-        (lambda: not module.use_4bit and adapter is not None, "--model.use_4bit true", "base weights a quarter the size"),
+        (
+            lambda: not module.use_4bit and adapter is not None,
+            "--model.use_4bit true",
+            "base weights a quarter the size",
+        ),
         (
             lambda: length > 512,
             f"--data.max_length {max(512, length // 2)} --data.overlong drop",

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from datasets import Dataset, concatenate_datasets
+from datasets import Dataset
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.trainer.states import TrainerFn
 from torch.utils.data import DataLoader
@@ -17,11 +17,12 @@ from transformers import PreTrainedTokenizerBase
 
 from typst_lit.data.batching import Collator, LengthGroupedSampler, PromptBatch
 from typst_lit.data.encoding import Encoder, Example, make_example
+from typst_lit.data.length_policy import LengthPolicy
 from typst_lit.data.lengths import LengthReport
 from typst_lit.data.prompts import PromptTemplate, ReportPrompt
 from typst_lit.data.sources import RecordSource, open_source
 from typst_lit.data.splitting import near_duplicates, sketch, split_by_group
-from typst_lit.data.store import digest, load_records
+from typst_lit.data.store import column, digest, load_records
 from typst_lit.errors import UserError, listing
 
 log = logging.getLogger(__name__)
@@ -35,7 +36,7 @@ class Examples(torch.utils.data.Dataset[Example]):
         self.table = table
         self.max_length = max_length
         self.train_on_prompt = train_on_prompt
-        self.lengths = np.minimum(_column(table, "length"), max_length)
+        self.lengths = np.minimum(column(table, "length"), max_length)
 
     def __len__(self) -> int:
         return len(self.table)
@@ -174,9 +175,10 @@ class TypstDataModule(LightningDataModule):
         encoded = {name: self._encode(table) for name, table in records.items()}
         if self.val_path is None and "val" in encoded:
             self._warn_of_leaks(encoded["train"], encoded["val"])
-        limit = self._length_limit(encoded)
-        self.length_limit = limit
-        self._tables = {name: self._apply_length_policy(name, table, limit) for name, table in encoded.items()}
+        longest = max(int(column(table, "length").max()) for table in encoded.values())
+        self.length_limit = min(longest, self.max_length_cap) if self.max_length == "auto" else self.max_length
+        policy = LengthPolicy(self.length_limit, self.overlong, self.truncate)
+        self._tables = {name: policy.apply(name, table, self.encoder) for name, table in encoded.items()}
 
     def _read_pairs(self, test: bool) -> dict[str, Dataset]:
         """Reads and checks every record before anything else is loaded, and splits them."""
@@ -216,7 +218,7 @@ class TypstDataModule(LightningDataModule):
             return [str(index) for index in range(len(table))]
         if field not in names:
             raise UserError(f"data.group_by: there is no field '{field}'; the fields are: {', '.join(names)}, or none.")
-        groups = [str(value) for value in _column(table, field)]
+        groups = [str(value) for value in column(table, field)]
         count = len(set(groups))
         if count < 2:
             raise UserError(
@@ -253,62 +255,13 @@ class TypstDataModule(LightningDataModule):
         if pairs:
             origins = [
                 f"{val[held]['origin']} is like {train[trained]['origin']} (similarity {similarity:.2f})"
-                for held, trained, similarity in pairs[:10]
+                for held, trained, similarity in pairs
             ]
             log.warning(
                 "%d of %d held-out records have a near-duplicate among those to train on: val_loss will look better "
-                "than it is. Hold out whole groups with --data.group_by FIELD.\n%s%s",
-                len(pairs), len(val), listing(origins), f"\n  ... and {len(pairs) - 10} more" if len(pairs) > 10 else "",
+                "than it is. Hold out whole groups with --data.group_by FIELD.\n%s",
+                len(pairs), len(val), listing(origins, 10),
             )  # fmt: skip
-
-    # Length policy
-
-    def _length_limit(self, tables: Mapping[str, Dataset]) -> int:
-        if self.max_length != "auto":
-            return self.max_length
-        return min(max(int(_column(table, "length").max()) for table in tables.values()), self.max_length_cap)
-
-    def _apply_length_policy(self, name: str, table: Dataset, limit: int) -> Dataset:
-        lengths = _column(table, "length")
-        over = np.flatnonzero(lengths > limit)
-        if not len(over):
-            return table
-        places = [f"{table[int(index)]['origin']}: {lengths[index]} tokens" for index in over]
-        told = f"{len(over)} of {len(table)} {name} samples are longer than {limit} tokens (the longest has {max(lengths)})"
-        if self.overlong == "error":
-            raise UserError(
-                f"{told}:\n{listing(places)}\nRaise --data.max_length (or --data.max_length_cap), or choose "
-                "--data.overlong drop or truncate."
-            )
-        fitting = np.flatnonzero(lengths <= limit)
-        if self.overlong == "drop":
-            kept, done = table.select(fitting), "They are dropped"
-        else:
-            shorter = self._truncated(table.select(over), limit)
-            lost = len(over) - len(shorter)
-            what = "their text shortened" if self.truncate == "text" else "their completion cut, without an end token"
-            done = f"{len(shorter)} have {what}, {lost} are dropped because no label would be left"
-            kept = concatenate_datasets([table.select(fitting), shorter]) if len(shorter) else table.select(fitting)
-        log.warning("%s. %s; --data.max_length %d would keep all whole.\n%s", told, done, max(lengths), listing(places, 10))
-        if not len(kept):
-            raise UserError(
-                f"no {name} sample is left: all {len(table)} are longer than {limit} tokens. "
-                f"Raise --data.max_length to {max(lengths)}, or choose --data.overlong truncate."
-            )
-        return kept
-
-    def _truncated(self, table: Dataset, limit: int) -> Dataset:
-        if self.truncate == "completion":
-            return table.select(np.flatnonzero(_column(table, "prompt_length") < limit))
-        encoder = self.encoder
-        rows = []
-        for row in table:
-            completion = row["input_ids"][row["prompt_length"] :]
-            prompt = encoder.shorten(row, len(completion), limit)
-            if prompt is not None:
-                ids = [*prompt, *completion]
-                rows.append({**row, "input_ids": ids, "prompt_length": len(prompt), "length": len(ids)})
-        return Dataset.from_list(rows, features=table.features) if rows else table.select([])
 
     def pairs(self) -> Dataset:
         """Reads and checks the pairs of ``path``, before any tokenizer is needed."""
@@ -317,8 +270,8 @@ class TypstDataModule(LightningDataModule):
     def length_report(self, pairs: Dataset) -> LengthReport:
         """Returns the token counts of `pairs`, whole."""
         table = self._encode(pairs)
-        prompt = _column(table, "prompt_length")
-        return LengthReport(prompt, _column(table, "length") - prompt)
+        prompt = column(table, "prompt_length")
+        return LengthReport(prompt, column(table, "length") - prompt)
 
     # Loaders
 
@@ -381,15 +334,15 @@ class TypstDataModule(LightningDataModule):
     def _order_key(self) -> str:
         """What the order of the batches follows from, beside the epoch."""
         world_size = self.trainer.world_size if self.trainer else 1
-        lengths = np.minimum(_column(self._tables["train"], "length"), self.length_limit)
+        lengths = np.minimum(column(self._tables["train"], "length"), self.length_limit or 0)
         return digest(lengths.tolist(), self.batch_size, self.seed, world_size)
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns epoch and batch to go on from: Lightning counts them, this only turns the end of one into the next."""
+        """Returns the epoch and batch to go on from; the end of one epoch is the start of the next."""
         trainer = self.trainer
         if trainer is None or "train" not in self._tables:
             return {}
-        progress = trainer.fit_loop.epoch_loop.batch_progress.total
+        progress: Any = trainer.fit_loop.epoch_loop.batch_progress.total
         epoch, batch = divmod(progress.processed, max(1, int(trainer.num_training_batches)))
         return {"epoch": epoch, "batch": batch, "order": self._order_key()}
 
@@ -414,8 +367,3 @@ def _encode_rows(columns: Mapping[str, list[Any]], encoder: Encoder, names: Sequ
     encoded["length"] = [len(ids) for ids in encoded["input_ids"]]
     encoded["sketch"] = [sketch(record[encoder.template.body_field]) for record in records]
     return encoded
-
-
-def _column(table: Dataset, name: str) -> np.ndarray:
-    """Returns a column of plain values: (N,)."""
-    return np.asarray(table.with_format("numpy")[name][:])

@@ -56,9 +56,11 @@ class LengthReport:
         figure = Figure(figsize=(9, 4.5), layout="constrained")
         FigureCanvasAgg(figure)
         axes = figure.subplots()
-        bins = np.histogram_bin_edges(np.concatenate([self.total, self.prompt, self.completion]), bins=40)
+        bins = np.histogram_bin_edges(np.concatenate([self.total, self.prompt, self.completion]), bins=40).tolist()
         for name, values in (("total", self.total), ("completion", self.completion), ("prompt", self.prompt)):
-            axes.hist(values, bins=bins, alpha=0.55, label=f"{name}, median {np.median(values):.0f}")
+            axes.hist(
+                values, bins=bins, alpha=0.55, label=f"{name}, median {np.percentile(values, 50, method='higher'):.0f}"
+            )
         top = float(self.total.max())
         for limit in LIMITS:
             if limit <= top * 1.15:
@@ -74,7 +76,8 @@ class LengthReport:
         axes.set_xlabel("tokens")
         axes.set_ylabel("samples")
         axes.set_title(f"Lengths of {len(self.total)} samples", loc="left")
-        axes.legend(frameon=False, loc="center right")
+        axes.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 1), ncols=3)
+        axes.set_xlim(0, max(top, LIMITS[0]) * 1.12)
         figure.savefig(path, dpi=120)
 
 

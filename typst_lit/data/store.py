@@ -63,6 +63,11 @@ def load_records(
     return table.select(np.flatnonzero(~faulty))
 
 
+def column(table: Dataset, name: str) -> np.ndarray:
+    """Returns a column of plain values: (N,)."""
+    return np.asarray(table.with_format("numpy")[name][:])
+
+
 def digest(*parts: Any) -> str:
     """Returns a short key for a cache, from plain values."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:32]

@@ -35,15 +35,17 @@ def attach_adapter(model: PreTrainedModel, config: PeftConfig) -> PeftModel:
         UserError: when a target names no module of this model, or PEFT refuses the combination.
     """
     config = copy.deepcopy(config)  # PEFT writes into it, and the same object may be the default of another run
-    config.task_type = "CAUSAL_LM"  # type: ignore[assignment]
+    config.task_type = "CAUSAL_LM"
     for name in ("target_modules", "feedforward_modules", "modules_to_save"):
         targets = getattr(config, name, None)
         if targets:
             setattr(config, name, _checked_targets(model, targets, name))
     try:
-        return get_peft_model(model, config)  # type: ignore[return-value]
+        return get_peft_model(model, config)
     except (ValueError, TypeError, NotImplementedError) as error:
-        hint = " PiSSA and its kin start from 16-bit weights: use --model.use_4bit false." if "PiSSA" in str(error) else ""
+        hint = (
+            " PiSSA and its kin start from 16-bit weights: use --model.use_4bit false." if "PiSSA" in str(error) else ""
+        )
         raise UserError(f"model.adapter: {error}{hint}") from error
 
 
@@ -95,8 +97,8 @@ def adapter_directory(directory: str | Path) -> Path:
             if (candidate / SAFETENSORS_WEIGHTS_NAME).is_file():
                 return candidate
             raise UserError(
-                f"model.adapter_path {candidate}: has no {SAFETENSORS_WEIGHTS_NAME}. Adapters are read from safetensors "
-                "only, because a .bin file can run code when it is opened: convert it, or ask its maker for safetensors."
+                f"model.adapter_path {candidate}: has no {SAFETENSORS_WEIGHTS_NAME}. Adapters are read from "
+                "safetensors only, because a .bin file can run code when it is opened: convert it first."
             )
     there = "the folder holds: " + ", ".join(sorted(p.name for p in path.iterdir())[:12]) if path.is_dir() else (
         "there is no such folder"

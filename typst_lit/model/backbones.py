@@ -106,8 +106,10 @@ def _not_loaded(what: str, name: str, error: Exception) -> UserError:
     folder = Path(name).expanduser()
     if folder.is_dir():
         held = ", ".join(sorted(p.name for p in folder.iterdir())[:12]) or "nothing"
-        return UserError(f"model.base_model: no {what} could be loaded from the folder {name} ({reason}). It holds: {held}.")
+        return UserError(
+            f"model.base_model: no {what} could be loaded from the folder {name} ({reason}). It holds: {held}."
+        )
     return UserError(
         f"model.base_model: the {what} {name} could not be loaded: {reason}\n"
-        "It is not a folder here; as a hub name, check the spelling, the network, and `hf auth login` for a gated model."
+        "It is no folder here; as a hub name, check the spelling, the network, and `hf auth login` for a gated model."
     )

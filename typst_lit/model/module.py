@@ -1,4 +1,4 @@
-"""The LightningModule: a base model with an adapter, its steps, its optimizer, and what of it goes into a checkpoint."""
+"""The LightningModule: a base model with an adapter, its steps, its optimizer, and what a checkpoint keeps of it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from peft import LoraConfig, PeftConfig, PeftModel
 from torch import Tensor, nn
 from torchmetrics import MeanMetric, Metric
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from typst_lit.data.batching import Batch, PromptBatch
 from typst_lit.data.prompts import PromptTemplate
@@ -104,7 +104,7 @@ class TypstModule(LightningModule):
         self.metrics = nn.ModuleDict(metrics or {})
         self.warmup_steps = 0  # set by the warm-up callback, which knows how long the run is
         self.strict_loading = False  # a checkpoint holds the trainable weights only; on_load_checkpoint checks those
-        self.model: PreTrainedModel | PeftModel | None = None
+        self.model: Any = None  # PreTrainedModel, with an adapter PeftModel; loaded by configure_model
         self.eval_loss = MeanMetric()
         self._window: list[tuple[Tensor, Tensor, list[str]]] = []  # loss sum, tokens and origins of each micro-batch
 
@@ -169,8 +169,7 @@ class TypstModule(LightningModule):
         They are caught on their way out of the decoder: so every PEFT method takes part as it does in its own
         forward pass, and the head is asked for one position only.
         """
-        assert self.model is not None
-        base = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+        base: Any = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
         caught: list[Tensor] = []
         handle = base.get_decoder().register_forward_hook(lambda _m, _i, output: caught.append(output[0]))
         try:
@@ -181,7 +180,6 @@ class TypstModule(LightningModule):
 
     def summed_loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Returns the loss summed over the batch's labelled tokens, and their count."""
-        assert self.model is not None
         head = self.model.get_output_embeddings()
         return summed_cross_entropy(self.hidden_states(batch), batch.labels, head)
 
@@ -213,7 +211,8 @@ class TypstModule(LightningModule):
         tokens = torch.stack([count for _, count, _ in self._window]).sum()
         origins = [origin for _, _, origin in self._window]
         self._window.clear()
-        totals = self.all_gather(torch.stack([losses.sum(), tokens.to(losses.dtype)])).reshape(-1, 2).sum(0)
+        gathered: Any = self.all_gather(torch.stack([losses.sum(), tokens.to(losses.dtype)]))
+        totals = gathered.reshape(-1, 2).sum(0)
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         # The strategy averages over processes what should be summed: hence the world size.
         torch._foreach_mul_(gradients, TOKEN_SCALE * self.trainer.world_size / totals[1].clamp(min=1))
@@ -231,9 +230,9 @@ class TypstModule(LightningModule):
         what = "the loss" if guilty else f"the gradient norm ({norm})"
         named = "\n".join(f"  {name}" for names in guilty or origins for name in names)
         raise UserError(
-            f"{what} is not finite at step {self.trainer.global_step}. The weights were not changed. The samples were:\n"
-            f"{named}\nLook at them; if they are sound, lower --model.learning_rate, or raise --warmup.steps. Go on "
-            "from the last checkpoint with --ckpt_path last."
+            f"{what} is not finite at step {self.trainer.global_step}. The weights were not changed. The samples "
+            f"were:\n{named}\nLook at them; if they are sound, lower --model.learning_rate or raise --warmup.steps. "
+            "Go on from the last checkpoint with --ckpt_path last."
         )
 
     def _evaluate(self, batch: Batch) -> None:
@@ -256,6 +255,7 @@ class TypstModule(LightningModule):
         self._evaluate(batch)
         if self.metrics:
             generated, references = self._generated_and_references(batch)
+            metric: Any
             for metric in self.metrics.values():
                 metric.update(generated, references)
 
@@ -276,7 +276,6 @@ class TypstModule(LightningModule):
         return self._generate(batch.prompts)
 
     def _generate(self, prompts: list[list[int]]) -> list[Completion]:
-        assert self.model is not None
         return generate(self.model, self.tokenizer, prompts, self.generation)
 
     # Optimizer and checkpoints
@@ -289,8 +288,8 @@ class TypstModule(LightningModule):
         groups = [{"params": decayed, "decayed": True}, {"params": rest, "decayed": False}]
         return torch.optim.AdamW([g for g in groups if g["params"]], lr=self.learning_rate)
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Returns the trainable weights only: frozen ones come from the base model, and 4-bit ones can't be reloaded."""
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
+        """Returns the trainable weights only: frozen ones come from the base model, and 4-bit ones don't reload."""
         names = trainable_names(self)
         return {name: value for name, value in super().state_dict(*args, **kwargs).items() if name in names}
 
@@ -314,4 +313,3 @@ class TypstModule(LightningModule):
 
 def _shape(shape: torch.Size | None) -> str:
     return "has none" if shape is None else "x".join(map(str, shape))
-

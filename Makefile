@@ -1,0 +1,56 @@
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+RUN := runs/demo
+SAMPLES := typst_lit/data/samples/reports.json
+QUIET := --trainer.accumulate_grad_batches 1 --warmup.steps 10 --checkpoint.every_n_steps 1000
+
+.PHONY: help demo test test-slow lint type format clean
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(VENV)/ready: setup.cfg constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check "$$(grep '^torch==' constraints.txt)"
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	touch $@
+
+demo: $(VENV)/ready ## fit and predict on sample records, offline and without a GPU, and end with PDFs
+	rm -rf $(RUN)
+	@echo "== 1. A stand-in for a base model: a tiny Qwen3 that has learned the 12 samples by heart"
+	$(BIN)/python -m typst_lit.model.tiny $(RUN)/random
+	$(BIN)/typst-lit fit --data.path $(SAMPLES) --data.val_fraction 0 --run_dir $(RUN)/base \
+	  --model.base_model $(RUN)/random --model.adapter null --model.use_4bit false \
+	  --model.learning_rate 5e-3 --trainer.max_epochs 35 --model.gradient_checkpointing false $(QUIET)
+	@echo "== 2. The main job: that model in 4 bits, with a LoRA adapter, on two projects, validated on the third"
+	$(BIN)/typst-lit fit --data.path $(SAMPLES) --run_dir $(RUN)/adapter \
+	  --model.base_model $(RUN)/base/model/best --trainer.max_epochs 3 $(QUIET)
+	@echo "== 3. Records to Typst source"
+	$(BIN)/typst-lit predict --data.predict_path $(SAMPLES) --run_dir $(RUN)/adapter \
+	  --model.base_model $(RUN)/base/model/best --model.adapter_path $(RUN)/adapter \
+	  --model.generation.temperature 0 --model.generation.repetition_penalty 1 --model.generation.max_tokens 700
+	@echo "== 4. Typst source to PDF"
+	$(BIN)/python -m typst_lit.typesetting.compiling $(RUN)/adapter/predictions
+	@echo "The curves: $(BIN)/tensorboard --logdir $(RUN)"
+
+test: $(VENV)/ready lint type ## check style and types, run the tests
+	$(BIN)/python -m pytest
+
+test-slow: $(VENV)/ready ## run the longer proofs too
+	$(BIN)/python -m pytest -m 'slow or not slow'
+
+lint: $(VENV)/ready ## check the style
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+type: $(VENV)/ready ## check the types
+	$(BIN)/mypy
+
+format: $(VENV)/ready ## mend the style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean: ## remove what was built
+	rm -rf $(VENV) runs build *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,69 @@
+"""A tiny Qwen3 with random weights and a tokenizer of its own, made on the spot: for the demo and the tests.
+
+python -m typst_lit.model.tiny DIRECTORY
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable
+from importlib.resources import files
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+
+END, PAD = "<|im_end|>", "<|endoftext|>"
+
+
+def sample_texts() -> list[str]:
+    """Returns the text of the sample records that come with the package, for a tokenizer to learn from."""
+    pairs = json.loads((files("typst_lit") / "data/samples/reports.json").read_text("utf-8"))
+    return [text for pair in pairs for text in (pair["input"]["contents_txt"], pair["output"])]
+
+
+def make_tiny_model(
+    directory: str | Path,
+    texts: Iterable[str],
+    vocabulary: int = 1024,
+    hidden: int = 128,
+    layers: int = 2,
+    seed: int = 0,
+) -> Path:
+    """Writes a randomly initialised Qwen3 and a byte-level BPE learned from the texts; returns the directory."""
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=[PAD, END],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    bpe.train_from_iterator(texts, trainer)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token=END, pad_token=PAD)
+    torch.manual_seed(seed)
+    model = Qwen3ForCausalLM(
+        Qwen3Config(
+            vocab_size=len(tokenizer),
+            hidden_size=hidden,
+            intermediate_size=hidden * 3,
+            num_hidden_layers=layers,
+            num_attention_heads=hidden // 32,
+            num_key_value_heads=max(1, hidden // 64),
+            head_dim=32,
+            max_position_embeddings=8192,
+            tie_word_embeddings=True,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+    model.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return Path(directory)
+
+
+if __name__ == "__main__":
+    print(make_tiny_model(sys.argv[1], sample_texts()))

@@ -1,0 +1,1 @@
+"""From Typst source to pages, in a process of its own."""
