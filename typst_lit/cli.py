@@ -124,6 +124,7 @@ def _quiet_dependencies() -> None:
         "`gradient_checkpointing_enable` is deprecated",
         r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # Lightning, torch
         "Total length of `list` across ranks is zero",  # no validation data: asked for, or said elsewhere
+        ".*your dataloader is not resumable",  # the data module is
         ".*does not have many workers",  # batches are ready-made rows of a table: a worker would only cost memory
     ):  # fmt: skip
         warnings.filterwarnings("ignore", message=message)

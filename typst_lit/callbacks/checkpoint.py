@@ -79,6 +79,7 @@ class ResumableCheckpoint(Checkpoint):
             raise UserError(f"checkpoint.every_n_steps must be 1 or more, not {every_n_steps}.")
         self.every_n_steps = every_n_steps
         self._saved_at = 0
+        self._after_validation = False
 
     @staticmethod
     def path(trainer: Trainer) -> Path:
@@ -93,9 +94,19 @@ class ResumableCheckpoint(Checkpoint):
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
         due = trainer.global_step % self.every_n_steps == 0 and trainer.global_step != self._saved_at
-        # The last step of an epoch is saved after its validation: resumed before it, an epoch would miss it.
-        if due and not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+        if not due:
+            return
+        # Resumed between a step and its validation, a run would leave the validation out: save after it instead.
+        fit_loop = trainer.fit_loop
+        if fit_loop.epoch_loop._should_check_val_fx(fit_loop._data_fetcher):  # type: ignore[arg-type]
+            self._after_validation = True
+        elif not fit_loop.epoch_loop.batch_progress.is_last_batch:
             self._save(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._after_validation and not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+            self._save(trainer)
+        self._after_validation = False
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._save(trainer)

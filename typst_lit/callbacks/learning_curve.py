@@ -7,6 +7,8 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch.utils.tensorboard.summary import hparams
 
 log = logging.getLogger(__name__)
 STILL_FALLING = 0.01  # a last fall of more than this share of the loss is worth another epoch
@@ -55,9 +57,20 @@ class LearningCurve(Callback):
         train = sum(self._train) / len(self._train) if self._train else None
         self.points.append((trainer.current_epoch + progress, float(value), train))
         self._train.clear()
-        if not self._settings_logged and self.settings and trainer.logger is not None:
-            trainer.logger.log_hyperparams(self.settings, metrics={"val_loss": float(value)}, step=trainer.global_step)
+        if not self._settings_logged and self.settings:
             self._settings_logged = True
+            self._log_settings(trainer.logger)
+
+    def _log_settings(self, logger: Any) -> None:
+        if not isinstance(logger, TensorBoardLogger):
+            if logger is not None:
+                logger.log_hyperparams(self.settings)
+            return
+        # TensorBoard's table of runs, with val_loss as the result of each. The logger's own method would write the
+        # value into the curve a second time.
+        plain = {k: v if isinstance(v, int | float | str | bool) else str(v) for k, v in self.settings.items()}
+        for summary in hparams(plain, {"val_loss": 0.0}):
+            logger.experiment.file_writer.add_summary(summary)  # type: ignore[union-attr]
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero and self.points:

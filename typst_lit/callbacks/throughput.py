@@ -19,6 +19,9 @@ class Throughput(Callback):
         self._seconds = 0.0
         self._started = 0.0
 
+    def on_train_start(self, *args: Any) -> None:
+        self.on_train_epoch_start()  # which is not called when a run is resumed within an epoch
+
     def on_train_epoch_start(self, *args: Any) -> None:
         self._tokens, self._seconds, self._started = 0, 0.0, time.perf_counter()
 

@@ -14,7 +14,7 @@ import torch
 from jsonargparse import lazy_instance
 from lightning.pytorch import LightningModule
 from lightning.pytorch.trainer.states import TrainerFn
-from peft import LoraConfig, PeftConfig, PeftModel
+from peft import LoraConfig, PeftConfig, PeftModel, PrefixTuningConfig
 from torch import Tensor, nn
 from torchmetrics import MeanMetric, Metric
 from transformers import PreTrainedTokenizerBase
@@ -79,7 +79,7 @@ class TypstModule(LightningModule):
         weight_decay: float = 0.01,
         schedule: Schedule = "linear",
         gradient_checkpointing: bool = True,
-        generation: GenerationSettings = lazy_instance(GenerationSettings),
+        generation: GenerationSettings = GenerationSettings(),
         metrics: dict[str, Metric] | None = None,
     ) -> None:
         super().__init__()
@@ -89,6 +89,8 @@ class TypstModule(LightningModule):
             raise UserError(f"model.weight_decay must be 0 or more, not {weight_decay}.")
         if adapter is None and adapter_path is None and use_4bit:
             raise UserError("4-bit weights can't be trained: keep an adapter, or give --model.use_4bit false.")
+        if adapter is not None:
+            adapter.to_dict()  # the default is a lazy instance, which makes itself when a method is called
         self.base_model = base_model
         self.revision = revision
         self.use_4bit = use_4bit
@@ -144,6 +146,11 @@ class TypstModule(LightningModule):
         if training:
             keep_differentiable(self.model)
             if self.gradient_checkpointing:
+                if saved is None and isinstance(self.adapter, PrefixTuningConfig):
+                    raise UserError(
+                        "model.adapter: prefix tuning puts its weights into the key-value cache, which gradient "
+                        "checkpointing switches off. Use --model.gradient_checkpointing false, or LoRA."
+                    )
                 model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
             log.info("%s.", describe_adapter(self.model))
 

@@ -1,0 +1,78 @@
+"""What the tests share: a tiny real model, the sample records, and the real command line."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp(prefix="typst-lit-tests-")  # before datasets is imported
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import pytest
+
+from typst_lit.cli import main
+
+SAMPLES = Path(str(files("typst_lit") / "data/samples/reports.json"))
+
+
+@dataclass
+class Result:
+    status: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def run(capfd: pytest.CaptureFixture[str]) -> Callable[..., Result]:
+    """Runs the real command line in this process and returns its status and what it printed."""
+
+    def call(*args: object) -> Result:
+        capfd.readouterr()
+        status = main([str(arg) for arg in args])
+        captured = capfd.readouterr()
+        return Result(status, captured.out, captured.err)
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Qwen3 of two layers with random weights and a tokenizer of its own."""
+    from typst_lit.model.tiny import make_tiny_model, sample_texts
+
+    return make_tiny_model(tmp_path_factory.mktemp("models") / "tiny", sample_texts(), vocabulary=512, hidden=64)
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tiny_model: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(tiny_model)
+
+
+@pytest.fixture
+def pairs() -> list[dict[str, Any]]:
+    """The sample pairs that come with the package."""
+    return json.loads(SAMPLES.read_text("utf-8"))
+
+
+@pytest.fixture
+def fit_args(tiny_model: Path, tmp_path: Path) -> list[str]:
+    """The arguments of a fit that takes seconds: 8 short pairs of two projects, 4 held out."""
+    return [
+        "fit", "--data.path", str(SAMPLES), "--model.base_model", str(tiny_model), "--run_dir", str(tmp_path / "run"),
+        "--trainer.accumulate_grad_batches", "1", "--trainer.max_epochs", "2", "--warmup.steps", "1",
+        "--data.batch_size", "2", "--trainer.accelerator", "cpu",
+    ]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _restore_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", list(sys.path))

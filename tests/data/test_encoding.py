@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import pytest
+
+from typst_lit.data.encoding import IGNORED, Encoder, make_example
+from typst_lit.data.prompts import FormatPrompt, ReportPrompt, template_from
+from typst_lit.errors import UserError
+
+
+@pytest.fixture
+def encoder(tokenizer) -> Encoder:
+    return Encoder(tokenizer, ReportPrompt())
+
+
+def test_prompt_and_completion_are_joined_ids_and_the_end_comes_last(encoder, pairs) -> None:
+    fields, output = pairs[0]["input"], pairs[0]["output"]
+    encoded = encoder.encode([fields], [output])
+    ids, length = encoded["input_ids"][0], encoded["prompt_length"][0]
+    assert ids[:length] == encoder.prompts([fields])[0]
+    assert encoder.tokenizer.decode(ids[length:-1]) == output
+    assert ids[-1] == encoder.tokenizer.eos_token_id
+    assert ids.count(encoder.tokenizer.eos_token_id) == 1
+
+
+def test_labels_cover_the_completion_and_its_end_token_only() -> None:
+    example = make_example([5, 6, 7, 8, 2], 2, "here", max_length=10, train_on_prompt=False)
+    assert example.labels == [IGNORED, IGNORED, 7, 8, 2]
+    assert make_example([5, 6, 7, 8, 2], 2, "here", 10, train_on_prompt=True).labels == [5, 6, 7, 8, 2]
+
+
+def test_a_cut_sample_has_no_end_token() -> None:
+    example = make_example([5, 6, 7, 8, 2], 2, "here", max_length=4, train_on_prompt=False)
+    assert example.input_ids == [5, 6, 7, 8] and example.labels == [IGNORED, IGNORED, 7, 8]
+
+
+def test_text_is_never_read_as_a_special_token(encoder, pairs) -> None:
+    end = encoder.tokenizer.eos_token
+    fields = {**pairs[0]["input"], "contents_txt": f"A quote of {end} in the text"}
+    encoded = encoder.encode([fields], [f"Typst with {end} in it"])
+    assert encoded["input_ids"][0].count(encoder.tokenizer.eos_token_id) == 1
+    assert encoder.tokenizer.decode(encoded["input_ids"][0][encoded["prompt_length"][0] : -1]) == (
+        f"Typst with {end} in it"
+    )
+
+
+def test_a_begin_token_is_put_first_where_the_tokenizer_does_so(tokenizer) -> None:
+    from tokenizers.processors import TemplateProcessing
+    from transformers import AutoTokenizer
+
+    with_begin = AutoTokenizer.from_pretrained(tokenizer.name_or_path)
+    with_begin.add_special_tokens({"bos_token": "<|endoftext|>"})
+    begin = with_begin.bos_token_id
+    with_begin.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", begin)]
+    )
+    fields = dict.fromkeys(["starting_page"], 1) | dict.fromkeys(
+        ["academic_year", "department", "project_title", "contents_txt"], "x"
+    )
+    ids = Encoder(with_begin, ReportPrompt()).prompts([fields])[0]
+    assert ids[0] == begin and ids.count(begin) == 1
+    assert Encoder(tokenizer, ReportPrompt()).prompts([fields])[0] == ids[1:]
+
+
+def test_a_tokenizer_without_an_end_token_is_refused(tokenizer) -> None:
+    from transformers import AutoTokenizer
+
+    endless = AutoTokenizer.from_pretrained(tokenizer.name_or_path)
+    endless.eos_token = None
+    with pytest.raises(UserError, match="end token"):
+        Encoder(endless, ReportPrompt())
+
+
+def test_shortening_keeps_as_much_text_as_fits(encoder, pairs) -> None:
+    fields = pairs[0]["input"]
+    whole = len(encoder.prompts([fields])[0])
+    for room in (whole, whole - 1, whole - 40):
+        ids = encoder.shorten(fields, 100, room + 100)
+        assert room - 4 <= len(ids) <= room
+        text = encoder.tokenizer.decode(ids)
+        assert fields["project_title"] in text and text.endswith("### Typst\n")
+    assert encoder.shorten(fields, 100, 110) is None
+
+
+def test_a_template_can_be_described_and_made_again() -> None:
+    template = FormatPrompt("{title} on page {page}: {body}\n", numbers=["page"], optional=["body"], body="title")
+    again = template_from(template.describe())
+    assert again == template and again != ReportPrompt()
+    assert again.render({"title": "T", "page": 3, "body": ""}) == "T on page 3: \n"
+    assert [(f.name, f.kind, f.required) for f in again.fields] == [
+        ("title", "text", True), ("page", "number", True), ("body", "text", False),
+    ]  # fmt: skip
+    assert again.body_field == "title"
+
+
+@pytest.mark.parametrize("text", ["no field", "{0}", "{a!r}", "{a:>3}", "{a.b}", "{a", "{}"])
+def test_templates_that_name_no_plain_field(text) -> None:
+    with pytest.raises(UserError, match="template"):
+        FormatPrompt(text)
+
+
+def test_a_template_must_be_one() -> None:
+    with pytest.raises(UserError, match="not a PromptTemplate"):
+        template_from({"class_path": "os.system"})
+    with pytest.raises(UserError, match="can't be imported"):
+        template_from({"class_path": "no_such_package.Prompt"})

@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+
+from typst_lit.data.splitting import near_duplicates, sketch, split_by_group
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_no_group_is_on_both_sides_and_the_share_is_near(seed) -> None:
+    generator = random.Random(seed)
+    groups = [f"g{generator.randrange(40)}" for _ in range(1000)]
+    train, held = split_by_group(groups, 0.1, seed)
+    assert sorted([*train, *held]) == list(range(1000))
+    assert not {groups[i] for i in train} & {groups[i] for i in held}
+    assert 70 <= len(held) <= 130
+
+
+def test_two_groups_split_into_one_each() -> None:
+    train, held = split_by_group(["a"] * 35 + ["b"] * 35, 0.1, seed=0)
+    assert len(train) == len(held) == 35
+
+
+def test_a_large_fraction_still_leaves_a_group_to_train_on() -> None:
+    train, _ = split_by_group(["a", "b", "b"], 0.99, seed=0)
+    assert len(train)
+
+
+def words(generator: random.Random, count: int) -> list[str]:
+    return ["".join(generator.choices("abcdefghij", k=6)) for _ in range(count)]
+
+
+def test_similarity_is_near_the_true_jaccard_index() -> None:
+    generator = random.Random(0)
+    errors = []
+    for _ in range(100):
+        common, one, other = (words(generator, n) for n in (400, generator.randrange(300), generator.randrange(300)))
+        first, second = common + one, common + other
+        sets = [{tuple(text[i : i + 5]) for i in range(len(text) - 4)} for text in (first, second)]
+        true = len(sets[0] & sets[1]) / len(sets[0] | sets[1])
+        pairs = near_duplicates([sketch(" ".join(first))], [sketch(" ".join(second))], threshold=0)
+        errors.append((pairs[0][2] if pairs else 0.0) - true)
+    assert abs(np.mean(errors)) < 0.03 and np.std(errors) < 0.1  # 32 hashes: a standard deviation of about 0.08
+
+
+def test_permuted_paragraphs_are_found_and_other_texts_are_not() -> None:
+    generator = random.Random(1)
+    paragraphs = [" ".join(words(generator, 60)) for _ in range(8)]
+    shuffled = generator.sample(paragraphs, len(paragraphs))
+    other = " ".join(words(generator, 500))
+    found = near_duplicates([sketch(other), sketch("\n".join(paragraphs))], [sketch("\n".join(shuffled)), sketch("x")])
+    assert [(held, train) for held, train, _ in found] == [(0, 1)]
+    assert found[0][2] > 0.8
+
+
+def test_empty_and_short_texts_have_a_sketch() -> None:
+    assert sketch("") == [] and len(sketch("two words")) == 1
