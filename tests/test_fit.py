@@ -41,7 +41,13 @@ def test_a_fit_leaves_everything_it_promises(run, fit_args, tmp_path) -> None:
     directory = tmp_path / "run"
     for name in ("best", "last"):
         held = {path.name for path in (directory / "adapter" / name).iterdir()}
-        assert {"adapter_config.json", "adapter_model.safetensors", "tokenizer.json", "typst_lit.json", "README.md"} <= held
+        assert {
+            "adapter_config.json",
+            "adapter_model.safetensors",
+            "tokenizer.json",
+            "typst_lit.json",
+            "README.md",
+        } <= held
     card = (directory / "adapter/best/README.md").read_text()
     assert "val_loss" in card and "4-bit NF4" in card and str(fit_args[4]) in card
     assert not list((directory / "adapter").glob(".*")) and not list((directory / "checkpoints").glob(".*"))
@@ -104,7 +110,9 @@ def test_killed_and_resumed_equals_never_stopped(
     resumed = run(*args, "--ckpt_path", "last", *callback("SeeOrder", path=f"{order}-2"))
     assert resumed.status == 0, resumed.err
     seen = (tmp_path / "order-1").read_text().splitlines()
-    assert seen[-len((tmp_path / "order-2").read_text().splitlines()) :] == (tmp_path / "order-2").read_text().splitlines()
+    assert (
+        seen[-len((tmp_path / "order-2").read_text().splitlines()) :] == (tmp_path / "order-2").read_text().splitlines()
+    )
     one, other = (
         torch.load(tmp_path / name / "checkpoints/last.ckpt", weights_only=True) for name in ("straight", "run")
     )

@@ -24,7 +24,12 @@ def test_every_fault_is_listed_before_any_model_is_looked_for(run, tmp_path, pai
     result = run("fit", "--data.path", path, "--run_dir", tmp_path / "run", *NO_MODEL)
     assert result.status == 1 and "Traceback" not in result.err
     assert "2 of 12 records can't be used" in result.err
-    for words in ("record 1 (line 1): field 'starting_page'", "record 1 (line 1): field 'output'", "record 4", "'department'"):
+    for words in (
+        "record 1 (line 1): field 'starting_page'",
+        "record 1 (line 1): field 'output'",
+        "record 4",
+        "'department'",
+    ):
         assert words in result.err
     assert "on_invalid skip" in result.err
     assert "no-model" not in result.err
@@ -123,7 +128,9 @@ def make_data(tiny_model, **options):
 
 def test_auto_length_covers_all_up_to_the_cap(tiny_model) -> None:
     whole = make_data(tiny_model)
-    assert whole.length_limit == max(batch.input_ids.shape[1] for batch in [*whole.train_dataloader(), *whole.val_dataloader()])
+    assert whole.length_limit == max(
+        batch.input_ids.shape[1] for batch in [*whole.train_dataloader(), *whole.val_dataloader()]
+    )
     assert make_data(tiny_model, max_length_cap=700).length_limit == 700
 
 
@@ -159,7 +166,10 @@ def test_several_processes_tokenise_the_same(tiny_model, tmp_path) -> None:
 
 
 def test_another_field_set_comes_from_the_configuration(run, fit_args, tmp_path) -> None:
-    notes = [{"input": {"heading": f"Note {n}", "body": f"Body of note {n}"}, "output": f"= Note {n}\n\nBody"} for n in range(8)]
+    notes = [
+        {"input": {"heading": f"Note {n}", "body": f"Body of note {n}"}, "output": f"= Note {n}\n\nBody"}
+        for n in range(8)
+    ]
     path = write(tmp_path / "notes.json", notes)
     config = tmp_path / "notes.yaml"
     config.write_text(

@@ -66,7 +66,12 @@ def test_the_gradient_is_that_of_the_mean_over_all_labelled_tokens(tiny_model) -
     keep = KeepGradients()
     adapter = LoraConfig(r=4, target_modules="attention", init_lora_weights=False)
     module, _, trainer = make(
-        tiny_model, {"accumulate_grad_batches": 4}, callbacks=[keep], adapter=adapter, use_4bit=False, learning_rate=1e-9
+        tiny_model,
+        {"accumulate_grad_batches": 4},
+        callbacks=[keep],
+        adapter=adapter,
+        use_4bit=False,
+        learning_rate=1e-9,
     )
     data = SameEight(path=str(SAMPLES), val_fraction=0, batch_size=2)
     trainer.fit(module, data)

@@ -70,7 +70,7 @@ class LearningCurve(Callback):
         # value into the curve a second time.
         plain = {k: v if isinstance(v, int | float | str | bool) else str(v) for k, v in self.settings.items()}
         for summary in hparams(plain, {"val_loss": 0.0}):
-            logger.experiment.file_writer.add_summary(summary)  # type: ignore[union-attr]
+            logger.experiment.file_writer.add_summary(summary)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero and self.points:

@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+import json
+import math
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from typst_lit.callbacks.checkpoint import AtomicCheckpointIO
+from typst_lit.callbacks.learning_curve import reading
+from typst_lit.callbacks.prediction_writer import JsonListFile
+from typst_lit.callbacks.vram import MemoryMeter, is_out_of_memory
+from typst_lit.callbacks.warmup import Warmup
+from typst_lit.errors import UserError
+
+
+def test_warm_up_by_steps_or_by_ratio(caplog) -> None:
+    assert Warmup(100).steps_of(1000) == 100
+    assert Warmup(ratio=0.05).steps_of(1000) == 50
+    assert Warmup(ratio=0.05).steps_of(math.inf) == 0
+    assert Warmup(0).steps_of(10) == 0
+    assert not caplog.records
+    assert Warmup(100).steps_of(100) == 10
+    assert "shrunk to 10" in caplog.text
+    for options in ({"steps": -1}, {"ratio": 1.5}):
+        with pytest.raises(UserError, match="warmup"):
+            Warmup(**options)
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ([1.0], "no curve yet"),
+        ([2.0, 1.5, 1.2], "still falling"),
+        ([2.0, 1.0, 1.3, 1.4], "risen by 0.4000 since epoch 2.00"),
+        ([2.0, 1.001, 1.0], "levelled off"),
+    ],
+)
+def test_the_curve_is_read_in_plain_language(values, words) -> None:
+    text = reading([(float(epoch), value, None) for epoch, value in enumerate(values, start=1)])
+    assert words in text and all(f"{value:.4f}" in text for value in values)
+
+
+def test_out_of_memory_is_recognised_through_causes() -> None:
+    assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
+    assert is_out_of_memory(RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"))
+    wrapped = ValueError("step failed")
+    wrapped.__cause__ = MemoryError()
+    assert is_out_of_memory(wrapped)
+    assert not is_out_of_memory(ValueError("something else"))
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the kernel's peak is read on Linux")
+def test_the_meter_sees_a_peak_that_has_passed() -> None:
+    meter = MemoryMeter(torch.device("cpu"))
+    meter.reset()
+    before = meter.peak()[0]
+    block = torch.ones(64 << 20)  # 256 MiB
+    del block
+    assert meter.peak()[0] - before > 200 * 2**20
+    meter.reset()
+    assert meter.peak()[0] - before < 100 * 2**20
+
+
+SAVER = """
+import sys, torch
+from typst_lit.callbacks.checkpoint import AtomicCheckpointIO
+step = 0
+while True:
+    step += 1
+    AtomicCheckpointIO().save_checkpoint({"step": step, "weights": torch.full((500_000,), float(step))}, sys.argv[1])
+    print(step, flush=True)
+"""
+
+
+def test_a_save_that_is_killed_leaves_a_whole_checkpoint(tmp_path) -> None:
+    path = tmp_path / "last.ckpt"
+    for kill_after_s in (0.005, 0.013, 0.029):
+        process = subprocess.Popen(
+            [sys.executable, "-c", SAVER, str(path)], stdout=subprocess.PIPE, text=True, env={**os.environ}
+        )
+        assert process.stdout is not None
+        process.stdout.readline()
+        time.sleep(kill_after_s)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        loaded = AtomicCheckpointIO().load_checkpoint(path)
+        assert torch.equal(loaded["weights"], torch.full((500_000,), float(loaded["step"])))
+
+
+def test_a_disk_that_is_full_keeps_the_old_checkpoint_and_says_so(tmp_path) -> None:
+    path = tmp_path / "last.ckpt"
+    AtomicCheckpointIO().save_checkpoint({"step": 1}, path)
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, old[1]))  # a write past it fails, as on a full disk
+    try:
+        with pytest.raises(UserError, match=r"could not be written.*is whole"):
+            AtomicCheckpointIO().save_checkpoint({"step": 2, "weights": torch.zeros(10**6)}, path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert AtomicCheckpointIO().load_checkpoint(path) == {"step": 1}
+    assert [file.name for file in tmp_path.iterdir()] == ["last.ckpt"]
+
+
+def test_a_checkpoint_that_would_run_code_is_refused(tmp_path) -> None:
+    path = tmp_path / "last.ckpt"
+    torch.save({"run": os.system}, path)
+    with pytest.raises(UserError, match="not a checkpoint"):
+        AtomicCheckpointIO().load_checkpoint(path)
+
+
+def test_a_growing_list_is_json_after_every_write_and_survives_a_cut(tmp_path) -> None:
+    file = JsonListFile(tmp_path / "list.json")
+    assert file.read() == []
+    file.write([])
+    items = [{"text": "ünïcode ] } , \\n"}, {"text": "x" * 5000}, {"n": [1, 2]}]
+    for count, item in enumerate(items, start=1):
+        file.append([item])
+        assert json.loads(file.path.read_text("utf-8")) == items[:count]
+    whole = file.path.read_bytes()
+    for cut in range(1, len(whole), 397):
+        file.path.write_bytes(whole[:cut])
+        kept = file.read()
+        assert kept == items[: len(kept)]
+    file.path.write_bytes(whole[:-10])
+    assert file.read() == items[:2]
+    file.write(file.read())
+    file.append([items[2]])
+    assert json.loads(file.path.read_text("utf-8")) == items
