@@ -225,6 +225,30 @@ def test_test_feeds_metrics_with_generated_sources(run, fit_args) -> None:
     assert "test_loss" in result.out and "test_edits" in result.out
 
 
+@pytest.mark.slow
+def test_two_processes_train_as_one_does_with_the_double_batch(fit_args, tmp_path) -> None:
+    from safetensors.torch import load_file
+
+    args = [*fit_args, "--model.adapter.lora_dropout", 0, "--model.learning_rate", 1e-2]
+    alone = outside(*args, "--data.batch_size", 8, "--run_dir", tmp_path / "one")
+    assert alone.returncode == 0, alone.stderr
+    both = outside(*args, "--data.batch_size", 4, "--trainer.devices", 2, "--trainer.strategy", "ddp")
+    assert both.returncode == 0, both.stderr
+    one, two = (load_file(tmp_path / name / "adapter/last/adapter_model.safetensors") for name in ("one", "run"))
+    assert any(value.any() for name, value in one.items() if "lora_B" in name)
+    for name in one:
+        # Adam divides by the gradient's size, so where that is next to nothing a rounding error can turn the sign.
+        assert (two[name] - one[name]).norm() <= 0.02 * one[name].norm()
+
+
+def test_a_run_stops_early_when_nothing_improves(run, fit_args) -> None:
+    result = run(*fit_args, "--trainer.max_epochs", 6, "--early_stopping.patience", 2, "--early_stopping.min_delta", 10)
+    assert result.status == 0, result.err
+    assert "validation at step 12" in result.err and "validation at step 16" not in result.err
+    unvalidated = run(*fit_args, "--data.val_fraction", 0, "--run_dir", f"{fit_args[6]}-unvalidated")
+    assert unvalidated.status == 0, unvalidated.err
+
+
 @pytest.fixture
 def fitted(run, fit_args, tmp_path):
     assert run(*fit_args, "--trainer.max_steps", 1).status == 0

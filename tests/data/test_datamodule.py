@@ -165,6 +165,21 @@ def test_several_processes_tokenise_the_same(tiny_model, tmp_path) -> None:
     assert one._tables["train"]["input_ids"][:] == two._tables["train"]["input_ids"][:]
 
 
+def test_what_was_tokenised_once_is_not_tokenised_again(tiny_model, tmp_path, monkeypatch) -> None:
+    from typst_lit.data import datamodule
+
+    first = make_data(tiny_model, cache_dir=str(tmp_path))
+
+    def fail(*args, **kwargs):
+        raise AssertionError("tokenised again")
+
+    monkeypatch.setattr(datamodule, "_encode_rows", fail)
+    again = make_data(tiny_model, cache_dir=str(tmp_path))
+    assert again._tables["train"]["input_ids"][:] == first._tables["train"]["input_ids"][:]
+    with pytest.raises(AssertionError, match="tokenised again"):
+        make_data(tiny_model, cache_dir=str(tmp_path / "other"))
+
+
 def test_another_field_set_comes_from_the_configuration(run, fit_args, tmp_path) -> None:
     notes = [
         {"input": {"heading": f"Note {n}", "body": f"Body of note {n}"}, "output": f"= Note {n}\n\nBody"}

@@ -57,7 +57,7 @@ class LearningCurve(Callback):
         train = sum(self._train) / len(self._train) if self._train else None
         self.points.append((trainer.current_epoch + progress, float(value), train))
         self._train.clear()
-        if not self._settings_logged and self.settings:
+        if trainer.is_global_zero and not self._settings_logged and self.settings:
             self._settings_logged = True
             self._log_settings(trainer.logger)
 

@@ -249,8 +249,9 @@ class TypstModule(LightningModule):
     def _log_evaluation(self, stage: str) -> None:
         loss = self.eval_loss.compute()
         self.eval_loss.reset()
-        self.log(f"{stage}_loss", loss, prog_bar=True)
-        self.log(f"{stage}_perplexity", loss.exp())
+        # The metric has added up all processes already; averaging equal values only keeps Lightning from warning.
+        self.log(f"{stage}_loss", loss, prog_bar=True, sync_dist=True)
+        self.log(f"{stage}_perplexity", loss.exp(), sync_dist=True)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self._evaluate(batch)
