@@ -123,6 +123,16 @@ def test_killed_and_resumed_equals_never_stopped(
     assert [point[:2] for point in curves[0]["points"]] == [point[:2] for point in curves[1]["points"]]
 
 
+def test_slow_steps_are_saved_by_the_clock(run, fit_args, tmp_path) -> None:
+    stopped = outside(
+        *fit_args, "--checkpoint.every_n_steps", 1000, "--checkpoint.every_minutes", 1e-6,
+        *callback("KillAtBatch", batch=3),
+    )  # fmt: skip
+    assert stopped.returncode == -9, stopped.stderr
+    checkpoint = torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)
+    assert checkpoint["global_step"] == 2
+
+
 def test_the_command_line_wins_over_the_checkpoint(run, fit_args, tmp_path) -> None:
     assert run(*fit_args).status == 0
     result = run(
@@ -274,7 +284,7 @@ def test_predict_takes_one_record_a_pair_or_a_list(run, fitted, tmp_path, pairs)
         found = json.loads(output.read_text("utf-8"))
         assert [item["input"] for item in found] == [record] * (2 if number == 2 else 1)
         assert all(isinstance(item["generated_output"], str) for item in found)
-        source = output.parent / "0001-rain-gauge-network-for-hill-farms.typ"
+        source = output.parent / "0000-rain-gauge-network-for-hill-farms.typ"
         assert source.read_text("utf-8") == found[0]["generated_output"]
 
 

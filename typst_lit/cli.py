@@ -8,7 +8,7 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 
-from typst_lit.errors import UserError
+from typst_lit.errors import UsageError, UserError
 from typst_lit.version import __version__
 
 
@@ -74,18 +74,33 @@ def main(argv: Sequence[str] | None = None) -> int:
         COMMANDS[args[0]][1](args[1:])
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1
+        return 2 if isinstance(error, UsageError) else 1
     except SystemExit as stop:
+        # Lightning turns Ctrl-C into sys.exit(1), and a SIGTERM into an exit of its own
+        if isinstance(stop.__context__, KeyboardInterrupt) or type(stop).__name__ == "SIGTERMException":
+            return _interrupted()
         return stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 1
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+        return _interrupted()
+    except OSError as error:
+        if error.filename is None:
+            raise
+        print(f"error: {error.filename}: {error.strerror}.", file=sys.stderr)
+        return 1
     except Exception as error:
         if not _out_of_memory(error):
             raise
         print(f"error: out of memory: {str(error).strip().splitlines()[0]}", file=sys.stderr)
         return 1
     return 0
+
+
+def _interrupted() -> int:
+    print(
+        "interrupted. `fit` goes on from its last checkpoint with --ckpt_path last, `predict` when run again.",
+        file=sys.stderr,
+    )
+    return 130
 
 
 def _out_of_memory(error: Exception) -> bool:

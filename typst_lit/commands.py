@@ -2,25 +2,46 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib.util
 import inspect
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from jsonargparse import ArgumentParser, set_parsing_settings
 
 from typst_lit.data.datamodule import TypstDataModule
-from typst_lit.errors import UserError
+from typst_lit.errors import UsageError, UserError
 from typst_lit.model.backbones import Backbone, PretrainedBackbone
 from typst_lit.plugins import load_plugins
 
 
+def parse_failure(message: str, parser: ArgumentParser) -> str:
+    """Returns a parser's message with the nearest known option, where an unknown one was meant."""
+    message = message.strip()
+    unknown = re.search(r"(?:does not accept option|[Uu]nrecognized arguments:|not expected:?) '?-*([\w.]+)", message)
+    if unknown:
+        known = [name.lstrip("-") for name in parser._option_string_actions]
+        near = difflib.get_close_matches(unknown[1], known, n=3, cutoff=0.75)
+        if near:
+            message += f"\nDid you mean {' or '.join('--' + name for name in near)}?"
+    return f"{message}\n`{parser.prog} --help` lists the options."
+
+
+class SmallParser(ArgumentParser):
+    """A parser whose errors are one message."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        raise UsageError(parse_failure(message, self))
+
+
 def lengths_parser() -> ArgumentParser:
     """Returns the parser of the lengths command."""
-    parser = ArgumentParser(prog="typst-lit lengths", description=lengths.__doc__)
-    parser.add_argument("--data.path", required=True, type=str, help="Pairs: file, folder or hub data set.")
-    keep = {"template", "source", "on_invalid", "num_proc", "cache_dir"}
+    parser = SmallParser(prog="typst-lit lengths", description=lengths.__doc__)
+    keep = {"path", "template", "source", "on_invalid", "num_proc", "cache_dir"}
     others = set(inspect.signature(TypstDataModule).parameters) - keep
     parser.add_class_arguments(TypstDataModule, "data", skip=others, as_group=False)
     parser.add_argument("--model.base_model", type=str, default="Qwen/Qwen3-1.7B", help="Whose tokenizer counts.")
@@ -39,9 +60,7 @@ def lengths(args: Sequence[str]) -> None:
     load_plugins()
     parser = lengths_parser()
     config = parser.instantiate_classes(parser.parse_args(list(args)))
-    options = vars(config.data)
-    path = options.pop("path")
-    data = TypstDataModule(path=path, **options)
+    data = TypstDataModule(**vars(config.data))
     pairs = data.pairs()
     backbone = config.model.backbone or PretrainedBackbone()
     model = config.model

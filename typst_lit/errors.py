@@ -12,6 +12,10 @@ class UserError(Exception):
     """
 
 
+class UsageError(UserError):
+    """A command line or configuration that can't be understood: exit status 2."""
+
+
 def listing(items: Sequence[str], limit: int = 50) -> str:
     """Returns the items one a line, indented, the last line counting those beyond ``limit``."""
     lines = [f"  {item}" for item in items[:limit]]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from lightning.pytorch import Trainer
@@ -21,9 +21,9 @@ from typst_lit.callbacks.progress import progress_bar
 from typst_lit.callbacks.throughput import Throughput
 from typst_lit.callbacks.vram import VramProfile
 from typst_lit.callbacks.warmup import Warmup
-from typst_lit.commands import lengths_parser
+from typst_lit.commands import lengths_parser, parse_failure
 from typst_lit.data.datamodule import TypstDataModule
-from typst_lit.errors import UserError
+from typst_lit.errors import UsageError, UserError
 from typst_lit.model.backbones import compute_dtype
 from typst_lit.model.module import TypstModule
 from typst_lit.plugins import load_plugins
@@ -38,6 +38,13 @@ TRAINER_DEFAULTS = {
     "enable_model_summary": False,  # the module itself says how much is trained
     "precision": None,  # chosen from the device
 }
+
+
+class CommandParser(LightningArgumentParser):
+    """A parser whose errors are one message, not a page of usage."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        raise UsageError(parse_failure(message, self))
 
 
 class TypstCLI(LightningCLI):
@@ -56,6 +63,7 @@ class TypstCLI(LightningCLI):
             trainer_defaults=dict(TRAINER_DEFAULTS),
             seed_everything_default=42,
             auto_configure_optimizers=False,
+            parser_class=CommandParser,
             save_config_callback=SaveConfigCallback,
             save_config_kwargs={"overwrite": True},
             parser_kwargs={"prog": "typst-lit"},
@@ -105,41 +113,12 @@ class TypstCLI(LightningCLI):
         """A checkpoint holds no settings that would override the command line, so there is nothing to parse."""
 
     def before_instantiate_classes(self) -> None:
-        if self.command == "fit":
-            self._check_run_directory()
-
-    def _check_run_directory(self) -> None:
-        """Resolves ``--ckpt_path last`` and refuses to write over an adapter that is there already.
-
-        Raises:
-            UserError: naming the ways to go on.
-        """
         config = self.config[self.command]
         run = Path(config.run_dir)
-        last = run / "checkpoints" / LAST
         if config.ckpt_path:
-            path = last if config.ckpt_path == "last" else Path(config.ckpt_path)
-            if not path.is_file():
-                others = sorted(str(p.parent.parent) for p in run.parent.glob(f"*/checkpoints/{LAST}"))
-                there = f"Runs that have one: {', '.join(others)} (name it with --run_dir)." if others else (
-                    "Start without --ckpt_path."
-                )  # fmt: skip
-                raise UserError(f"--ckpt_path {config.ckpt_path}: there is no checkpoint {path}. {there}")
-            config.ckpt_path = str(path)
-            return
-        found = next((p.parent for p in sorted(run.glob("*/best/*.safetensors"))), None)
-        if found is None and not last.is_file():
-            return
-        ways = ["--run_dir ANOTHER   starts a new run beside it"]
-        if last.is_file():
-            ways.insert(0, "--ckpt_path last   goes on where that run stopped, with its optimizer")
-        if found is not None and found.parent.name == "adapter":
-            ways.insert(
-                0, f"--model.adapter_path {found} --run_dir ANOTHER   trains that adapter further, as a new run"
-            )
-        what = f"the adapter {found}" if found is not None else f"the unfinished run's checkpoint {last}"
-        options = "\n".join(f"  {way}" for way in ways)
-        raise UserError(f"{run} already holds {what}, which this run would overwrite. Choose:\n{options}")
+            config.ckpt_path = str(checkpoint_of(config.ckpt_path, run))
+        if self.command == "fit" and not (config.ckpt_path and Path(config.ckpt_path).is_relative_to(run)):
+            check_nothing_is_overwritten(run)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         given = self._get(self.config_init, "trainer")
@@ -174,6 +153,43 @@ class TypstCLI(LightningCLI):
     def predict(self, model: TypstModule, **kwargs: Any) -> None:
         """Runs the trainer's predict without collecting what the writer has put on the disk."""
         self.trainer.predict(model, return_predictions=False, **kwargs)
+
+
+def checkpoint_of(ckpt_path: str, run: Path) -> Path:
+    """Returns the checkpoint file that ``--ckpt_path`` means: ``last`` is that of the run directory.
+
+    Raises:
+        UserError: when there is none, naming the runs beside it that have one.
+    """
+    path = run / "checkpoints" / LAST if ckpt_path == "last" else Path(ckpt_path)
+    if path.is_file():
+        return path
+    others = sorted(str(p.parent.parent) for p in run.parent.glob(f"*/checkpoints/{LAST}"))
+    way_out = f"Runs that have one: {', '.join(others)} (name it with --run_dir)." if others else (
+        "It was stopped before the first one was saved; start without --ckpt_path."
+    )  # fmt: skip
+    raise UserError(f"--ckpt_path {ckpt_path}: there is no checkpoint {path}. {way_out}")
+
+
+def check_nothing_is_overwritten(run: Path) -> None:
+    """Refuses a run directory that holds the work of another run.
+
+    Raises:
+        UserError: naming the ways to go on.
+    """
+    last = run / "checkpoints" / LAST
+    found = next((p.parent for p in sorted(run.glob("*/best/*.safetensors"))), None)
+    if found is None and not last.is_file():
+        return
+    ways = ["--run_dir ANOTHER   starts a new run beside it"]
+    if last.is_file():
+        ways.insert(0, "--ckpt_path last   goes on where that run stopped, with its optimizer")
+    if found is not None:
+        flag = "--model.adapter_path" if found.parent.name == "adapter" else "--model.base_model"
+        ways.insert(0, f"{flag} {found} --run_dir ANOTHER   trains those weights further, as a new run")
+    what = f"the {found.parent.name} {found}" if found is not None else f"the unfinished run's checkpoint {last}"
+    options = "\n".join(f"  {way}" for way in ways)
+    raise UserError(f"{run} already holds {what}, which this run would overwrite. Choose:\n{options}")
 
 
 def default_precision(accelerator: Any) -> dict[str, Any]:

@@ -51,7 +51,8 @@ class AdapterCheckpoint(Checkpoint):
         if trainer.global_step == 0:
             return
         self._save(trainer, pl_module, "last", trainer.callback_metrics.get(self.monitor))
-        if self.best is None:  # nothing was validated: the last weights are the best known
+        # Nothing was validated, or the best was saved in another run's directory: the last are the best there are.
+        if not (self.directory(trainer, pl_module) / "best").is_dir():
             self._save(trainer, pl_module, "best", None)
         if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             log.info("Saved in %s: %s", self.directory(trainer, pl_module), _told(self.monitor, self.best))
@@ -66,12 +67,13 @@ class AdapterCheckpoint(Checkpoint):
         if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        epochs: Any = trainer.fit_loop.epoch_progress.current
         facts = {
             "base model": pl_module.base_model,
             "revision": pl_module.revision or "not pinned",
             "base weights in training": "4-bit NF4, double quantisation" if pl_module.use_4bit else "not quantised",
             "steps": trainer.global_step,
-            "epochs": trainer.current_epoch + (1 if trainer.fit_loop.epoch_loop.batch_progress.current.ready else 0),
+            "epochs": epochs.started,
             "learning rate": pl_module.learning_rate,
             "batch size": f"{data.batch_size} x {trainer.accumulate_grad_batches} x {trainer.world_size}",
             "max length": data.length_limit,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -67,18 +68,21 @@ def sync_directory(path: Path) -> None:
 class ResumableCheckpoint(Checkpoint):
     """Keeps ``checkpoints/last.ckpt`` in the run directory: trainable weights, optimizer, counters, order of the data.
 
-    It is written after every epoch (with its validation) and every so many optimizer steps, always when a step is
-    complete: no gradient of a half accumulated step is lost.
+    It is written after every epoch (with its validation), every so many optimizer steps, and when some minutes have
+    passed, always when a step is complete: no gradient of a half accumulated step is lost.
 
     Args:
         every_n_steps: optimizer steps from one to the next within an epoch.
+        every_minutes: save earlier where so many steps take longer than this.
     """
 
-    def __init__(self, every_n_steps: int = 20) -> None:
-        if every_n_steps < 1:
-            raise UserError(f"checkpoint.every_n_steps must be 1 or more, not {every_n_steps}.")
+    def __init__(self, every_n_steps: int = 20, every_minutes: float = 2.0) -> None:
+        if every_n_steps < 1 or every_minutes <= 0:
+            raise UserError("checkpoint.every_n_steps must be 1 or more, and checkpoint.every_minutes above 0.")
         self.every_n_steps = every_n_steps
+        self.every_minutes = every_minutes
         self._saved_at = 0
+        self._saved_time = 0.0
         self._after_validation = False
 
     @staticmethod
@@ -88,13 +92,21 @@ class ResumableCheckpoint(Checkpoint):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         trainer.strategy.checkpoint_io = AtomicCheckpointIO()
+        if trainer.is_global_zero:
+            for stale in self.path(trainer).parent.glob(f".{LAST}-*"):  # a save that was killed
+                stale.unlink(missing_ok=True)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._saved_at = trainer.global_step
+        self._saved_time = time.monotonic()
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
-        due = trainer.global_step % self.every_n_steps == 0 and trainer.global_step != self._saved_at
-        if not due:
+        if trainer.global_step == self._saved_at or trainer.fit_loop._should_accumulate():
+            return
+        long_ago = time.monotonic() - self._saved_time >= 60 * self.every_minutes
+        # Saving takes all processes, and their clocks differ: they have to agree.
+        due = trainer.strategy.reduce_boolean_decision(long_ago, all=False)
+        if not due and trainer.global_step % self.every_n_steps != 0:
             return
         # Resumed between a step and its validation, a run would leave the validation out: save after it instead.
         fit_loop = trainer.fit_loop
@@ -115,4 +127,5 @@ class ResumableCheckpoint(Checkpoint):
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         self._saved_at = trainer.global_step
+        self._saved_time = time.monotonic()
         trainer.save_checkpoint(self.path(trainer))

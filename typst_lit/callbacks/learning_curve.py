@@ -11,7 +11,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch.utils.tensorboard.summary import hparams
 
 log = logging.getLogger(__name__)
-STILL_FALLING = 0.01  # a last fall of more than this share of the loss is worth another epoch
+STILL_FALLING = 0.01  # a change of more than this share of the loss counts
 
 
 class EarlyStop(EarlyStopping):
@@ -26,6 +26,15 @@ class EarlyStop(EarlyStopping):
     def __init__(self, patience: int = 3, min_delta: float = 0.0, monitor: str = "val_loss") -> None:
         super().__init__(monitor=monitor, min_delta=min_delta, patience=patience, mode="min", strict=False)
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        patience = self.patience  # the command line's
+        super().load_state_dict(state_dict)
+        self.patience = patience
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.stopping_reason_message and trainer.is_global_zero:
+            log.warning("Stopped early: %s (--early_stopping.patience)", self.stopping_reason_message)
+
     def _validate_condition_metric(self, logs: dict[str, Any]) -> bool:
         return self.monitor in logs and super()._validate_condition_metric(logs)
 
@@ -38,12 +47,22 @@ class LearningCurve(Callback):
         self.points: list[tuple[float, float, float | None]] = []  # epochs done, val_loss, mean train_loss since
         self._train: list[float] = []
         self._settings_logged = False
+        self._first_step = 0
 
     def state_dict(self) -> dict[str, Any]:
         return {"points": self.points}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.points = [tuple(point) for point in state_dict["points"]]
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._first_step = trainer.global_step
+        if self._first_step and trainer.is_global_zero:
+            log.info("Resuming after step %d, in epoch %d.", self._first_step, trainer.current_epoch + 1)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.global_step == self._first_step and trainer.is_global_zero:
+            log.warning("There was nothing left to train: raise --trainer.max_epochs (or --trainer.max_steps).")
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
         if not trainer.fit_loop._should_accumulate() and "train_loss" in trainer.callback_metrics:
@@ -91,7 +110,7 @@ def reading(points: list[tuple[float, float, float | None]]) -> str:
         return f"{table}\nOne validation is no curve yet: train for more epochs to see where it goes."
     values = [value for _, value, _ in points]
     best = min(range(len(values)), key=values.__getitem__)
-    if best < len(points) - 1:
+    if values[-1] > values[best] * (1 + STILL_FALLING):
         epoch = points[best][0]
         rise = values[-1] - values[best]
         return (
@@ -99,6 +118,8 @@ def reading(points: list[tuple[float, float, float | None]]) -> str:
             f"adapter/best is from then. Stop there (--trainer.max_epochs {max(1, round(epoch))}), add data, or raise "
             "dropout or weight decay."
         )
+    if len(points) < 3 and values[-1] > values[0] * (1 - STILL_FALLING):
+        return f"{table}\nTwo values so near each other tell little: train longer, or raise the learning rate."
     fall = (values[-2] - values[-1]) / abs(values[-2]) if values[-2] else 0.0
     if fall > STILL_FALLING:
         return (

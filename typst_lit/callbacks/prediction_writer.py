@@ -116,7 +116,7 @@ class PredictionWriter(BasePredictionWriter):
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert self._file is not None
         cut = f", {self._cut_off} of them cut off at the token limit" if self._cut_off else ""
-        log.info("%d documents in %s, as .typ files in %s%s.", self._file.count, self._file.path, self._directory, cut)
+        log.info("Documents: %d in %s, as .typ files in %s%s.", self._file.count, self._file.path, self._directory, cut)
 
 
 class JsonListFile:
@@ -176,4 +176,4 @@ def _making(pl_module: Any, data: Any) -> dict[str, Any]:
 def _file_name(index: int, record: dict[str, Any]) -> str:
     title = str(record.get("project_title") or next((v for v in record.values() if isinstance(v, str)), ""))
     slug = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")[:40].strip("-")
-    return f"{index + 1:04d}-{slug}.typ" if slug else f"{index + 1:04d}.typ"
+    return f"{index:04d}-{slug}.typ" if slug else f"{index:04d}.typ"

@@ -47,8 +47,11 @@ class LineProgress(ProgressBar):
         if self._due() or step in (self._first_step + 1, total):
             values = trainer.callback_metrics
             shown = [f"{name} {float(values[name]):.4g}" for name in ("train_loss", "tokens_per_s") if name in values]
-            left = (time.monotonic() - self._started) / max(1, step - self._first_step) * (total - step)
-            self._line(f"step {step}/{total}, epoch {trainer.current_epoch + 1}", *shown, f"about {_clock(left)} left")
+            if total != float("inf"):
+                left = (time.monotonic() - self._started) / max(1, step - self._first_step) * (total - step)
+                shown.append(f"about {_clock(left)} left")
+            of_all = "" if total == float("inf") else f"/{total}"
+            self._line(f"step {step}{of_all}, epoch {trainer.current_epoch + 1}", *shown)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         values = trainer.callback_metrics

@@ -11,7 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 class Throughput(Callback):
     """Logs ``tokens_per_s``: real tokens, without padding, a second and optimizer step, over all processes.
 
-    Time spent in validation and in writing checkpoints does not count.
+    Time spent in validation does not count.
     """
 
     def __init__(self) -> None:

@@ -143,7 +143,11 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def advice(trainer: Any, module: Any) -> str:
     """Returns what to lower when memory runs out, the most useful and least harmful first, each as its flags."""
-    data, adapter = trainer.datamodule, module.adapter
+    data, adapter = trainer.datamodule, None if module.adapter_path else module.adapter
+    if trainer.state.fn != "fit":
+        return f"Out of memory. Lower --data.eval_batch_size (now {getattr(data, 'eval_batch_size', 1)}) to 1" + (
+            ", then --model.generation.max_tokens." if trainer.state.fn == "predict" else ", then --data.max_length."
+        )
     batch, accumulation = getattr(data, "batch_size", 1), trainer.accumulate_grad_batches
     length, rank = getattr(data, "length_limit", None) or 0, getattr(adapter, "r", 0)
     few = {"q_proj", "v_proj"}
@@ -155,7 +159,7 @@ def advice(trainer: Any, module: Any) -> str:
         ),
         (lambda: not module.gradient_checkpointing, "--model.gradient_checkpointing true", "activations recomputed"),
         (
-            lambda: not module.use_4bit and adapter is not None,
+            lambda: not module.use_4bit and (adapter is not None or module.adapter_path is not None),
             "--model.use_4bit true",
             "base weights a quarter the size",
         ),

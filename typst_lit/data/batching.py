@@ -78,9 +78,10 @@ class LengthGroupedSampler(Sampler[list[int]]):
         lengths: (N,) tokens of each example.
         batch_size: examples a batch and process.
         seed: decides the order.
-        shuffle: False keeps the examples in order of length, for evaluation.
+        shuffle: False orders the examples by length, the longest first, for evaluation.
         rank: which of the ``world_size`` processes this is; each takes every ``world_size``-th batch.
-        world_size: number of processes. The last batches are repeated from the first where they don't come out even.
+        world_size: number of processes. The first batches are repeated where the last don't come out even; in
+            evaluation these count twice.
         epoch: tells the epoch whenever an iteration starts.
         start: epoch and number of batches in it that are done already.
     """
@@ -117,7 +118,7 @@ class LengthGroupedSampler(Sampler[list[int]]):
         """Returns this process's batches of indices in the order of the epoch."""
         count = len(self.lengths)
         if not self.shuffle:
-            order = np.argsort(self.lengths, kind="stable")
+            order = np.argsort(-self.lengths, kind="stable")
             batches = np.array_split(order, range(self.batch_size, count, self.batch_size))
         else:
             generator = np.random.default_rng([self.seed, epoch])

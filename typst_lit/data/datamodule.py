@@ -171,19 +171,21 @@ class TypstDataModule(LightningDataModule):
         if fn == TrainerFn.PREDICTING:
             self._tables = {"predict": self._read(self.predict_path, "predict_path", needs_reference=False)}
             return
-        records = self._read_pairs(test=fn == TrainerFn.TESTING)
+        records = self._read_pairs(fn)
         encoded = {name: self._encode(table) for name, table in records.items()}
-        if self.val_path is None and "val" in encoded:
+        if {"train", "val"} <= encoded.keys():
             self._warn_of_leaks(encoded["train"], encoded["val"])
         longest = max(int(column(table, "length").max()) for table in encoded.values())
         self.length_limit = min(longest, self.max_length_cap) if self.max_length == "auto" else self.max_length
         policy = LengthPolicy(self.length_limit, self.overlong, self.truncate)
         self._tables = {name: policy.apply(name, table, self.encoder) for name, table in encoded.items()}
 
-    def _read_pairs(self, test: bool) -> dict[str, Dataset]:
+    def _read_pairs(self, fn: TrainerFn | str | None) -> dict[str, Dataset]:
         """Reads and checks every record before anything else is loaded, and splits them."""
-        if test and self.test_path is not None:
+        if fn == TrainerFn.TESTING and self.test_path is not None:
             return {"test": self._read(self.test_path, "test_path")}
+        if fn != TrainerFn.FITTING and self.val_path is not None:
+            return {"val": self._read(self.val_path, "val_path")}
         table = self.pairs()
         if self.val_path is not None:
             return {"train": table, "val": self._read(self.val_path, "val_path")}
@@ -246,7 +248,7 @@ class TypstDataModule(LightningDataModule):
     def _warn_of_leaks(self, train: Dataset, val: Dataset) -> None:
         share = len(val) / (len(train) + len(val))
         log.info("Held out for validation: %d of %d records (%.0f %%).", len(val), len(train) + len(val), 100 * share)
-        if share > max(0.3, 2 * self.val_fraction):
+        if self.val_path is None and share > max(0.3, 2 * self.val_fraction):
             log.warning(
                 "Whole groups are held out, so validation has %.0f %% of the records where %.0f %% were asked for. "
                 "More groups, or --data.val_path, give a finer split.", 100 * share, 100 * self.val_fraction,
@@ -342,8 +344,10 @@ class TypstDataModule(LightningDataModule):
         trainer = self.trainer
         if trainer is None or "train" not in self._tables:
             return {}
-        progress: Any = trainer.fit_loop.epoch_loop.batch_progress.total
-        epoch, batch = divmod(progress.processed, max(1, int(trainer.num_training_batches)))
+        loop: Any = trainer.fit_loop
+        epoch, batch = loop.epoch_progress.current.started - 1, loop.epoch_loop.batch_progress.current.processed
+        if batch >= trainer.num_training_batches:
+            epoch, batch = epoch + 1, 0
         return {"epoch": epoch, "batch": batch, "order": self._order_key()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -355,9 +359,8 @@ class TypstDataModule(LightningDataModule):
         if self._resume_order is not None and self._resume_order != self._order_key():
             log.warning(
                 "The data, its lengths, the batch size or the number of processes changed since the checkpoint: "
-                "the order of this epoch's samples starts anew, and some may be seen twice."
+                "this epoch goes on in another order, and some samples may be seen twice in it or not at all."
             )
-            return self._resume_from[0], 0
         return self._resume_from
 
 

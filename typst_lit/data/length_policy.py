@@ -54,11 +54,18 @@ class LengthPolicy:
         done = "They are dropped"
         if self.overlong == "truncate":
             shorter = self._truncated(table.select(over), encoder)
-            what = "their text shortened" if self.truncate == "text" else "their completion cut, without an end token"
-            lost = len(over) - len(shorter)
-            done = f"{len(shorter)} have {what}; {lost} are dropped because no label would be left"
+            saved = set(shorter["origin"])
+            places = [f"{place}{'' if place.rpartition(':')[0] in saved else ', dropped'}" for place in places]
+            what, why = (
+                ("their text shortened", "their completion alone does not fit")
+                if self.truncate == "text"
+                else ("their completion cut, without an end token", "no label would be left")
+            )
+            done = f"{len(saved)} have {what}; {len(over) - len(saved)} are dropped because {why}"
             kept = concatenate_datasets([kept, shorter]) if len(shorter) else kept
-        log.warning("%s. %s. --data.max_length %d would keep all whole.\n%s", told, done, longest, listing(places, 10))
+        log.warning(
+            "%s. %s. --data.max_length %d would keep all whole.\n%s", told, done, longest, listing(places, 1000)
+        )
         if not len(kept):
             raise UserError(
                 f"no {name} sample is left: all {len(table)} are longer than {self.limit} tokens. "

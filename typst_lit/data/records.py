@@ -99,6 +99,8 @@ def _text(value: object, blank_allowed: bool) -> tuple[str, str | None]:
         return "", f"must be text, not {type_name(value)}"
     if not blank_allowed and not value.strip():
         return "", "is blank"
+    if "\0" in value:
+        return "", f"holds a NUL character at {value.index(chr(0))}: remove it"
     try:
         value.encode("utf-8")
     except UnicodeEncodeError as error:

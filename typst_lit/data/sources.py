@@ -268,13 +268,13 @@ def _list_rows(file: Path, stream: BinaryIO) -> Iterator[Row]:
         if not index:
             yield Row(str(file), fault="holds an empty list: it must hold at least one record")
     except UnicodeDecodeError as error:
-        yield Row(str(file), fault=f"{_not_utf8(error, None)}, after record {index - 1}")
+        line += text.count("\n", at) + error.object[: error.start].count(b"\n")
+        yield Row(str(file), fault=_not_utf8(error, line))
     except (ValueError, RecursionError) as error:
         reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
         rest = f"; nothing after record {index - 1} could be read" if index else ""
         yield Row(f"{file}, {here()}", fault=f"is not valid JSON: {reason}{rest}")
 
 
-def _not_utf8(error: UnicodeDecodeError, line: int | None) -> str:
-    place = f" (line {line})" if line else ""
-    return f"is not UTF-8 text{place}: byte 0x{error.object[error.start]:02x} is not allowed there; save it as UTF-8"
+def _not_utf8(error: UnicodeDecodeError, line: int) -> str:
+    return f"is not UTF-8 text (line {line}): byte 0x{error.object[error.start]:02x} can't be there; save it as UTF-8"

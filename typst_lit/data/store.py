@@ -58,7 +58,7 @@ def load_records(
     counts = f"{len(bad)} of {len(table)} records can't be used"
     if on_invalid == "error" or faulty.all():
         way_out = "" if faulty.all() else ", or leave them out with --data.on_invalid skip"
-        raise UserError(f"{counts}:\n{listing(faults, limit=1000)}\nMend them{way_out}.")
+        raise UserError(f"{counts}:\n{listing(faults, limit=len(faults))}\nMend them{way_out}.")
     log.warning("%s and are left out:\n%s", counts, listing(faults))
     return table.select(np.flatnonzero(~faulty))
 

@@ -24,6 +24,7 @@ TARGET_PRESETS: dict[str, list[str]] = {
     "attention": ATTENTION,
     "attention+mlp": [*ATTENTION, "gate_proj", "up_proj", "down_proj"],
 }  # "all-linear" is PEFT's own: every linear layer but the head
+PISSA_HINT = " PiSSA starts from weights that are not quantised: use --model.use_4bit false."
 TEMPLATE_FILE = "typst_lit.json"
 CARD_FILE = "README.md"
 
@@ -43,10 +44,7 @@ def attach_adapter(model: PreTrainedModel, config: PeftConfig) -> PeftModel:
     try:
         return get_peft_model(model, config)
     except (ValueError, TypeError, NotImplementedError) as error:
-        hint = (
-            " PiSSA and its kin start from 16-bit weights: use --model.use_4bit false." if "PiSSA" in str(error) else ""
-        )
-        raise UserError(f"model.adapter: {error}{hint}") from error
+        raise UserError(f"model.adapter: {error}{PISSA_HINT if 'PiSSA' in str(error) else ''}") from error
 
 
 def _checked_targets(model: nn.Module, targets: Any, option: str) -> Any:
@@ -77,6 +75,8 @@ def load_adapter(model: PreTrainedModel, directory: str | Path, trainable: bool)
     try:
         return PeftModel.from_pretrained(model, str(path), is_trainable=trainable)
     except (RuntimeError, ValueError, TypeError) as error:
+        if "PiSSA" in str(error):
+            raise UserError(f"model.adapter_path {path}: {error}{PISSA_HINT}") from error
         made_for = adapter_base(path) or "another model"
         raise UserError(
             f"model.adapter_path {path}: the adapter does not fit the base model "
@@ -145,9 +145,13 @@ def save_weights(
     reader, or a crash, finds the old weights or the new ones, never half of either.
     """
     directory.mkdir(parents=True, exist_ok=True)
+    for stale in directory.parent.glob(f".{directory.name}-*"):  # a save that was killed
+        shutil.rmtree(stale, ignore_errors=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
+    # Left to itself, PEFT asks the hub at every save whether the frozen embeddings should be saved too.
+    options = {"save_embedding_layers": False} if isinstance(model, PeftModel) else {}
     try:
-        model.save_pretrained(str(scratch))  # type: ignore[operator]
+        model.save_pretrained(str(scratch), **options)  # type: ignore[operator]
         tokenizer.save_pretrained(str(scratch))
         about = {"template": template.describe()}
         (scratch / TEMPLATE_FILE).write_text(json.dumps(about, indent=2) + "\n", "utf-8")

@@ -16,6 +16,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.integrations import sdpa_attention
 
 from typst_lit.errors import UserError
 
@@ -40,6 +41,16 @@ def keep_differentiable(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, Linear4bit):
             module.support_avx512bf16_for_cpu = False
+
+
+def repeat_keys_on_old_gpus(device: torch.device) -> None:
+    """Keeps attention from holding length x length scores on GPUs before Ampere.
+
+    There, torch has no fused kernel for grouped keys and values: asked for one, as transformers does wherever there is
+    no mask, it takes the plain one. With keys and values repeated, the memory-efficient kernel serves.
+    """
+    if device.type == "cuda" and torch.cuda.get_device_capability(device)[0] < 8:
+        sdpa_attention.use_gqa_in_sdpa = lambda *args, **kwargs: False
 
 
 class Backbone(ABC):
@@ -71,6 +82,7 @@ class PretrainedBackbone(Backbone):
     def load_model(
         self, name: str, revision: str | None, trust_remote_code: bool, use_4bit: bool, device: torch.device
     ) -> PreTrainedModel:
+        repeat_keys_on_old_gpus(device)
         dtype = compute_dtype(device)
         quantization = None
         if use_4bit:

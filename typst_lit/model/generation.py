@@ -106,6 +106,7 @@ def generate(
         eos_token_id=ends,
         pad_token_id=pad,
         use_cache=True,
+        repetition_penalty=1.0,  # else the model's own default would come in; ours is a processor, below
         **(sampling if settings.temperature > 0 else {}),
     )
     processors = LogitsProcessorList()

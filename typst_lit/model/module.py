@@ -107,7 +107,7 @@ class TypstModule(LightningModule):
         self.warmup_steps = 0  # set by the warm-up callback, which knows how long the run is
         self.strict_loading = False  # a checkpoint holds the trainable weights only; on_load_checkpoint checks those
         self.model: Any = None  # PreTrainedModel, with an adapter PeftModel; loaded by configure_model
-        self.eval_loss = MeanMetric()
+        self.eval_loss = MeanMetric(nan_strategy="disable")  # a sample that overflows must show
         self._window: list[tuple[Tensor, Tensor, list[str]]] = []  # loss sum, tokens and origins of each micro-batch
 
     # Set-up
@@ -136,15 +136,19 @@ class TypstModule(LightningModule):
         )
         training = self._fitting
         if saved:
+            log.info("Adapter: %s", saved)
             self.model = load_adapter(model, saved, trainable=training)
         elif self.adapter is not None:
             if not training:
                 log.warning("No adapter is given (--model.adapter_path): %s answers untrained.", self.base_model)
             self.model = attach_adapter(model, self.adapter)
         else:
-            self.model = model.float() if training else model  # 16-bit weights would lose small updates
+            self.model = model
         if training:
             keep_differentiable(self.model)
+            for parameter in self.model.parameters():
+                if parameter.requires_grad:  # PEFT leaves modules_to_save and the like in 16 bits
+                    parameter.data = parameter.data.float()
             if self.gradient_checkpointing:
                 if saved is None and isinstance(self.adapter, PrefixTuningConfig):
                     raise UserError(
@@ -234,6 +238,10 @@ class TypstModule(LightningModule):
 
     def _stop_at_non_finite(self, losses: list[float], norm: float, origins: list[list[str]]) -> None:
         guilty = [names for loss, names in zip(losses, origins, strict=True) if not math.isfinite(loss)]
+        if self.trainer.world_size > 1:
+            everywhere: list[Any] = [None] * self.trainer.world_size
+            torch.distributed.all_gather_object(everywhere, guilty)
+            guilty = [names for process in everywhere for names in process]
         what = "the loss" if guilty else f"the gradient norm ({norm})"
         named = "\n".join(f"  {name}" for names in guilty or origins for name in names)
         raise UserError(
@@ -307,9 +315,9 @@ class TypstModule(LightningModule):
         Raises:
             UserError: when it was made with another adapter configuration.
         """
-        ours = {name: p.shape for name, p in self.named_parameters() if p.requires_grad}
         theirs = {name: value.shape for name, value in checkpoint["state_dict"].items()}
-        if ours != theirs and self._fitting:
+        ours = {n: p.shape for n, p in self.named_parameters() if (p.requires_grad if self._fitting else n in theirs)}
+        if ours != theirs:
             odd = sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
             name = odd[0]
             raise UserError(

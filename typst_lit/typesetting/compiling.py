@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 CHILD = """
-import sys, typst
+import resource, sys
+resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))
+import typst
 root = sys.argv[1]
 source = sys.stdin.buffer.read()
 try:
@@ -34,7 +36,7 @@ class CompileResult:
 
 
 def compile_source(source: str, timeout_s: float = 10.0) -> CompileResult:
-    """Compiles one document. It can read nothing but the source, and is killed at the time limit."""
+    """Compiles one document in a process with an empty root folder, a memory limit of 4 GiB and a time limit."""
     with tempfile.TemporaryDirectory() as root:
         try:
             child = subprocess.run(
