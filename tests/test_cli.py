@@ -33,6 +33,24 @@ def test_unknown_option_fails_without_a_traceback(run) -> None:
     assert "data.batchsize" in result.err and "Traceback" not in result.err
 
 
+def test_an_unknown_option_suggests_the_nearest_and_prints_no_usage_page(run, tmp_path) -> None:
+    result = run("fit", "--data.batchsize", 3)
+    assert "--data.batch_size" in result.err and len(result.err.splitlines()) < 8
+    config = tmp_path / "bad.yaml"
+    config.write_text("data: {batchsize: 3}")
+    result = run("fit", "--config", config)
+    assert result.status == 2 and "batchsize" in result.err and len(result.err.splitlines()) < 12
+
+
+def test_a_folder_that_cannot_be_written_is_one_message(run, tmp_path) -> None:
+    (tmp_path / "file").write_text("")
+    result = run(
+        "predict", "--data.predict_path", tmp_path / "new.json", "--run_dir", tmp_path / "file" / "run",
+        "--model.base_model", "/nowhere",
+    )  # fmt: skip
+    assert result.status == 1 and "Traceback" not in result.err
+
+
 def test_completion_script_knows_commands_and_options(run, tmp_path) -> None:
     script = tmp_path / "completion.sh"
     result = run("completion", "bash")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import signal
 import subprocess
 import sys
 
@@ -178,6 +180,62 @@ def test_resuming_what_is_not_there(run, fit_args, tmp_path) -> None:
     assert run(*fit_args, "--trainer.max_steps", 1).status == 0
     result = run(*fit_args, "--run_dir", tmp_path / "other", "--ckpt_path", "last")
     assert result.status == 1 and str(tmp_path / "run") in result.err  # the run that has one
+
+
+def test_a_checkpoint_of_another_run_does_not_lift_the_overwrite_check(run, fit_args, tmp_path) -> None:
+    assert run(*fit_args, "--trainer.max_steps", 1).status == 0
+    assert run(*fit_args, "--trainer.max_steps", 1, "--run_dir", tmp_path / "other").status == 0
+    result = run(*fit_args, "--ckpt_path", tmp_path / "other/checkpoints/last.ckpt")
+    assert result.status == 1 and "would overwrite" in result.err
+
+
+def test_a_finished_run_says_that_nothing_is_left(run, fit_args) -> None:
+    assert run(*fit_args).status == 0
+    again = run(*fit_args, "--ckpt_path", "last")
+    assert again.status == 0 and "nothing left to train" in again.err
+
+
+def test_early_stopping_follows_the_command_line_when_resumed(run, fit_args) -> None:
+    flags = ["--early_stopping.min_delta", 10, "--early_stopping.patience"]
+    assert run(*fit_args, *flags, 9).status == 0
+    resumed = run(*fit_args, *flags, 2, "--ckpt_path", "last", "--trainer.max_epochs", 9)
+    assert resumed.status == 0 and "Stopped early" in resumed.err, resumed.err
+    assert "step 12/36" in resumed.err or "validation at step 12" in resumed.err
+    assert "validation at step 16" not in resumed.err
+
+
+def test_a_changed_batch_size_is_said_when_resuming(run, fit_args) -> None:
+    assert run(*fit_args).status == 0
+    result = run(*fit_args, "--ckpt_path", "last", "--trainer.max_epochs", 4, "--data.batch_size", 4)
+    assert result.status == 0 and "goes on in another order" in result.err, result.err
+
+
+def test_ctrl_c_says_how_to_go_on(fit_args) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "typst_lit", *map(str, fit_args), "--trainer.max_epochs", "100000"],
+        stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith("validation at step 8"):
+            break
+    process.send_signal(signal.SIGINT)
+    rest = process.stderr.read()
+    assert process.wait() == 130
+    assert "--ckpt_path last" in rest and "Traceback" not in rest
+
+
+def test_validate_can_use_a_checkpoint_and_never_ignores_one(run, fit_args) -> None:
+    args = [*fit_args, "--model.learning_rate", 1e-2]
+    fitted = run(*args)
+    assert fitted.status == 0
+    loss = re.findall(r"val_loss (\d+\.\d+)", fitted.err)[1]
+    measured = run("validate", *args[1:], "--ckpt_path", "last")
+    assert measured.status == 0 and "│" in measured.out
+    found = float(re.findall(r"val_loss[^\d]+(\d+\.\d+)", measured.out)[0])
+    assert found == pytest.approx(float(loss), abs=2e-3)  # evaluation uses the faster, rounder 4-bit kernel
+    missing = run("validate", *args[1:], "--run_dir", "nowhere", "--ckpt_path", "last")
+    assert missing.status == 1 and "there is no checkpoint" in missing.err
 
 
 def test_resuming_with_another_adapter_says_so(run, fit_args) -> None:

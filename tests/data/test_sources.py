@@ -92,6 +92,11 @@ def test_each_fault_has_its_own_message(tmp_path, name, content, message) -> Non
     assert message in faults[0].fault and name in faults[0].origin
 
 
+def test_a_byte_that_is_not_utf8_is_placed(tmp_path) -> None:
+    (row,) = [row for row in rows(write(tmp_path / "bad.json", b'[\n{"a": 1},\n{"a": "\xff"}]')) if row.fault]
+    assert "(line 3)" in row.fault and "0xff" in row.fault
+
+
 def test_a_broken_line_does_not_hide_the_others(tmp_path) -> None:
     found = rows(write(tmp_path / "lines.jsonl", '{"a": 1}\n{"a": \n{"a": 3}'))
     assert [row.value for row in found] == [{"a": 1}, None, {"a": 3}]

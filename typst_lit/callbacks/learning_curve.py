@@ -47,7 +47,7 @@ class LearningCurve(Callback):
         self.points: list[tuple[float, float, float | None]] = []  # epochs done, val_loss, mean train_loss since
         self._train: list[float] = []
         self._settings_logged = False
-        self._first_step = 0
+        self._trained = False
 
     def state_dict(self) -> dict[str, Any]:
         return {"points": self.points}
@@ -56,15 +56,11 @@ class LearningCurve(Callback):
         self.points = [tuple(point) for point in state_dict["points"]]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._first_step = trainer.global_step
-        if self._first_step and trainer.is_global_zero:
-            log.info("Resuming after step %d, in epoch %d.", self._first_step, trainer.current_epoch + 1)
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.global_step == self._first_step and trainer.is_global_zero:
-            log.warning("There was nothing left to train: raise --trainer.max_epochs (or --trainer.max_steps).")
+        if trainer.global_step and trainer.is_global_zero:
+            log.info("Resuming after step %d, in epoch %d.", trainer.global_step, trainer.current_epoch + 1)
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
+        self._trained = True
         if not trainer.fit_loop._should_accumulate() and "train_loss" in trainer.callback_metrics:
             self._train.append(float(trainer.callback_metrics["train_loss"]))
 
@@ -92,7 +88,9 @@ class LearningCurve(Callback):
             logger.experiment.file_writer.add_summary(summary)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.is_global_zero and self.points:
+        if not self._trained and trainer.is_global_zero:
+            log.warning("There was nothing left to train: raise --trainer.max_epochs (or --trainer.max_steps).")
+        elif trainer.is_global_zero and self.points:
             log.info("%s", reading(self.points))
 
 
