@@ -44,6 +44,17 @@ class KillWhilePredicting(Callback):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
+class PoisonAtBatch(Callback):
+    """Makes the model's output NaN from one training batch on, counted from 0."""
+
+    def __init__(self, batch: int) -> None:
+        self.batch = batch
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if batch_idx == self.batch:
+            pl_module.model.get_output_embeddings().weight.data[0] = float("nan")
+
+
 class OutOfMemory(Callback):
     """Raises what torch raises when a GPU is full."""
 

@@ -125,6 +125,18 @@ def test_killed_and_resumed_equals_never_stopped(
     assert [point[:2] for point in curves[0]["points"]] == [point[:2] for point in curves[1]["points"]]
 
 
+def test_a_loss_that_is_not_finite_leaves_the_last_good_checkpoint(run, fit_args, tmp_path) -> None:
+    stopped = run(*fit_args, "--checkpoint.every_n_steps", 1, *callback("PoisonAtBatch", batch=2))
+    assert stopped.status == 1 and "Traceback" not in stopped.err
+    assert "not finite at step 2" in stopped.err and "record" in stopped.err and "--ckpt_path last" in stopped.err
+    path = tmp_path / "run/checkpoints/last.ckpt"
+    checkpoint = torch.load(path, weights_only=True)
+    assert checkpoint["global_step"] == 2
+    assert all(value.isfinite().all() for value in checkpoint["state_dict"].values())
+    resumed = run(*fit_args, "--ckpt_path", path.resolve())
+    assert resumed.status == 0 and "Resuming after step 2" in resumed.err, resumed.err
+
+
 def test_slow_steps_are_saved_by_the_clock(run, fit_args, tmp_path) -> None:
     stopped = outside(
         *fit_args, "--checkpoint.every_n_steps", 1000, "--checkpoint.every_minutes", 1e-6,

@@ -117,7 +117,9 @@ class TypstCLI(LightningCLI):
         run = Path(config.run_dir)
         if config.ckpt_path:
             config.ckpt_path = str(checkpoint_of(config.ckpt_path, run))
-        if self.command == "fit" and not (config.ckpt_path and Path(config.ckpt_path).is_relative_to(run)):
+        if self.command == "fit" and not (
+            config.ckpt_path and Path(config.ckpt_path).resolve().is_relative_to(run.resolve())
+        ):
             check_nothing_is_overwritten(run)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
