@@ -33,7 +33,7 @@ demo: $(VENV)/ready ## fit and predict on sample records, offline and without a 
 	  --model.base_model $(RUN)/base/model/best --model.adapter_path $(RUN)/adapter \
 	  --model.generation.temperature 0 --model.generation.repetition_penalty 1 --model.generation.max_tokens 700
 	@echo "== 4. Typst source to PDF"
-	$(BIN)/python -m typst_lit.typesetting.compiling $(RUN)/adapter/predictions
+	$(BIN)/typst-lit compile $(RUN)/adapter/predictions
 	@echo "The curves: $(BIN)/tensorboard --logdir $(RUN)"
 
 test: $(VENV)/ready lint type ## check style and types, run the tests

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import sys
@@ -21,16 +22,11 @@ def _train(command: str) -> Callable[[Sequence[str]], None]:
     return run
 
 
-def _lengths(args: Sequence[str]) -> None:
-    from typst_lit import commands
+def _small(module: str) -> Callable[[Sequence[str]], None]:
+    def run(args: Sequence[str]) -> None:
+        importlib.import_module(f"typst_lit.commands.{module}").run(args)
 
-    commands.lengths(args)
-
-
-def _completion(args: Sequence[str]) -> None:
-    from typst_lit import commands
-
-    commands.completion(args)
+    return run
 
 
 COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], None]]] = {
@@ -38,8 +34,10 @@ COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], None]]] = {
     "validate": ("measure the loss on held-out pairs", _train("validate")),
     "test": ("measure the loss, and metrics of the generated sources, on test pairs", _train("test")),
     "predict": ("turn records into Typst source", _train("predict")),
-    "lengths": ("show how long the samples are and what a maximum length would cost", _lengths),
-    "completion": ("print the shell completion script (bash, zsh, fish, tcsh)", _completion),
+    "lengths": ("show how long the samples are and what a maximum length would cost", _small("lengths")),
+    "compile": ("turn Typst files into PDFs, safely", _small("compile")),
+    "doctor": ("show what this machine can run", _small("doctor")),
+    "completion": ("print the shell completion script (bash, zsh, fish, tcsh)", _small("completion")),
 }
 
 

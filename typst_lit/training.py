@@ -21,7 +21,9 @@ from typst_lit.callbacks.progress import progress_bar
 from typst_lit.callbacks.throughput import Throughput
 from typst_lit.callbacks.vram import VramProfile
 from typst_lit.callbacks.warmup import Warmup
-from typst_lit.commands import lengths_parser, parse_failure
+from typst_lit.commands import compile as compile_command
+from typst_lit.commands import doctor, lengths
+from typst_lit.commands.parsing import parse_failure
 from typst_lit.data.datamodule import TypstDataModule
 from typst_lit.errors import UsageError, UserError
 from typst_lit.model.backbones import compute_dtype
@@ -79,7 +81,8 @@ class TypstCLI(LightningCLI):
     def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
         super()._add_subcommands(parser, **kwargs)
         if not self.command:  # for shell completion: it should know the small commands as well
-            parser._subcommands_action.add_subcommand("lengths", lengths_parser())  # type: ignore[union-attr]
+            for name, module in (("lengths", lengths), ("compile", compile_command), ("doctor", doctor)):
+                parser._subcommands_action.add_subcommand(name, module.parser())  # type: ignore[union-attr]
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--run_dir", type=str, default="runs/default", help="Where everything of the run is kept.")

@@ -1,76 +1,350 @@
-"""Compiling Typst source that a model wrote: in a child process, with an empty folder as its root and a time limit.
-
-    python -m typst_lit.typesetting.compiling FOLDER
-
-compiles every ``.typ`` file of a folder to a PDF beside it.
-"""
+"""Compiling Typst source that a model wrote: in child processes that can do no harm, and are killed in time."""
 
 from __future__ import annotations
 
+import contextlib
+import itertools
+import json
+import logging
+import os
+import queue
+import signal
+import socket
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
-CHILD = """
-import resource, sys
-resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))
-import typst
-root = sys.argv[1]
-source = sys.stdin.buffer.read()
-try:
-    sys.stdout.buffer.write(typst.compile(source, root=root, package_path=root, package_cache_path=root))
-except typst.TypstError as error:
-    sys.exit(str(error))
-"""
+from typst_lit.errors import UserError
+from typst_lit.typesetting.results import CompileResult, Diagnostic, PageText
+
+log = logging.getLogger(__name__)
+COMPILES_A_WORKER = 1000  # then a fresh one takes its place: the compiler's cache and its counters only ever grow
+START_UP_S = 60.0  # a worker that has not come up by then never will
+LARGEST_MESSAGE = 1 << 31
+_UNKNOWN_FONT = "unknown font family: "
 
 
-@dataclass(frozen=True)
-class CompileResult:
-    """What came of a source: a PDF, or the reason why there is none."""
+class Typesetter:
+    """A pool of processes that compile documents.
 
-    ok: bool
-    pdf: bytes
-    reason: str
+    Each process gives up network and privileges where the system allows it, may use so much memory, sees an empty
+    folder, and is killed when a document takes too long. A process that dies takes no other document with it.
+    Processes start with the first document and end with `close`, or when the object is no longer used.
 
+    Args:
+        workers: how many documents are compiled at a time; by default as many as there are cores.
+        timeout_s: longest time a document may take, in seconds.
+        memory_mib: most memory (address space) a process may have.
+        max_pages: most pages of a document.
+        max_page_pt: longest side of a page, in points (A0 has 3370).
+        max_pdf_mib: largest PDF.
+        max_source_mib: largest source.
+        assets_dir: folder of the files that documents name; pictures that are not there get a grey stand-in.
+        font_paths: folders of further fonts.
+        normalize_paths: read a backslash in a path as a slash. Typst refuses it.
+    """
 
-def compile_source(source: str, timeout_s: float = 10.0) -> CompileResult:
-    """Compiles one document in a process with an empty root folder, a memory limit of 4 GiB and a time limit."""
-    with tempfile.TemporaryDirectory() as root:
+    def __init__(
+        self,
+        workers: int | None = None,
+        timeout_s: float = 10.0,
+        memory_mib: int = 2048,
+        max_pages: int = 500,
+        max_page_pt: float = 5000.0,
+        max_pdf_mib: int = 64,
+        max_source_mib: int = 4,
+        assets_dir: str | None = None,
+        font_paths: Sequence[str] = (),
+        normalize_paths: bool = False,
+    ) -> None:
+        for name, value, least in (
+            ("workers", 1 if workers is None else workers, 1), ("timeout_s", timeout_s, 0.1),
+            ("memory_mib", memory_mib, 512), ("max_pages", max_pages, 1), ("max_page_pt", max_page_pt, 1),
+            ("max_pdf_mib", max_pdf_mib, 1), ("max_source_mib", max_source_mib, 1),
+        ):  # fmt: skip
+            if value < least:
+                raise UserError(f"typesetting.{name} must be {least} or more, not {value}.")
+        for name, folder in [("assets_dir", assets_dir)] * bool(assets_dir) + [("font_paths", f) for f in font_paths]:
+            if not Path(str(folder)).is_dir():
+                raise UserError(f"typesetting.{name}: there is no folder {folder}.")
+        self.workers = workers or len(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else [0, 0])
+        self.timeout_s = timeout_s
+        self.max_source_mib = max_source_mib
+        self.font_paths = [str(Path(path).resolve()) for path in font_paths]
+        self._settings = {
+            "memory_mib": memory_mib, "max_pages": max_pages, "max_page_pt": max_page_pt, "max_pdf_mib": max_pdf_mib,
+            "assets_dir": str(Path(assets_dir).resolve()) if assets_dir else None,
+            "font_paths": self.font_paths, "normalize_paths": normalize_paths,
+        }  # fmt: skip
+        self._idle: queue.LifoQueue[_Worker] = queue.LifoQueue()
+        for _ in range(self.workers):
+            self._idle.put(_Worker(self._settings))
+        self._threads: ThreadPoolExecutor | None = None
+        self._known_fallbacks: set[str] = set()
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> Typesetter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the processes. The next document starts new ones."""
+        if self._threads:
+            self._threads.shutdown(cancel_futures=True)
+            self._threads = None
+        workers = [self._idle.get() for _ in range(self.workers)]
+        for worker in workers:
+            worker.stop()
+            self._idle.put(worker)
+
+    def containment(self) -> dict[str, bool]:
+        """Returns which of the limits the system grants: ``network`` (cut off) and ``memory``."""
+        worker = self._idle.get()
         try:
-            child = subprocess.run(
-                [sys.executable, "-c", CHILD, root],
-                input=source.encode("utf-8"),
-                capture_output=True,
-                timeout=timeout_s,
-                cwd=root,
-                check=False,
-            )
-        except subprocess.TimeoutExpired:
-            return CompileResult(False, b"", f"took longer than {timeout_s:g} s")
-    if child.returncode == 0:
-        return CompileResult(True, child.stdout, "")
-    lines = child.stderr.decode("utf-8", "replace").strip().splitlines()
-    return CompileResult(False, b"", lines[-1] if lines else f"the compiler ended with status {child.returncode}")
+            worker.start()
+            return worker.granted
+        finally:
+            self._idle.put(worker)
 
+    def compile(self, source: str | bytes, ppi: float | None = None) -> CompileResult:
+        """Compiles one document. May be called from several threads.
 
-def compile_folder(folder: Path) -> int:
-    """Compiles every ``.typ`` file of a folder, prints a line each, and returns how many became a PDF."""
-    sources = sorted(folder.glob("*.typ"))
-    compiled = 0
-    for source in sources:
-        result = compile_source(source.read_text("utf-8"))
-        pdf = source.with_suffix(".pdf")
-        if result.ok:
-            pdf.write_bytes(result.pdf)
-            compiled += 1
+        Args:
+            source: Typst source.
+            ppi: dots an inch of the pages' pictures; None makes none.
+        """
+        started = time.monotonic()
+        try:
+            encoded = source if isinstance(source, bytes) else source.encode()
+            text = encoded.decode()
+        except (UnicodeDecodeError, UnicodeEncodeError) as error:
+            result = _refused(f"the source is not valid Unicode text ({error.reason} at {error.start})")
         else:
-            pdf.unlink(missing_ok=True)
-        print(pdf if result.ok else f"{source}: no PDF: {result.reason}")
-    print(f"{compiled} of {len(sources)} documents compiled.")
-    return compiled
+            if len(encoded) > self.max_source_mib << 20:
+                what = f"the source has {len(encoded) / 2**20:.1f} MiB, where {self.max_source_mib} are allowed"
+                result = _refused(what, "the limit is max_source_mib")
+            else:
+                result = self._compile(encoded, ppi)
+                if not result.source:
+                    result = _with(result, source=text)
+        self._tell_of_fonts(result)
+        return _with(result, seconds=time.monotonic() - started)
+
+    def compile_many(self, sources: Iterable[str | bytes], ppi: float | None = None) -> Iterator[CompileResult]:
+        """Compiles documents side by side and yields their results in order, reading only a little ahead."""
+        if self._threads is None:
+            self._threads = ThreadPoolExecutor(self.workers, "typesetting")
+        waiting: deque[Future[CompileResult]] = deque()
+        rest = iter(sources)
+        try:
+            while True:
+                for source in itertools.islice(rest, 2 * self.workers - len(waiting)):
+                    waiting.append(self._threads.submit(self.compile, source, ppi))
+                if not waiting:
+                    return
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+    def _compile(self, source: bytes, ppi: float | None) -> CompileResult:
+        worker = self._idle.get()
+        deadline = time.monotonic() + self.timeout_s
+        try:
+            while True:
+                before = time.monotonic()
+                fresh = worker.start()
+                deadline += time.monotonic() - before  # starting is not the document's fault
+                try:
+                    return worker.ask(source, ppi, deadline)
+                except TimeoutError:
+                    return _refused(f"the document took longer than {self.timeout_s:g} s", "the limit is timeout_s")
+                except _WorkerDiedError as death:
+                    # What other documents left behind may have killed it: only a fresh process gives a verdict.
+                    if fresh or time.monotonic() >= deadline:
+                        return _refused(f"the document broke the compiler: {death}")
+        finally:
+            self._idle.put(worker)
+
+    def _tell_of_fonts(self, result: CompileResult) -> None:
+        families = {
+            each.message.removeprefix(_UNKNOWN_FONT)
+            for each in result.diagnostics
+            if each.message.startswith(_UNKNOWN_FONT)
+        }
+        with self._lock:
+            new = sorted(families - self._known_fallbacks)
+            self._known_fallbacks |= families
+        if new:
+            log.warning(
+                "Fonts that are not on this machine: %s. Documents that ask for them are set in another font. "
+                "Install them, or name a folder that has them with --typesetting.font_paths.", ", ".join(new),
+            )  # fmt: skip
 
 
-if __name__ == "__main__":
-    sys.exit(0 if compile_folder(Path(sys.argv[1])) else 1)
+class _WorkerDiedError(Exception):
+    """A worker ended before it answered."""
+
+
+class _Worker:
+    """A child process, started when it is needed and replaced when it was killed or has done its share."""
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        self._settings = settings
+        self._process: subprocess.Popen[bytes] | None = None
+        self._connection: Connection | None = None
+        self._root: tempfile.TemporaryDirectory[str] | None = None
+        self._compiled = 0
+        self.granted: dict[str, bool] = {}
+
+    def start(self) -> bool:
+        """Makes sure that the process runs; returns whether it is a fresh one."""
+        if self._process is not None and self._process.poll() is None and self._compiled < COMPILES_A_WORKER:
+            return self._compiled == 0
+        self.stop()
+        self._root = tempfile.TemporaryDirectory(prefix="typst-lit-", ignore_cleanup_errors=True)
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "typst_lit.typesetting.worker", str(theirs.fileno())],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                pass_fds=[theirs.fileno()],
+                cwd=self._root.name,
+                env=_bare_environment(),
+                start_new_session=True,
+            )
+        assert self._process.stderr is not None
+        os.set_blocking(self._process.stderr.fileno(), False)
+        self._connection = Connection(ours.detach())
+        self._compiled = 0
+        self._finalizer = weakref.finalize(self, _end, self._process, self._connection, self._root)
+        try:
+            self._connection.send_bytes(json.dumps({**self._settings, "root": self._root.name}).encode())
+            if not self._connection.poll(START_UP_S):
+                raise _WorkerDiedError(f"it did not start within {START_UP_S:g} s")
+            self.granted = json.loads(self._connection.recv_bytes())
+        except (EOFError, OSError, _WorkerDiedError) as error:
+            reason = self._last_words() or str(error)
+            self.stop()
+            raise UserError(f"the typesetting process does not start: {reason}") from None
+        return True
+
+    def ask(self, source: bytes, ppi: float | None, deadline: float) -> CompileResult:
+        """Hands a document over and waits for the answer.
+
+        Raises:
+            TimeoutError: when it has not come by the deadline. The process was killed.
+            _WorkerDiedError: when the process ended instead.
+        """
+        assert self._connection is not None
+        left = deadline - time.monotonic()
+        self._compiled += 1
+        try:
+            self._connection.send_bytes(json.dumps({"ppi": ppi, "cpu_s": max(1.0, left)}).encode())
+            self._connection.send_bytes(source)
+            if not self._connection.poll(max(0.0, left)):
+                self.stop()
+                raise TimeoutError
+            head = json.loads(self._connection.recv_bytes(LARGEST_MESSAGE))
+            pdf = self._connection.recv_bytes(LARGEST_MESSAGE)
+            pages = tuple(self._connection.recv_bytes(LARGEST_MESSAGE) for _ in range(head["pictures"]))
+        except TimeoutError:
+            raise
+        except (EOFError, OSError):
+            reason = self._cause_of_death()
+            self.stop()
+            raise _WorkerDiedError(reason) from None
+        self._last_words()  # or the pipe fills up
+        if head["spoilt"]:
+            self.stop()
+        return CompileResult(
+            ok=head["ok"],
+            pdf=pdf,
+            pages=pages,
+            diagnostics=tuple(Diagnostic(*each) for each in head["diagnostics"]),
+            page_texts=tuple(PageText(*each) for each in head["page_texts"]),
+            missing_assets=tuple(head["missing_assets"]),
+            source=head["source"] or "",
+        )
+
+    def stop(self) -> None:
+        """Kills the process and removes its folder."""
+        if self._process is not None:
+            self._finalizer()
+            self._process = self._connection = self._root = None
+
+    def _cause_of_death(self) -> str:
+        assert self._process is not None
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(1)
+        status = self._process.poll()
+        words = self._last_words()
+        name = signal.Signals(-status).name if status is not None and status < 0 else ""
+        if "memory allocation of" in words or "MemoryError" in words:
+            return "it needs more memory than it may have (the limit is memory_mib)"
+        if "overflowed its stack" in words or name == "SIGSEGV":
+            return "it is nested too deeply"
+        if name == "SIGXCPU":
+            return "it used up its CPU time"
+        if name == "SIGKILL":
+            return "the system killed its process, which it does when memory runs out"
+        ended = f"the process died of {name}" if name else f"the process ended with status {status}"
+        return f"{ended}: {words.splitlines()[0][:300]}" if words else ended
+
+    def _last_words(self) -> str:
+        assert self._process is not None and self._process.stderr is not None
+        return (self._process.stderr.read() or b"").decode("utf-8", "replace").strip()
+
+
+def _end(process: subprocess.Popen[bytes], connection: Connection, root: tempfile.TemporaryDirectory[str]) -> None:
+    process.kill()
+    process.wait()
+    connection.close()
+    if process.stderr:
+        process.stderr.close()
+    root.cleanup()
+
+
+def _bare_environment() -> dict[str, str]:
+    """Returns what a worker needs to know of the environment: where Python's packages are, and nothing private."""
+    kept = ("PATH", "LD_LIBRARY_PATH", "LANG", "FONTCONFIG_FILE", "FONTCONFIG_PATH", "XDG_DATA_DIRS", "TZ")
+    environment = {name: os.environ[name] for name in kept if name in os.environ}
+    nowhere = "http://127.0.0.1:9"  # the discard port: where no namespace can be had, packages are not fetched either
+    return environment | {
+        "PYTHONPATH": os.pathsep.join(os.path.abspath(path) for path in sys.path),  # noqa: PTH100
+        "RAYON_NUM_THREADS": "1",  # the pool has a process a core
+        "HTTP_PROXY": nowhere, "HTTPS_PROXY": nowhere, "ALL_PROXY": nowhere,
+    }  # fmt: skip
+
+
+def _refused(message: str, hint: str = "") -> CompileResult:
+    return CompileResult(False, diagnostics=(Diagnostic("error", message, hint=hint),))
+
+
+def _with(result: CompileResult, **changes: Any) -> CompileResult:
+    return CompileResult(**{**vars(result), **changes})
+
+
+def compile_source(source: str | bytes, ppi: float | None = None, **settings: Any) -> CompileResult:
+    """Compiles one document with a `Typesetter` of its own, made of ``settings``. For several, keep one and use it."""
+    with Typesetter(workers=1, **settings) as typesetter:
+        return typesetter.compile(source, ppi)
+
+
+def compile_many(sources: Iterable[str | bytes], ppi: float | None = None, **settings: Any) -> Iterator[CompileResult]:
+    """Compiles documents with a `Typesetter` of their own and yields the results in order."""
+    with Typesetter(**settings) as typesetter:
+        yield from typesetter.compile_many(sources, ppi)
