@@ -84,7 +84,7 @@ HOSTILE = {
     "endless while": ("#let x = 1\n#while x > 0 { x += 1 }", "infinite"),
     "recursion": ("#let f(x) = f(x + 1)\n#f(1)", "depth exceeded"),
     "nested": ("$" + "sqrt(" * 5000 + ")" * 5000 + "$", "depth exceeded"),
-    "unclosed": ("[" * 3_000_000, "nested too deeply|memory"),
+    "unclosed": ("[" * 3_000_000, "nested too deeply|memory|longer than"),
     "array bomb": ("#let a = (0,)\n#for i in range(60) { a = a + a }", "memory"),
     "string bomb": ('#let s = "aaaaaaaa"\n#for i in range(60) { s = s + s }\n#s', "memory"),
     "repeat bomb": ('#("a" * 100000000000)', "memory"),
@@ -270,13 +270,16 @@ def test_a_backslash_path_is_reported_or_turned(typesetter, literal) -> None:
     assert result.source == source.replace(literal, "images/b.png") and "images/b.png" in str(result.diagnostics[0])
 
 
-def test_missing_fonts_are_told_once(caplog) -> None:
-    logging.getLogger("typst_lit").propagate = True
-    with caplog.at_level(logging.WARNING, "typst_lit"), Typesetter(workers=1) as typesetter:
+def test_missing_fonts_are_told_once() -> None:
+    messages: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: messages.append(record.getMessage())  # type: ignore[method-assign]
+    compiling.log.addHandler(handler)
+    with Typesetter(workers=1) as typesetter:
         for _ in range(3):
             typesetter.compile('#set text(font: "No Such Font")\nHello')
         typesetter.compile('#set text(font: ("Another One", "No Such Font"))\nHello')
-    messages = [record.getMessage() for record in caplog.records]
+    compiling.log.removeHandler(handler)
     assert len(messages) == 2 and "no such font" in messages[0] and "another one" in messages[1]
 
 
