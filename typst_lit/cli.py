@@ -35,6 +35,7 @@ COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], None]]] = {
     "test": ("measure the loss, and metrics of the generated sources, on test pairs", _train("test")),
     "predict": ("turn records into Typst source", _train("predict")),
     "lengths": ("show how long the samples are and what a maximum length would cost", _small("lengths")),
+    "score": ("compile and score documents that exist, and write a report", _small("score")),
     "compile": ("turn Typst files into PDFs, safely", _small("compile")),
     "doctor": ("show what this machine can run", _small("doctor")),
     "completion": ("print the shell completion script (bash, zsh, fish, tcsh)", _small("completion")),

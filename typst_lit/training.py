@@ -15,6 +15,7 @@ from lightning.pytorch.trainer.connectors.accelerator_connector import _Accelera
 
 from typst_lit.callbacks.adapter_checkpoint import AdapterCheckpoint
 from typst_lit.callbacks.checkpoint import LAST, ResumableCheckpoint
+from typst_lit.callbacks.evaluation import Evaluation
 from typst_lit.callbacks.learning_curve import EarlyStop, LearningCurve
 from typst_lit.callbacks.prediction_writer import PredictionWriter
 from typst_lit.callbacks.progress import progress_bar
@@ -22,13 +23,14 @@ from typst_lit.callbacks.throughput import Throughput
 from typst_lit.callbacks.vram import VramProfile
 from typst_lit.callbacks.warmup import Warmup
 from typst_lit.commands import compile as compile_command
-from typst_lit.commands import doctor, lengths
+from typst_lit.commands import doctor, lengths, score
 from typst_lit.commands.parsing import parse_failure
 from typst_lit.data.datamodule import TypstDataModule
 from typst_lit.errors import UsageError, UserError
 from typst_lit.model.backbones import compute_dtype
 from typst_lit.model.module import TypstModule
 from typst_lit.plugins import load_plugins
+from typst_lit.typesetting.compiling import Typesetter
 
 TRAINER_DEFAULTS = {
     "max_epochs": 3,
@@ -81,7 +83,12 @@ class TypstCLI(LightningCLI):
     def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
         super()._add_subcommands(parser, **kwargs)
         if not self.command:  # for shell completion: it should know the small commands as well
-            for name, module in (("lengths", lengths), ("compile", compile_command), ("doctor", doctor)):
+            for name, module in (
+                ("lengths", lengths),
+                ("compile", compile_command),
+                ("doctor", doctor),
+                ("score", score),
+            ):
                 parser._subcommands_action.add_subcommand(name, module.parser())  # type: ignore[union-attr]
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -93,9 +100,13 @@ class TypstCLI(LightningCLI):
             (ResumableCheckpoint, "checkpoint"),
             (EarlyStop, "early_stopping"),
             (VramProfile, "vram"),
+            (Evaluation, "eval"),
             (PredictionWriter, "predict"),
         ):
             parser.add_lightning_class_args(callback, group)
+        parser.add_class_arguments(Typesetter, "typesetting")
+        for group in ("eval", "predict"):
+            parser.link_arguments("typesetting", f"{group}.typesetter", apply_on="instantiate")
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
         # As in LightningCLI, but the trainer method's arguments make no group of their own: the name of the group

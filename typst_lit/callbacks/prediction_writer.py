@@ -19,6 +19,7 @@ from typst_lit.data.store import digest
 from typst_lit.errors import UserError
 from typst_lit.model.adapters import adapter_directory
 from typst_lit.model.generation import Completion
+from typst_lit.typesetting.compiling import Typesetter
 
 log = logging.getLogger(__name__)
 
@@ -29,20 +30,35 @@ class PredictionWriter(BasePredictionWriter):
     The list is valid JSON after every batch. A prediction that was interrupted goes on after the last whole result
     when the same command is given again.
 
+    With ``compile``, each result says whether it ``compiled``, what the compiler said (``diagnostics``) and how many
+    ``pages`` there are, and the PDF lies beside the ``.typ`` file.
+
     Args:
         output: the JSON file; by default ``predictions/predictions.json`` in the run directory.
         typ_dir: folder of the ``.typ`` files; by default the one that ``output`` lies in.
         overwrite: start anew where results are there already.
+        compile: make PDFs, too.
+        typesetter: what compiles.
     """
 
-    def __init__(self, output: str | None = None, typ_dir: str | None = None, overwrite: bool = False) -> None:
+    def __init__(
+        self,
+        output: str | None = None,
+        typ_dir: str | None = None,
+        overwrite: bool = False,
+        compile: bool = False,
+        typesetter: Typesetter | None = None,
+    ) -> None:
         super().__init__(write_interval="batch")
+        self.compile = compile
+        self.typesetter = typesetter or Typesetter()
         self.output = output
         self.typ_dir = typ_dir
         self.overwrite = overwrite
         self._file: JsonListFile | None = None
         self._directory = Path()
         self._cut_off = 0
+        self._compiled = 0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage != "predict":
@@ -58,7 +74,7 @@ class PredictionWriter(BasePredictionWriter):
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         records = data.predict_records()
         self._file = JsonListFile(path)
-        done = self._done_before(path, records, _making(pl_module, data))
+        done = self._done_before(path, records, {**_making(pl_module, data), "compile": self.compile})
         data.predict_start = done
         if done:
             log.info("%d of %d documents are there already; going on after them.", done, len(records))
@@ -100,8 +116,7 @@ class PredictionWriter(BasePredictionWriter):
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         results = []
         for index, completion in zip(batch.indices, prediction, strict=True):
-            record = data.record(index)
-            result = {"input": record, "generated_output": completion.text}
+            result: dict[str, Any] = {"input": data.record(index), "generated_output": completion.text}
             if completion.finish_reason == "length":
                 result["finish_reason"] = "length"
                 self._cut_off += 1
@@ -109,14 +124,39 @@ class PredictionWriter(BasePredictionWriter):
                     "Record %d: the document was cut off at %d tokens. Raise --model.generation.max_tokens.",
                     index, completion.tokens,
                 )  # fmt: skip
-            (self._directory / _file_name(index, record)).write_text(completion.text, "utf-8")
             results.append(result)
+        files = [self._directory / _file_name(i, r["input"]) for i, r in zip(batch.indices, results, strict=True)]
+        for file, result in zip(files, results, strict=True):
+            file.write_text(result["generated_output"], "utf-8")
+        if self.compile:
+            self._compile(files, results)
         self._file.append(results)
+
+    def _compile(self, files: Sequence[Path], results: Sequence[dict[str, Any]]) -> None:
+        """Makes the PDFs of a batch and says in the results what came of it."""
+        compiled = self.typesetter.compile_many([result["generated_output"] for result in results])
+        for file, result, made in zip(files, results, compiled, strict=True):
+            made.save_pdf(file.with_suffix(".pdf"))
+            file.write_text(made.source, "utf-8")  # with the paths mended, where that was asked for
+            result["compiled"] = made.ok
+            result["diagnostics"] = [each._asdict() for each in made.diagnostics]
+            result["pages"] = made.page_count
+            if made.missing_assets:
+                result["missing_assets"] = list(made.missing_assets)
+            self._compiled += made.ok
+            if not made.ok:
+                log.warning("%s does not compile: %s", file, made.reason)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert self._file is not None
         cut = f", {self._cut_off} of them cut off at the token limit" if self._cut_off else ""
-        log.info("Documents: %d in %s, as .typ files in %s%s.", self._file.count, self._file.path, self._directory, cut)
+        made = ".typ and .pdf" if self.compile else ".typ"
+        log.info(
+            "Documents: %d in %s, as %s files in %s%s.",
+            self._file.count, self._file.path, made, self._directory, cut,
+        )  # fmt: skip
+        if self.compile:
+            log.info("%d of the documents made now compile.", self._compiled)
 
 
 class JsonListFile:

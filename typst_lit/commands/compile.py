@@ -31,13 +31,12 @@ def run(args: Sequence[str]) -> None:
         sources = (file.read_bytes() for file in files)
         for file, result in zip(files, typesetter.compile_many(sources, config.ppi), strict=True):
             pdf = file.with_suffix(".pdf")
+            result.save_pdf(pdf)
             if result.ok:
-                pdf.write_bytes(result.pdf)
                 compiled += 1
                 stand_ins = f", with stand-ins for {', '.join(result.missing_assets)}" * bool(result.missing_assets)
                 print(f"{pdf}: {result.page_count} page{'s' * (result.page_count != 1)}{stand_ins}")
             else:
-                pdf.unlink(missing_ok=True)  # one of an earlier source would be taken for this one's
                 print(f"{file}: no PDF: {result.reason}")
             for number, page in enumerate(result.pages, 1):
                 file.with_name(f"{file.stem}-{number}.png").write_bytes(page)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -46,6 +46,14 @@ class Examples(torch.utils.data.Dataset[Example]):
         return make_example(
             row["input_ids"], row["prompt_length"], row["origin"], self.max_length, self.train_on_prompt
         )
+
+
+class Pair(NamedTuple):
+    """A record with the Typst source that a person made of it, and where it stood."""
+
+    origin: str
+    fields: dict[str, Any]
+    reference: str
 
 
 class TypstDataModule(LightningDataModule):
@@ -304,6 +312,26 @@ class TypstDataModule(LightningDataModule):
     def predict_records(self) -> list[dict[str, Any]]:
         """Returns the fields of all records to predict, in order."""
         return [self.record(index) for index in range(len(self._tables["predict"]))]
+
+    @property
+    def test_origin(self) -> str:
+        """What the test command tests on, in words."""
+        own = self.test_path or self.val_path
+        return own if own else f"held-out part of {self.path or self.source}"
+
+    def held_out(self, stage: str, count: int | None = None) -> list[Pair]:
+        """Returns the pairs of a stage (``val`` or ``test``), or ``count`` of them from all over the table.
+
+        They are whole, as predict would get them, even where the length policy shortened them for the loss.
+        """
+        name = stage if stage in self._tables else "val"
+        if name not in self._tables:
+            return []
+        table = self._tables[name]
+        places = np.unique(np.linspace(0, len(table) - 1, min(count, len(table))).astype(int)) if count else None
+        rows = table if places is None else table.select(places)
+        names = [field.name for field in self.prompt_template.fields]
+        return [Pair(row["origin"], {name: row[name] for name in names}, row["reference"]) for row in rows]
 
     def _loader(self, name: str, batch_size: int, shuffle: bool = False) -> DataLoader[Example]:
         assert self.length_limit is not None and self.trainer is not None

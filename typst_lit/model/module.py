@@ -61,7 +61,8 @@ class TypstModule(LightningModule):
         schedule: how the learning rate goes on after the warm-up.
         gradient_checkpointing: recompute each layer in the backward pass instead of keeping its activations.
         generation: how documents are sampled.
-        metrics: torchmetrics by name, given the generated and the reference sources by the test command.
+        metrics: further metrics by name, beside those that every evaluation takes. A `DocumentMetric` is given
+            documents, any other one of torchmetrics the generated and the reference sources.
     """
 
     def __init__(
@@ -269,29 +270,15 @@ class TypstModule(LightningModule):
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         self._evaluate(batch)
-        if self.metrics:
-            generated, references = self._generated_and_references(batch)
-            metric: Any
-            for metric in self.metrics.values():
-                metric.update(generated, references)
 
     def on_test_epoch_end(self) -> None:
         self._log_evaluation("test")
-        for name, metric in self.metrics.items():
-            self.log(f"test_{name}", metric)  # type: ignore[arg-type]
-
-    def _generated_and_references(self, batch: Batch) -> tuple[list[str], list[str]]:
-        rows = list(zip(batch.input_ids, batch.prompt_lengths, batch.lengths, strict=True))
-        prompts = [ids[:prompt].tolist() for ids, prompt, _ in rows]
-        references = [
-            str(self.tokenizer.decode(ids[prompt:length], skip_special_tokens=True)) for ids, prompt, length in rows
-        ]
-        return [completion.text for completion in self._generate(prompts)], references
 
     def predict_step(self, batch: PromptBatch, batch_idx: int) -> list[Completion]:
-        return self._generate(batch.prompts)
+        return self.complete(batch.prompts)
 
-    def _generate(self, prompts: list[list[int]]) -> list[Completion]:
+    def complete(self, prompts: list[list[int]]) -> list[Completion]:
+        """Generates a document for the ids of each prompt."""
         return generate(self.model, self.tokenizer, prompts, self.generation)
 
     # Optimizer and checkpoints

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 LONGEST_MESSAGE = 2000
@@ -77,6 +78,13 @@ class CompileResult:
     def body(self) -> str:
         """What can be read in the document without running heads and feet."""
         return "\n".join(page.body for page in self.page_texts)
+
+    def save_pdf(self, path: Path) -> None:
+        """Writes the PDF to a path; without one, removes what an earlier source left there."""
+        if self.ok:
+            path.write_bytes(self.pdf)
+        else:
+            path.unlink(missing_ok=True)
 
     @property
     def reason(self) -> str:

@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from tests.conftest import SAMPLES
+from typst_lit.callbacks.evaluation import Evaluation
+from typst_lit.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def learned(tmp_path_factory, tiny_model) -> Path:
+    """A run directory whose model has learned something of the samples, so that some of what it writes compiles."""
+    from typst_lit.cli import main
+
+    run_dir = tmp_path_factory.mktemp("learned")
+    args = [
+        "fit", "--data.path", str(SAMPLES), "--data.val_fraction", "0.3", "--data.group_by", "none",
+        "--model.base_model", str(tiny_model), "--run_dir", str(run_dir), "--model.adapter", "null",
+        "--model.use_4bit", "false", "--trainer.accumulate_grad_batches", "1", "--trainer.max_epochs", "4",
+        "--warmup.steps", "1", "--model.learning_rate", "1e-2", "--eval.every_n_epochs", "2", "--eval.records", "2",
+        "--model.generation.max_tokens", "40", "--trainer.accelerator", "cpu",
+    ]  # fmt: skip
+    assert main(args) == 0
+    return run_dir
+
+
+def events(run_dir: Path) -> EventAccumulator:
+    accumulator = EventAccumulator(str(next(run_dir.glob("tensorboard/version_*"))), size_guidance={"images": 0})
+    return accumulator.Reload()
+
+
+def test_fit_logs_scores_and_pages_every_n_epochs(learned) -> None:
+    tags = events(learned).Tags()
+    scalars = {name for name in tags["scalars"] if name.startswith("val_")}
+    assert {"val_loss", "val_perplexity", "val_compile_rate", "val_fidelity", "val_chrf", "val_rougeL"} <= scalars
+    assert len(events(learned).Scalars("val_compile_rate")) == 2  # after epochs 2 and 4
+    validated = [event.step for event in events(learned).Scalars("val_loss")]
+    assert len(validated) == 4
+    assert {"document_1/pages", "document_2/pages"} == set(tags["images"])
+    pictures = events(learned).Images("document_1/pages")
+    assert [picture.step - 1 for picture in pictures] == [validated[1], validated[3]]  # steps done, last step's index
+    assert pictures[0].width > pictures[0].height / 2  # beside its reference
+    texts = [tag for tag in tags["tensors"] if tag.startswith("document_1/")]
+    assert sorted(texts) == ["document_1/diagnostics/text_summary", "document_1/source/text_summary"]
+
+
+def test_validate_scores_a_few_and_test_all(learned, run, tmp_path) -> None:
+    base = [
+        "--data.path", SAMPLES, "--model.base_model", learned / "model" / "best", "--model.adapter", "null",
+        "--model.use_4bit", "false", "--run_dir", tmp_path, "--model.generation.max_tokens", 30,
+        "--trainer.accelerator", "cpu",
+    ]  # fmt: skip
+    validated = run("validate", *base, "--eval.records", 2)
+    assert validated.status == 0 and "of 2 documents compile" in validated.err
+    assert "val_compile_rate" in validated.out and "val_loss" in validated.out
+    none = run("validate", *base, "--eval.records", 0)
+    assert none.status == 0 and "documents compile" not in none.err
+    tested = run("test", *base, "--data.test_path", SAMPLES)
+    assert tested.status == 0 and "of 12 documents compile" in tested.err and "test_fidelity" in tested.out
+    report = json.loads((tmp_path / "test" / "report.json").read_text())
+    assert len(report["documents"]) == 12 and report["about"]["data"] == str(SAMPLES)
+    assert {entry["finish_reason"] for entry in report["documents"]} <= {"length", "stop"}
+    assert (tmp_path / "test" / "report.html").is_file()
+    few = run("test", *base, "--eval.test_records", 3, "--eval.report_dir", tmp_path / "few")
+    assert few.status == 0 and len(json.loads((tmp_path / "few" / "report.json").read_text())["documents"]) == 3
+
+
+def test_predict_compiles_when_asked(learned, run, tmp_path, pairs) -> None:
+    records = tmp_path / "new.json"
+    records.write_text(json.dumps([pair["input"] for pair in pairs[:3]]))
+    args = [
+        "predict", "--data.predict_path", records, "--model.base_model", learned / "model" / "best",
+        "--model.adapter", "null", "--model.use_4bit", "false", "--run_dir", tmp_path, "--trainer.accelerator", "cpu",
+        "--model.generation.max_tokens", 25, "--model.generation.temperature", 0,
+    ]  # fmt: skip
+    result = run(*args, "--predict.compile", "true")
+    assert result.status == 0, result.err
+    folder = tmp_path / "predictions"
+    written = json.loads((folder / "predictions.json").read_text())
+    sources = sorted(folder.glob("*.typ"))
+    assert len(written) == len(sources) == 3
+    for item, source in zip(written, sources, strict=True):
+        assert item["compiled"] == source.with_suffix(".pdf").is_file() == (item["pages"] > 0)
+        assert item["compiled"] or item["diagnostics"]
+    other = run(*args)
+    assert other.status == 1 and "other settings (compile)" in other.err
+
+
+def test_wrong_settings_are_named() -> None:
+    for name in ("every_n_epochs", "records", "test_records"):
+        with pytest.raises(UserError, match=f"eval.{name}"):
+            Evaluation(**{name: -1})

@@ -1,0 +1,194 @@
+from __future__ import annotations
+
+import io
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from benchmarks.metrics import broken_copies, documents
+from typst_lit.metrics import pictures
+from typst_lit.metrics.documents import (
+    CompileRate,
+    Document,
+    DocumentMetric,
+    document_metrics,
+    metric_values,
+    update_metric,
+)
+from typst_lit.metrics.pictures import page_similarity
+from typst_lit.typesetting.compiling import Typesetter
+from typst_lit.typesetting.results import CompileResult
+
+
+@pytest.fixture(scope="module")
+def typesetter() -> Iterator[Typesetter]:
+    with Typesetter() as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def scores(typesetter) -> dict[str, dict[str, float]]:
+    """The scores of the sample documents as they are, and broken in each way."""
+    import json
+
+    from tests.conftest import SAMPLES
+
+    pairs = json.loads(SAMPLES.read_text("utf-8"))
+    table = {}
+    for way, sources in broken_copies(pairs).items():
+        metrics = document_metrics()
+        made = documents(pairs, sources, typesetter, ppi=72)
+        for metric in metrics.values():
+            update_metric(metric, made)
+        table[way] = metric_values(metrics)
+    return table
+
+
+def test_good_documents_score_as_such(scores) -> None:
+    good = scores["as they are"]
+    for name in ("compile_rate", "field_presence", "page_similarity", "edit_similarity", "chrf", "bleu", "rouge1"):
+        assert good[name] == pytest.approx(1, abs=1e-4), name
+    # Three samples have a table's caption above it in the record and below it on the page: words in another order.
+    assert good["fidelity"] > 0.95 and good["invention"] == 0 and good["page_count_error"] == 0
+
+
+def test_broken_documents_score_lower_in_the_right_order(scores) -> None:
+    ways = ("as they are", "heading changed", "paragraph dropped", "another record's")
+    for name in ("fidelity", "edit_similarity", "chrf"):
+        values = [scores[way][name] for way in ways]
+        assert values == sorted(values, reverse=True) and len(set(values)) == len(values), (name, values)
+    ways = ("as they are", "heading changed", "paragraph doubled", "another record's")
+    values = [scores[way]["invention"] for way in ways]
+    assert values == sorted(values) and len(set(values)) == len(values), values
+    for name in ("page_similarity", "field_presence"):
+        assert scores["another record's"][name] < scores["paragraph dropped"][name] <= scores["as they are"][name]
+    assert all(scores[way]["page_similarity"] < 0.999 for way in scores if way != "as they are")
+    assert all(scores[way]["compile_rate"] == 1 for way in scores)  # which is why there are others
+
+
+def test_a_document_that_does_not_compile_shows_nothing(typesetter) -> None:
+    fields = {"title": "Hill", "text": "some words"}
+    good, bad = typesetter.compile("#set page(header: [Hill])\nsome words", 36), typesetter.compile("#bad", 36)
+    metrics = document_metrics()
+    made = [Document("a", fields, "text", "#bad", bad, "ref", good)]
+    for metric in metrics.values():
+        update_metric(metric, made)
+    values = metric_values(metrics)
+    assert values["compile_rate"] == values["fidelity"] == values["page_similarity"] == values["field_presence"] == 0
+    assert "invention" not in values and "page_count_error" not in values
+
+
+def test_without_references_only_what_needs_none_is_scored(typesetter) -> None:
+    metrics = document_metrics()
+    made = [Document("a", {"text": "some words"}, "text", "some words", typesetter.compile("some words", 36))]
+    for metric in metrics.values():
+        update_metric(metric, made)
+    assert metric_values(metrics) == {"compile_rate": 1, "fidelity": 1, "invention": 0}
+    assert metric_values(document_metrics()) == {}
+
+
+# Pictures
+
+
+def png(values: np.ndarray) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(values.astype(np.uint8)).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def plain_ssim(x: np.ndarray, y: np.ndarray) -> float:
+    """Structural similarity by its definition, window by window (Wang et al. 2004, equation 13)."""
+    coordinates = np.arange(11) - 5
+    line = np.exp(-(coordinates**2) / (2 * 1.5**2))
+    window = np.outer(line, line) / line.sum() ** 2
+    scores = []
+    for i in range(x.shape[0] - 10):
+        for j in range(x.shape[1] - 10):
+            a, b = x[i : i + 11, j : j + 11], y[i : i + 11, j : j + 11]
+            mean_a, mean_b = (window * a).sum(), (window * b).sum()
+            var_a, var_b = (window * a * a).sum() - mean_a**2, (window * b * b).sum() - mean_b**2
+            cov = (window * a * b).sum() - mean_a * mean_b
+            top = (2 * mean_a * mean_b + 0.01**2) * (2 * cov + 0.03**2)
+            scores.append(top / ((mean_a**2 + mean_b**2 + 0.01**2) * (var_a + var_b + 0.03**2)))
+    return float(np.mean(scores))
+
+
+def test_page_similarity_against_its_definition() -> None:
+    rng = np.random.default_rng(0)
+    x = rng.integers(0, 256, (32, 40))
+    y = np.clip(x + rng.integers(-60, 60, x.shape), 0, 255)
+    assert page_similarity([png(x)], [png(y)]) == pytest.approx(plain_ssim(x / 255, y / 255), abs=0.03)  # borders
+    centre = torch.tensor(np.stack([x, y])).float()[:, None] / 255
+    whole = pictures.structural_similarity_index_measure(centre[:1], centre[1:], data_range=1.0, return_full_image=True)
+    assert float(whole[1][..., 5:-5, 5:-5].mean()) == pytest.approx(plain_ssim(x / 255, y / 255), abs=1e-4)
+
+
+def test_page_similarity_counts_pages_that_are_not_there_and_paper_of_another_size() -> None:
+    white, black = png(np.full((40, 30), 255)), png(np.zeros((40, 30)))
+    assert page_similarity([white], [white]) == 1 and page_similarity([], []) == 1
+    assert page_similarity([white], [white, white]) == page_similarity([white, white], [white]) == 0.5
+    assert page_similarity([], [white]) == 0 and page_similarity([white], [black]) < 0.01
+    assert page_similarity([black], [png(np.zeros((80, 60)))]) < 0.8
+
+
+# State
+
+
+class ByName(DocumentMetric):
+    def score(self, document: Document) -> float | None:
+        return float(document.name) if document.name else None
+
+
+def named(*names: str) -> list[Document]:
+    return [Document(name, {"text": "a"}, "text", "a", CompileResult(True)) for name in names]
+
+
+def test_a_metric_is_a_mean_that_leaves_out_what_has_no_score() -> None:
+    metric = ByName()
+    metric.update(named("1", "", "4"))
+    metric.update(named("4"))
+    assert float(metric.compute()) == 3
+    metric.reset()
+    metric.update(named(""))
+    assert math.isnan(metric.compute())
+
+
+def _one_process(rank: int, store: str, results: str) -> None:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    metrics: dict[str, Any] = {"mean": ByName(), "rate": CompileRate(), "chrf": document_metrics()["chrf"]}
+    for metric in metrics.values():
+        update_metric(metric, named("1", "2") if rank == 0 else named("6"))
+    if metrics["chrf"].update_called:
+        raise AssertionError("there was no reference")
+    values = metric_values({name: metrics[name] for name in ("mean", "rate")})
+    (Path(results) / f"{rank}").write_text(repr(values))
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+def test_processes_add_up(tmp_path) -> None:
+    torch.multiprocessing.spawn(_one_process, (str(tmp_path / "store"), str(tmp_path)), nprocs=2)
+    assert (tmp_path / "0").read_text() == (tmp_path / "1").read_text() == repr({"mean": 3.0, "rate": 1.0})
+
+
+def test_scores_of_real_reports(typesetter) -> None:
+    """With real reports at hand: TYPST_LIT_REPORTS=pairs.json"""
+    import json
+
+    path = os.environ.get("TYPST_LIT_REPORTS")
+    if not path:
+        pytest.skip("TYPST_LIT_REPORTS names no file of real pairs")
+    pairs = json.loads(Path(path).read_text("utf-8"))[::5]
+    with Typesetter(normalize_paths=True) as normalizing:
+        made = documents(pairs, [pair["output"] for pair in pairs], normalizing, ppi=36)
+    metrics = document_metrics()
+    for name in ("compile_rate", "fidelity", "field_presence", "page_similarity"):
+        update_metric(metrics[name], made)
+        assert float(metrics[name].compute()) > 0.95, name
