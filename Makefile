@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 RUN := runs/demo
 SAMPLES := typst_lit/data/samples/reports.json
 QUIET := --trainer.accumulate_grad_batches 1 --warmup.steps 10 --checkpoint.every_n_steps 1000
+GREEDY := --model.generation.temperature 0 --model.generation.repetition_penalty 1 --model.generation.max_tokens 700
 
 .PHONY: help demo test test-slow lint type format clean
 
@@ -26,15 +27,15 @@ demo: $(VENV)/ready ## fit and predict on sample records, offline and without a 
 	  --model.base_model $(RUN)/random --model.adapter null --model.use_4bit false \
 	  --model.learning_rate 5e-3 --trainer.max_epochs 35 --model.gradient_checkpointing false $(QUIET)
 	@echo "== 2. The main job: that model in 4 bits, with a LoRA adapter, on two projects, validated on the third"
-	$(BIN)/typst-lit fit --data.path $(SAMPLES) --run_dir $(RUN)/adapter \
-	  --model.base_model $(RUN)/base/model/best --trainer.max_epochs 3 $(QUIET)
-	@echo "== 3. Records to Typst source"
-	$(BIN)/typst-lit predict --data.predict_path $(SAMPLES) --run_dir $(RUN)/adapter \
-	  --model.base_model $(RUN)/base/model/best --model.adapter_path $(RUN)/adapter \
-	  --model.generation.temperature 0 --model.generation.repetition_penalty 1 --model.generation.max_tokens 700
-	@echo "== 4. Typst source to PDF"
-	$(BIN)/typst-lit compile $(RUN)/adapter/predictions
-	@echo "The curves: $(BIN)/tensorboard --logdir $(RUN)"
+	$(BIN)/typst-lit fit --data.path $(SAMPLES) --run_dir $(RUN)/adapter $(GREEDY) \
+	  --model.base_model $(RUN)/base/model/best --trainer.max_epochs 3 --eval.every_n_epochs 3 $(QUIET)
+	@echo "== 3. Records to Typst source and PDF"
+	$(BIN)/typst-lit predict --data.predict_path $(SAMPLES) --run_dir $(RUN)/adapter $(GREEDY) \
+	  --model.base_model $(RUN)/base/model/best --model.adapter_path $(RUN)/adapter --predict.compile true
+	@echo "== 4. How good are they?"
+	$(BIN)/typst-lit score $(RUN)/adapter/predictions/predictions.json --references $(SAMPLES)
+	@echo "The PDFs: $(RUN)/adapter/predictions"
+	@echo "The curves and pages: $(BIN)/tensorboard --logdir $(RUN)"
 
 test: $(VENV)/ready lint type ## check style and types, run the tests
 	$(BIN)/python -m pytest

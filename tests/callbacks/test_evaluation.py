@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -94,3 +97,22 @@ def test_wrong_settings_are_named() -> None:
     for name in ("every_n_epochs", "records", "test_records"):
         with pytest.raises(UserError, match=f"eval.{name}"):
             Evaluation(**{name: -1})
+
+
+@pytest.mark.slow
+def test_two_processes_report_what_one_does(learned, tmp_path) -> None:
+    reports = []
+    for number, devices in enumerate((1, 2)):
+        args = [
+            "test", "--data.test_path", SAMPLES, "--model.base_model", learned / "model" / "best",
+            "--model.adapter", "null", "--model.use_4bit", "false", "--model.generation.temperature", 0,
+            "--model.generation.max_tokens", 40, "--data.eval_batch_size", 1, "--trainer.accelerator", "cpu",
+            "--trainer.devices", devices, "--trainer.strategy", "ddp", "--run_dir", tmp_path / str(number),
+        ]  # fmt: skip
+        command = [sys.executable, "-m", "typst_lit", *map(str, args)]
+        # As many threads in both, as the order of a sum decides between tokens that are nearly as likely
+        one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=one_thread)
+        assert done.returncode == 0, done.stderr
+        reports.append(json.loads((tmp_path / str(number) / "test" / "report.json").read_text()))
+    assert reports[0] == reports[1] and len(reports[0]["documents"]) == 12
