@@ -17,6 +17,11 @@ def test_files_and_folders_are_compiled_one_by_one(tmp_path, run) -> None:
 def test_what_is_not_there_is_named(tmp_path, run) -> None:
     assert "no.typ: is not there" in run("compile", tmp_path / "no.typ").err
     assert "holds no .typ file" in run("compile", tmp_path).err
+    pdf = tmp_path / "mine.pdf"
+    pdf.write_bytes(b"mine")
+    assert "is no .typ file" in run("compile", pdf).err and pdf.read_bytes() == b"mine"
+    (tmp_path / "a.typ").write_text("a")
+    assert "--ppi must be" in run("compile", tmp_path, "--ppi", -5).err
 
 
 def test_typesetting_options_are_taken(tmp_path, run) -> None:

@@ -70,3 +70,24 @@ def test_what_does_not_match_is_named(tmp_path, results, run, pairs) -> None:
     bare.write_text(json.dumps([{"input": {"department": 3}, "output": "= A"}, 7]))
     assert "an item must be text" in run("score", bare).err and "field 'department'" in run("score", bare).err
     assert run("score", tmp_path / "nothing.json").status == 1
+
+
+def test_nothing_is_written_over_and_no_document_gets_anothers_reference(tmp_path, results, run, pairs) -> None:
+    report = tmp_path / "report.json"
+    report.write_text(results.read_text())
+    refused = run("score", report, "--references", SAMPLES)
+    assert refused.status == 1 and "--output_dir" in refused.err and report.read_text() == results.read_text()
+    items = [{"input": pair["input"], "output": pair["output"]} for pair in pairs[::-1]]
+    del items[0]["input"]
+    mixed = tmp_path / "mixed.json"
+    mixed.write_text(json.dumps(items))
+    result = run("score", mixed, "--references", SAMPLES)
+    assert result.status == 1 and "was made of another record" in result.err
+
+
+def test_a_reference_that_does_not_compile_is_told(tmp_path, run, pairs) -> None:
+    (tmp_path / "pairs.json").write_text(json.dumps([{**pairs[0], "output": "#panic()"}]))
+    (tmp_path / "results.json").write_text(json.dumps([pairs[0]]))
+    result = run("score", tmp_path / "results.json", "--references", tmp_path / "pairs.json")
+    assert result.status == 0 and "does not compile" in result.err and "page_similarity" not in result.out
+    assert "The reference does not compile" in (tmp_path / "report.html").read_text()

@@ -15,7 +15,6 @@ from PIL import Image
 from benchmarks.metrics import broken_copies, documents
 from typst_lit.metrics import pictures
 from typst_lit.metrics.documents import (
-    CompileRate,
     Document,
     DocumentMetric,
     document_metrics,
@@ -136,6 +135,7 @@ def test_page_similarity_counts_pages_that_are_not_there_and_paper_of_another_si
     assert page_similarity([white], [white, white]) == page_similarity([white, white], [white]) == 0.5
     assert page_similarity([], [white]) == 0 and page_similarity([white], [black]) < 0.01
     assert page_similarity([black], [png(np.zeros((80, 60)))]) < 0.8
+    assert 0 <= page_similarity([png(np.zeros((2, 3)))], [png(np.zeros((2, 4000)))]) <= 1  # smaller than the window
 
 
 # State
@@ -147,7 +147,7 @@ class ByName(DocumentMetric):
 
 
 def named(*names: str) -> list[Document]:
-    return [Document(name, {"text": "a"}, "text", "a", CompileResult(True)) for name in names]
+    return [Document(name, {"text": "a"}, "text", "a b c d e f", CompileResult(True), "a b c d e g") for name in names]
 
 
 def test_a_metric_is_a_mean_that_leaves_out_what_has_no_score() -> None:
@@ -162,20 +162,37 @@ def test_a_metric_is_a_mean_that_leaves_out_what_has_no_score() -> None:
 
 def _one_process(rank: int, store: str, results: str) -> None:
     torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-    metrics: dict[str, Any] = {"mean": ByName(), "rate": CompileRate(), "chrf": document_metrics()["chrf"]}
+    metrics: dict[str, Any] = {"mean": ByName(), **document_metrics()}
     for metric in metrics.values():
-        update_metric(metric, named("1", "2") if rank == 0 else named("6"))
-    if metrics["chrf"].update_called:
-        raise AssertionError("there was no reference")
-    values = metric_values({name: metrics[name] for name in ("mean", "rate")})
-    (Path(results) / f"{rank}").write_text(repr(values))
+        if rank == 0:  # the other process's share is empty, as with more processes than records
+            update_metric(metric, named("1", "2", "6"))
+    (Path(results) / f"{rank}").write_text(repr(metric_values(metrics)))
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
 
 
 def test_processes_add_up(tmp_path) -> None:
     torch.multiprocessing.spawn(_one_process, (str(tmp_path / "store"), str(tmp_path)), nprocs=2)
-    assert (tmp_path / "0").read_text() == (tmp_path / "1").read_text() == repr({"mean": 3.0, "rate": 1.0})
+    metrics: dict[str, Any] = {"mean": ByName(), **document_metrics()}
+    for metric in metrics.values():
+        update_metric(metric, named("1", "2", "6"))
+    alone = metric_values(metrics)
+    assert alone["mean"] == 3 and {"compile_rate", "chrf", "bleu", "rouge1", "rougeL"} <= alone.keys()
+    assert (tmp_path / "0").read_text() == (tmp_path / "1").read_text() == repr(alone)
+
+
+def test_rouge_is_that_of_torchmetrics() -> None:
+    from torchmetrics.text import ROUGEScore
+
+    pairs = [("= A\n#set text(11pt)\nThe cat sat.", "= B\nThe *cat* sat on it."), ("x", "y"), ("#a-b_c", "a b c d")]
+    made = [Document("", {}, "text", source, CompileResult(True), reference) for source, reference in pairs]
+    expected = ROUGEScore(rouge_keys=("rouge1", "rouge2", "rougeL"))
+    expected.update([source for source, _ in pairs], [reference for _, reference in pairs])
+    metrics = {name: metric for name, metric in document_metrics().items() if name.startswith("rouge")}
+    for metric in metrics.values():
+        update_metric(metric, made)
+    for name, value in metric_values(metrics).items():
+        assert value == pytest.approx(float(expected.compute()[f"{name}_fmeasure"])), name
 
 
 def test_scores_of_real_reports(typesetter) -> None:

@@ -18,7 +18,7 @@ def page(body: str, head: str = "", foot: str = "") -> PageText:
     ("text", "expected"),
     [
         ("The ﬁne “quoted” model’s HEAD", ["the", "fine", "quoted", "model's", "head"]),
-        ("state-of-the-\nart 768-\ndimensional", ["stateoftheart", "768dimensional"]),
+        ("state-of-the-\nart 768-\ndimensional", ["stateoftheart", "768", "dimensional"]),
         ("CHAPTER- I - two–three a — b", ["chapter", "i", "twothree", "a", "b"]),
         ("B.E/Dept, snake_case 2025-26 (3.5%)", ["b", "e", "dept", "snake", "case", "202526", "3", "5"]),
         ("排版 ok Straße ｆｕｌｌ", ["排", "版", "ok", "strasse", "full"]),
@@ -92,6 +92,8 @@ def test_fields_belong_where_the_reference_shows_them() -> None:
     assert field_presence(fields, shorter, reference)["starting_page"] == pytest.approx(2 / 3)
     assert field_presence(fields, [], reference) == dict.fromkeys(fields, 0.0)
     assert field_presence({"secret": "Never shown"}, reference, reference) == {}
+    unnumbered = [page("x", "2025-26"), page("y", "2025-26")]
+    assert field_presence(fields, unnumbered, unnumbered) == {"academic_year": 1.0}
 
 
 def test_fields_without_a_reference_are_looked_for_anywhere() -> None:

@@ -296,15 +296,59 @@ def test_font_paths_are_searched(tmp_path, typesetter) -> None:
         assert with_fonts.compile(source).diagnostics == ()
 
 
+def test_what_an_imported_file_says_is_not_taken_for_the_document(tmp_path) -> None:
+    (tmp_path / "style.typ").write_text("\n" * 6 + '#image("images\\a.png")')
+    with Typesetter(workers=1, assets_dir=str(tmp_path), normalize_paths=True) as typesetter:
+        result = typesetter.compile('#include "style.typ"')
+    (error,) = result.diagnostics
+    assert "backslash" in error.message and error.line == 7 and error.file.endswith("style.typ")
+
+
+def test_a_backslash_path_is_turned_whatever_ends_the_lines() -> None:
+    source = '= A\u2028B\rC #image("images\\a.png")'
+    assert compile_source(source, normalize_paths=True).source == source.replace("\\", "/")
+
+
+def test_assets_are_not_imported_as_modules(tmp_path) -> None:
+    (tmp_path / "pypdfium2.py").write_text("raise SystemExit('run')")
+    with Typesetter(workers=1, assets_dir=str(tmp_path)) as typesetter:
+        assert typesetter.compile('#read("/pypdfium2.py")').ok
+
+
+def test_messages_hold_nothing_that_a_terminal_would_obey(typesetter) -> None:
+    assert "\x1b" not in typesetter.compile('#panic("\\u{1b}[31mred")').reason
+
+
+def test_an_interrupted_answer_is_not_taken_for_the_next_one() -> None:
+    with Typesetter(workers=1) as typesetter:
+        typesetter.compile("= Start")
+        timer = threading.Timer(0.5, lambda: os.kill(os.getpid(), signal.SIGINT))
+        timer.start()
+        with pytest.raises(KeyboardInterrupt):
+            typesetter.compile("#for i in range(100000) { for j in range(100000) { } }")
+        assert typesetter.compile("= Second").text == "Second"
+
+
+def test_what_earlier_documents_left_is_not_held_against_the_next() -> None:
+    sources = ["#lorem(200000)" if number % 2 else f"Number {number}" for number in range(12)]
+    with Typesetter(workers=1, memory_mib=640, max_pages=2000) as typesetter:
+        together = [result.ok for result in typesetter.compile_many(sources)]
+    assert together == [compile_source(source, memory_mib=640, max_pages=2000).ok for source in sources]
+
+
 # Settings
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"timeout_s": 0}, {"memory_mib": 1}, {"workers": 0}, {"assets_dir": "/no/such"}, {"font_paths": ["/no"]}]
-)
-def test_wrong_settings_are_named(wrong) -> None:
-    with pytest.raises(UserError, match="typesetting." + next(iter(wrong))):
-        Typesetter(**wrong)
+    ("name", "value"),
+    [
+        ("timeout_s", 0), ("memory_mib", 1), ("memory_mib", 1 << 60), ("workers", 0), ("assets_dir", "/no/such"),
+        ("font_paths", ["/no"]), ("font_paths", "/no"),
+    ],
+)  # fmt: skip
+def test_wrong_settings_are_named(name, value) -> None:
+    with pytest.raises(UserError, match=f"typesetting.{name}"):
+        Typesetter(**{name: value})
 
 
 def test_a_picture_of_a_large_page_is_made_smaller() -> None:

@@ -25,6 +25,8 @@ def run(args: Sequence[str]) -> None:
     """Compiles Typst files to PDFs beside them, in processes that can do no harm."""
     made = parser()
     config = made.instantiate_classes(made.parse_args(list(args)))
+    if config.ppi is not None and config.ppi <= 0:
+        raise UserError(f"--ppi must be above 0, not {config.ppi}.")
     files = [file for path in config.paths for file in _typst_files(Path(path))]
     compiled = 0
     with config.typesetting as typesetter:
@@ -47,6 +49,8 @@ def run(args: Sequence[str]) -> None:
 
 def _typst_files(path: Path) -> list[Path]:
     if path.is_file():
+        if path.suffix != ".typ":  # its PDF might be a file that has nothing to do with it
+            raise UserError(f"{path}: is no .typ file.")
         return [path]
     found = sorted(path.glob("*.typ"))
     if not found:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Iterator, Sequence
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
 from jsonargparse import ArgumentParser
@@ -46,7 +46,14 @@ def _machine() -> Iterator[tuple[str, str]]:
     yield "system", f"{platform.system()} {platform.machine()}, Python {platform.python_version()}"
     yield "processor", f"{os.cpu_count()} cores, {memory.total / 2**30:.0f} GiB ({memory.available / 2**30:.0f} free)"
     names = ("typst-lit", "torch", "lightning", "transformers", "peft", "bitsandbytes", "typst")
-    yield "packages", ", ".join(f"{name} {version(name)}" for name in names)
+    yield "packages", ", ".join(f"{name} {_version(name)}" for name in names)
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "(not installed)"
 
 
 def _training() -> Iterator[tuple[str, str]]:

@@ -22,7 +22,7 @@ from typst_lit.errors import UserError, listing
 from typst_lit.metrics.documents import Draft
 from typst_lit.metrics.scoring import Scorer
 from typst_lit.plugins import load_plugins
-from typst_lit.reporting.report import Report
+from typst_lit.reporting.report import REPORT_FILES, Report
 from typst_lit.typesetting.compiling import Typesetter
 
 log = logging.getLogger(__name__)
@@ -35,8 +35,8 @@ def parser() -> ArgumentParser:
     made.add_argument(
         "results",
         type=str,
-        help="A JSON list or JSON lines, each item with a Typst source and, if possible, its 'input'; or a folder of "
-        ".typ files, in the order of the references.",
+        help="A JSON list or JSON lines, each item with a Typst source and, if possible, its 'input'; or a .typ file, "
+        "or a folder of such in the order of the references.",
     )
     made.add_argument("--references", type=str | None, default=None, help="The pairs: any data that fit takes.")
     made.add_argument(
@@ -67,6 +67,8 @@ def run(args: Sequence[str]) -> None:
     config = made.instantiate_classes(made.parse_args(list(args)))
     template = config.template or ReportPrompt()
     path = Path(config.results)
+    directory = Path(config.output_dir) if config.output_dir else path.parent
+    _check_output(directory, [path, *([Path(config.references)] if config.references else [])])
     drafts = _drafts(_generated(path, config.field, template), config.references, template)
     scorer = Scorer(config.typesetting)
     report = Report(scorer, {"results": str(path), "references": config.references or "none"})
@@ -80,12 +82,20 @@ def run(args: Sequence[str]) -> None:
     values = scorer.values()
     for name, value in values.items():
         print(f"{name:<18}{value:.4f}")
-    page = report.write(Path(config.output_dir) if config.output_dir else path.parent, values)
-    print(f"\nreport: {page}")
+    print(f"\nreport: {report.write(directory, values)}")
+
+
+def _check_output(directory: Path, inputs: Sequence[Path]) -> None:
+    """Makes the folder, before any work is done, and sees to it that no input is written over."""
+    directory.mkdir(parents=True, exist_ok=True)
+    for path in inputs:
+        if path.resolve() in [(directory / name).resolve() for name in REPORT_FILES]:
+            raise UserError(f"{path}: the report would be written over it. Name another folder with --output_dir.")
 
 
 def _generated(path: Path, field: str | None, template: PromptTemplate) -> list[Generated]:
-    if path.is_dir() and (files := sorted(path.glob("*.typ"))):
+    files = [path] if path.suffix == ".typ" else sorted(path.glob("*.typ")) if path.is_dir() else []
+    if files:
         return [Generated(str(file), file.read_text("utf-8", "replace"), None) for file in files]
     found, faults = [], []
     for row in FileSource(str(path)).rows():
@@ -100,7 +110,7 @@ def _generated(path: Path, field: str | None, template: PromptTemplate) -> list[
             fields = parsed.fields
         found.append(Generated(row.origin, source, fields))
     if faults:
-        raise UserError(f"{path}: {len(faults)} faults:\n{listing(faults)}")
+        raise UserError(f"{path}: {len(faults)} of its items can't be used:\n{listing(faults)}")
     if not found:
         raise UserError(f"{path}: there is no document in it.")
     return found
@@ -115,9 +125,9 @@ def _source_in(value: object, field: str | None) -> tuple[str | None, str]:
     name = field or next((name for name in SOURCE_FIELDS if isinstance(value.get(name), str)), None)
     if name is not None and isinstance(value.get(name), str):
         return value[name], ""
-    looked = f"field '{field}'" if field else f"none of the fields {', '.join(SOURCE_FIELDS)}"
+    looked = f"field '{field}' is not" if field else f"none of {', '.join(SOURCE_FIELDS)} is"
     there = ", ".join(map(str, value)) or "nothing"
-    return None, f"{looked} holds text (there is: {there}); name the field of the source with --field"
+    return None, f"{looked} a field with text (there is: {there}); name the field of the source with --field"
 
 
 def _drafts(generated: Sequence[Generated], references: str | None, template: PromptTemplate) -> list[Draft]:
@@ -144,6 +154,12 @@ def _drafts(generated: Sequence[Generated], references: str | None, template: Pr
             )
     elif len(generated) == len(rows):
         matched = list(rows)
+        for each, row in zip(generated, rows, strict=True):
+            if each.fields is not None and _key(each.fields, names) != _key(row, names):
+                raise UserError(
+                    f"{each.origin}: was made of another record than the one in its place ({row['origin']}). Give "
+                    "all documents their 'input', or put them in the order of the references."
+                )
     else:
         raise UserError(
             f"{len(generated)} documents, but {len(rows)} pairs in {references}, and the documents do not say which "

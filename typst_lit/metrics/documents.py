@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torchmetrics import Metric
-from torchmetrics.text import BLEUScore, CHRFScore, ROUGEScore
+from torchmetrics.functional.text import rouge_score
+from torchmetrics.text import BLEUScore, CHRFScore
 
 from typst_lit.metrics import functional
 from typst_lit.metrics.pictures import page_similarity
@@ -91,7 +92,7 @@ class DocumentMetric(Metric, ABC):
 
     def __init__(self) -> None:
         super().__init__()
-        self.add_state("total", torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("total", torch.tensor(0.0), dist_reduce_fx="sum")
         self.add_state("count", torch.tensor(0), dist_reduce_fx="sum")
 
     @abstractmethod
@@ -108,7 +109,7 @@ class DocumentMetric(Metric, ABC):
 
     def compute(self) -> Tensor:
         """Returns the mean, or NaN when no document had a score."""
-        return (self.total / self.count).float()
+        return self.total / self.count
 
 
 class CompileRate(DocumentMetric):
@@ -202,6 +203,34 @@ class EditSimilarity(DocumentMetric):
         return functional.edit_similarity(document.source, document.reference) if document.reference else None
 
 
+class RougeN(DocumentMetric):
+    """How many of the words, or runs of words, two sources have in common (F-measure).
+
+    Args:
+        n: length of a run.
+    """
+
+    higher_is_better = True
+
+    def __init__(self, n: int) -> None:
+        super().__init__()
+        self.key = f"rouge{n}"
+
+    def score(self, document: Document) -> float | None:
+        if not document.reference:
+            return None
+        return float(rouge_score(document.source, document.reference, rouge_keys=self.key)[f"{self.key}_fmeasure"])
+
+
+class RougeL(DocumentMetric):
+    """How long the longest common subsequence of two sources' words is: `functional.rouge_l`."""
+
+    higher_is_better = True
+
+    def score(self, document: Document) -> float | None:
+        return functional.rouge_l(document.source, document.reference) if document.reference else None
+
+
 def document_metrics() -> dict[str, Metric]:
     """Returns the metrics that every evaluation takes, by the names they are logged under.
 
@@ -218,7 +247,9 @@ def document_metrics() -> dict[str, Metric]:
         "edit_similarity": EditSimilarity(),
         "chrf": CHRFScore(),
         "bleu": BLEUScore(),
-        "rouge": ROUGEScore(rouge_keys=("rouge1", "rouge2", "rougeL")),
+        "rouge1": RougeN(1),
+        "rouge2": RougeN(2),
+        "rougeL": RougeL(),
     }
 
 
@@ -236,17 +267,16 @@ def update_metric(metric: Metric, documents: Sequence[Document]) -> None:
 
 
 def metric_values(metrics: Mapping[str, Metric]) -> dict[str, float]:
-    """Computes metrics and returns their values by name; of those that give several (ROUGE) the F-measures.
+    """Computes metrics, over all processes, and returns their values by name; what saw nothing is left out.
 
-    A metric that saw nothing is left out.
+    A metric that gives several values gives them names of their own.
     """
+    alone = not (torch.distributed.is_available() and torch.distributed.is_initialized())
     values: dict[str, float] = {}
     for name, metric in metrics.items():
-        if not metric.update_called:
-            continue
+        if alone and not metric.update_called:
+            continue  # where there are several processes, another one may have seen something, and waits for this one
         value = metric.compute()
-        if isinstance(value, dict):
-            values |= {k.removesuffix("_fmeasure"): float(v) for k, v in value.items() if k.endswith("_fmeasure")}
-        else:
-            values[name] = float(value)
+        several = value if isinstance(value, dict) else {name: value}
+        values |= {key: float(each) for key, each in several.items()}
     return {name: value for name, value in values.items() if value == value}

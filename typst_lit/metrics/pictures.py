@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 from torchmetrics.functional.image import structural_similarity_index_measure
 
+WINDOW = 11  # dots that similarity is taken over: no picture may be smaller
 LONGER_SIDE = 400  # pages are compared at about this many dots: lines of text show, letters don't
 
 
@@ -46,8 +47,9 @@ def _similarity(page: bytes, other: bytes) -> float:
 
 def _tensor(picture: Image.Image, size: tuple[int, int]) -> Tensor:
     """Returns a picture on white paper of a size, shrunk to the detail that matters: (1, 1, height, width), 0 to 1."""
-    paper = Image.new("L", size, 255)
+    factor = max(1, max(size) // LONGER_SIDE)
+    paper = Image.new("L", (max(size[0], WINDOW * factor), max(size[1], WINDOW * factor)), 255)
     paper.paste(picture)
-    paper = paper.reduce(max(1, max(size) // LONGER_SIDE))
+    paper = paper.reduce(factor)
     values = torch.frombuffer(bytearray(paper.tobytes()), dtype=torch.uint8)
     return values.reshape(1, 1, paper.height, paper.width).float() / 255

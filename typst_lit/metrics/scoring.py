@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import tee
 
@@ -10,6 +11,7 @@ from torchmetrics import Metric
 from typst_lit.metrics.documents import Document, DocumentMetric, Draft, document_metrics, metric_values, update_metric
 from typst_lit.typesetting.compiling import Typesetter
 
+log = logging.getLogger(__name__)
 PPI = 72.0  # of the pictures that are compared and shown
 
 
@@ -33,6 +35,8 @@ class Scorer:
         for draft in drafts:
             result = next(results)
             reference = next(results) if draft.reference else None
+            if reference is not None and not reference.ok:
+                log.warning("The reference of %s does not compile: %s", draft.name, reference.reason)
             document = Document(**draft._asdict(), result=result, reference_result=reference)
             for metric in self.metrics.values():
                 update_metric(metric, [document])

@@ -17,9 +17,11 @@ from PIL import Image
 
 from typst_lit.metrics.documents import Document
 from typst_lit.metrics.scoring import Scorer
+from typst_lit.typesetting.results import line_of
 from typst_lit.version import __version__
 
 MOST_SHOWN = 100  # documents whose pages are in the HTML file, the worst ones; it would grow too large to open
+REPORT_FILES = ("report.html", "report.json")
 MOST_PAGES = 12  # of each of them
 
 
@@ -41,6 +43,7 @@ class Entry:
     finish_reason: str
     source: str
     reference: str
+    reference_problem: str
     pictures: list[tuple[str, str]] = field(default_factory=list)  # data URLs of a page and its reference
 
     @property
@@ -85,7 +88,11 @@ class Report:
             scores={key: round(value, 6) for key, value in self.scorer.scores_of(document).items()},
             field_scores=document.field_scores,
             compiled=result.ok,
-            diagnostics=[each._asdict() for each in result.diagnostics],
+            diagnostics=[
+                {**each._asdict(), "excerpt": line_of(result.source, each.line) if each.line and not each.file else ""}
+                for each in result.diagnostics
+            ],
+            reference_problem=reference.reason if reference else "",
             pages=result.page_count,
             reference_pages=reference.page_count if reference else None,
             missing_assets=list(result.missing_assets),

@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 COMPILES_A_WORKER = 1000  # then a fresh one takes its place: the compiler's cache and its counters only ever grow
 START_UP_S = 60.0  # a worker that has not come up by then never will
 LARGEST_MESSAGE = 1 << 31
+MOST_OF_ANY = 1_000_000  # no limit is of use above this
 _UNKNOWN_FONT = "unknown font family: "
 
 
@@ -49,7 +50,7 @@ class Typesetter:
         max_pdf_mib: largest PDF.
         max_source_mib: largest source.
         assets_dir: folder of the files that documents name; pictures that are not there get a grey stand-in.
-        font_paths: folders of further fonts.
+        font_paths: folder of further fonts, or a list of such.
         normalize_paths: read a backslash in a path as a slash. Typst refuses it.
     """
 
@@ -63,16 +64,17 @@ class Typesetter:
         max_pdf_mib: int = 64,
         max_source_mib: int = 4,
         assets_dir: str | None = None,
-        font_paths: Sequence[str] = (),
+        font_paths: str | Sequence[str] = (),
         normalize_paths: bool = False,
     ) -> None:
+        font_paths = [font_paths] if isinstance(font_paths, str) else font_paths
         for name, value, least in (
             ("workers", 1 if workers is None else workers, 1), ("timeout_s", timeout_s, 0.1),
             ("memory_mib", memory_mib, 512), ("max_pages", max_pages, 1), ("max_page_pt", max_page_pt, 1),
             ("max_pdf_mib", max_pdf_mib, 1), ("max_source_mib", max_source_mib, 1),
         ):  # fmt: skip
-            if value < least:
-                raise UserError(f"typesetting.{name} must be {least} or more, not {value}.")
+            if not least <= value <= MOST_OF_ANY:
+                raise UserError(f"typesetting.{name} must be {least} to {MOST_OF_ANY}, not {value}.")
         for name, folder in [("assets_dir", assets_dir)] * bool(assets_dir) + [("font_paths", f) for f in font_paths]:
             if not Path(str(folder)).is_dir():
                 raise UserError(f"typesetting.{name}: there is no folder {folder}.")
@@ -136,8 +138,7 @@ class Typesetter:
                 result = _refused(what, "the limit is max_source_mib")
             else:
                 result = self._compile(encoded, ppi)
-                if not result.source:
-                    result = _with(result, source=text)
+            result = _with(result, source=result.source or text)
         self._tell_of_fonts(result)
         return _with(result, seconds=time.monotonic() - started)
 
@@ -145,12 +146,13 @@ class Typesetter:
         """Compiles documents side by side and yields their results in order, reading only a little ahead."""
         if self._threads is None:
             self._threads = ThreadPoolExecutor(self.workers, "typesetting")
+        threads = self._threads
         waiting: deque[Future[CompileResult]] = deque()
         rest = iter(sources)
         try:
             while True:
                 for source in itertools.islice(rest, 2 * self.workers - len(waiting)):
-                    waiting.append(self._threads.submit(self.compile, source, ppi))
+                    waiting.append(threads.submit(self.compile, source, ppi))
                 if not waiting:
                     return
                 yield waiting.popleft().result()
@@ -167,13 +169,14 @@ class Typesetter:
                 fresh = worker.start()
                 deadline += time.monotonic() - before  # starting is not the document's fault
                 try:
-                    return worker.ask(source, ppi, deadline)
+                    result = worker.ask(source, ppi, deadline)
                 except TimeoutError:
                     return _refused(f"the document took longer than {self.timeout_s:g} s", "the limit is timeout_s")
                 except _WorkerDiedError as death:
-                    # What other documents left behind may have killed it: only a fresh process gives a verdict.
-                    if fresh or time.monotonic() >= deadline:
-                        return _refused(f"the document broke the compiler: {death}")
+                    result = _refused(f"the document broke the compiler: {death}")
+                # What other documents left behind may have broken it: only a fresh process gives a verdict.
+                if worker.runs or fresh or time.monotonic() >= deadline:
+                    return result
         finally:
             self._idle.put(worker)
 
@@ -208,6 +211,11 @@ class _Worker:
         self._compiled = 0
         self.granted: dict[str, bool] = {}
 
+    @property
+    def runs(self) -> bool:
+        """Whether the process is there: it is ended when a document broke it."""
+        return self._process is not None
+
     def start(self) -> bool:
         """Makes sure that the process runs; returns whether it is a fresh one."""
         if self._process is not None and self._process.poll() is None and self._compiled < COMPILES_A_WORKER:
@@ -222,7 +230,7 @@ class _Worker:
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
                 pass_fds=[theirs.fileno()],
-                cwd=self._root.name,
+                cwd="/",  # Python imports from the working directory, which must not be the one that assets come to
                 env=_bare_environment(),
                 start_new_session=True,
             )
@@ -267,6 +275,9 @@ class _Worker:
             reason = self._cause_of_death()
             self.stop()
             raise _WorkerDiedError(reason) from None
+        except BaseException:  # interrupted: the answer is still to come, and would be taken for the next document's
+            self.stop()
+            raise
         self._last_words()  # or the pipe fills up
         if head["spoilt"]:
             self.stop()
@@ -324,6 +335,7 @@ def _bare_environment() -> dict[str, str]:
     environment = {name: os.environ[name] for name in kept if name in os.environ}
     nowhere = "http://127.0.0.1:9"  # the discard port: where no namespace can be had, packages are not fetched either
     return environment | {
+        "PYTHONSAFEPATH": "1",
         "PYTHONPATH": os.pathsep.join(os.path.abspath(path) for path in sys.path),  # noqa: PTH100
         "RAYON_NUM_THREADS": "1",  # the pool has a process a core
         "HTTP_PROXY": nowhere, "HTTPS_PROXY": nowhere, "ALL_PROXY": nowhere,

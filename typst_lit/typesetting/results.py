@@ -19,6 +19,7 @@ class Diagnostic(NamedTuple):
         line: line in the source from 1, or None when it belongs to no place.
         column: character in the line from 1, or None.
         hint: what to do about it, or empty.
+        file: the file that the place is in, or empty when that is the document itself.
     """
 
     severity: Literal["error", "warning"]
@@ -26,9 +27,11 @@ class Diagnostic(NamedTuple):
     line: int | None = None
     column: int | None = None
     hint: str = ""
+    file: str = ""
 
     def __str__(self) -> str:
         place = f"line {self.line}, column {self.column}: " if self.line else ""
+        place = f"{self.file}, {place}" if self.file else place
         return f"{self.severity}: {place}{self.message}" + (f" ({self.hint})" if self.hint else "")
 
 
@@ -93,7 +96,9 @@ class CompileResult:
 
 
 _BLOCK = re.compile(r"^(error|warning|help): ", re.MULTILINE)
-_PLACE = re.compile(r"^\s*┌─ .*:(\d+):(\d+)\s*$", re.MULTILINE)
+_PLACE = re.compile(r"^\s*┌─ (.*):(\d+):(\d+)\s*$", re.MULTILINE)
+_DOCUMENT = "__typst_py_bytes__.typ"  # what the compiler calls a source that is no file
+_NEWLINE = re.compile(r"\r\n|[\n\v\f\r\x85\u2028\u2029]")  # as Typst has it
 _HINT = re.compile(r"^\s*= hint: (.*)$", re.MULTILINE)
 
 
@@ -112,12 +117,25 @@ def parse_diagnostics(report: str) -> list[Diagnostic]:
         place = _PLACE.search(block)
         message = (block[: place.start()] if place else block.split("\n  = ")[0]).strip()
         hint = "; ".join(_HINT.findall(block))
-        line, column = (int(place[1]), int(place[2]) + 1) if place else (None, None)  # it counts columns from 0
+        line, column = (int(place[2]), int(place[3]) + 1) if place else (None, None)  # it counts columns from 0
+        file = place[1] if place and not place[1].endswith(_DOCUMENT) else ""
         severity: Literal["error", "warning"] = "error" if start[1] == "error" else "warning"
-        found.append(Diagnostic(severity, shorten(message), line, column, shorten(hint)))
+        found.append(Diagnostic(severity, shorten(message), line, column, shorten(hint), file))
     return found
 
 
+def line_start(source: str, line: int) -> int:
+    """Returns where a line of a source begins, counted from 1 as Typst counts them; the end where there is none."""
+    starts = [0, *(found.end() for found in _NEWLINE.finditer(source))]
+    return starts[line - 1] if line <= len(starts) else len(source)
+
+
+def line_of(source: str, line: int) -> str:
+    """Returns a line of a source."""
+    return _NEWLINE.split(source[line_start(source, line) :], maxsplit=1)[0]
+
+
 def shorten(message: str) -> str:
-    """Returns a message without the part that nobody would read."""
-    return message if len(message) <= LONGEST_MESSAGE else message[: LONGEST_MESSAGE - 3] + "..."
+    """Returns a message without the part that nobody would read, and without what a terminal would obey."""
+    plain = "".join(letter if letter.isprintable() else " " for letter in message[:LONGEST_MESSAGE])
+    return plain if len(message) <= LONGEST_MESSAGE else plain[:-3] + "..."

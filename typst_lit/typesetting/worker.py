@@ -18,7 +18,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from typst_lit.typesetting.results import Diagnostic, PageText, parse_diagnostics, shorten
+from typst_lit.typesetting.results import Diagnostic, PageText, line_start, parse_diagnostics, shorten
 from typst_lit.typesetting.stand_ins import stand_in
 
 CLONE_NEWUSER, CLONE_NEWNET = 0x10000000, 0x40000000
@@ -64,19 +64,28 @@ def leave_the_network() -> bool:
 def limit_resources(memory_mib: int) -> bool:
     """Limits address space and file size, and forbids core dumps; returns whether the memory limit holds here."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (LARGEST_ASSET_MIB << 20, LARGEST_ASSET_MIB << 20))
+    lower_limit(resource.RLIMIT_FSIZE, LARGEST_ASSET_MIB << 20)
     try:
-        resource.setrlimit(resource.RLIMIT_AS, (memory_mib << 20, memory_mib << 20))
+        lower_limit(resource.RLIMIT_AS, memory_mib << 20)
     except (OSError, ValueError):
         return False  # macOS
     return sys.platform.startswith("linux")
+
+
+def lower_limit(which: int, limit: int) -> None:
+    """Sets a limit of this process for good, unless the one that it was started with is lower."""
+    inherited = resource.getrlimit(which)[1]
+    limit = limit if inherited == resource.RLIM_INFINITY else min(limit, inherited)
+    resource.setrlimit(which, (limit, limit))
 
 
 def limit_cpu(seconds: float) -> None:
     """Lets the kernel end the process after so much more CPU time: for the case that nobody is left to do it."""
     usage = resource.getrusage(resource.RUSAGE_SELF)
     limit = int(usage.ru_utime + usage.ru_stime + seconds) + 2
-    resource.setrlimit(resource.RLIMIT_CPU, (limit, resource.getrlimit(resource.RLIMIT_CPU)[1]))
+    inherited = resource.getrlimit(resource.RLIMIT_CPU)[1]
+    limit = limit if inherited == resource.RLIM_INFINITY else min(limit, inherited)
+    resource.setrlimit(resource.RLIMIT_CPU, (limit, inherited))
 
 
 class RefusedError(Exception):
@@ -181,7 +190,8 @@ class Job:
             found = _NOT_FOUND.match(each.message)
             if found and self._provide(found[1]):
                 return True
-            if each.message == _BACKSLASH and self.worker.settings["normalize_paths"] and self._turn(each):
+            turnable = each.message == _BACKSLASH and not each.file
+            if turnable and self.worker.settings["normalize_paths"] and self._turn(each):
                 return True
         return False
 
@@ -215,15 +225,13 @@ class Job:
 
     def _turn(self, where: Diagnostic) -> bool:
         """Writes ``/`` for the backslashes of the path at a place in the source."""
-        lines = self.source.decode("utf-8").split("\n")
+        source = self.source.decode("utf-8")
         assert where.line is not None and where.column is not None
-        line = lines[where.line - 1]
-        path = re.compile(r'"(?:[^"\\]|\\.)*"').match(line, where.column - 1)
+        path = re.compile(r'"(?:[^"\\]|\\.)*"').match(source, line_start(source, where.line) + where.column - 1)
         if not path:
             return False
         turned = re.sub(r"\\\\|\\(?!\")", "/", path[0])  # escaped or, as Typst also takes it, alone
-        lines[where.line - 1] = line[: path.start()] + turned + line[path.end() :]
-        self.source = "\n".join(lines).encode()
+        self.source = (source[: path.start()] + turned + source[path.end() :]).encode()
         self.diagnostics.append(
             Diagnostic("warning", f"the path {path[0]} was read as {turned}", where.line, where.column)
         )
