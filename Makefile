@@ -3,11 +3,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 RUN := runs/demo
-SAMPLES := typst_lit/data/samples/reports.json
+SAMPLES := tests/data/reports.json
 QUIET := --trainer.accumulate_grad_batches 1 --warmup.steps 10 --checkpoint.every_n_steps 1000
 GREEDY := --model.generation.temperature 0 --model.generation.repetition_penalty 1 --model.generation.max_tokens 700
 
-.PHONY: help demo test test-slow lint type format clean
+.PHONY: help demo pretrain-nano test test-slow lint type format clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -22,10 +22,10 @@ $(VENV)/ready: setup.cfg constraints.txt
 demo: $(VENV)/ready ## fit and predict on sample records, offline and without a GPU, and end with PDFs
 	rm -rf $(RUN)
 	@echo "== 1. A stand-in for a base model: a tiny Qwen3 that has learned the 12 samples by heart"
-	$(BIN)/python -m typst_lit.model.tiny $(RUN)/random
+	$(BIN)/python -m typst_lit.model.tiny $(RUN)/random $(SAMPLES)
 	$(BIN)/typst-lit fit --data.path $(SAMPLES) --data.val_fraction 0 --run_dir $(RUN)/base \
 	  --model.base_model $(RUN)/random --model.adapter null --model.use_4bit false \
-	  --model.learning_rate 5e-3 --trainer.max_epochs 35 --model.gradient_checkpointing false $(QUIET)
+	  --model.learning_rate 5e-3 --trainer.max_epochs 35 --model.gradient_checkpointing false --eval.every_n_epochs 0 $(QUIET)
 	@echo "== 2. The main job: that model in 4 bits, with a LoRA adapter, on two projects, validated on the third"
 	$(BIN)/typst-lit fit --data.path $(SAMPLES) --run_dir $(RUN)/adapter $(GREEDY) \
 	  --model.base_model $(RUN)/base/model/best --trainer.max_epochs 3 --eval.every_n_epochs 3 $(QUIET)
@@ -36,6 +36,17 @@ demo: $(VENV)/ready ## fit and predict on sample records, offline and without a 
 	$(BIN)/typst-lit score $(RUN)/adapter/predictions/predictions.json --references $(SAMPLES)
 	@echo "The PDFs: $(RUN)/adapter/predictions"
 	@echo "The curves and pages: $(BIN)/tensorboard --logdir $(RUN)"
+
+NANO := runs/nano
+PRETRAIN := $(BIN)/typst-lit fit --config configs/pretrain_nano.yaml
+
+pretrain-nano: $(VENV)/ready ## train a small base model on made-up reports (an hour on two cores)
+	$(BIN)/python -m typst_lit.synthesis.nano begin $(NANO)/random
+	@echo "== 1. Copying: short strings of words to repeat, many small steps"
+	$(PRETRAIN) --run_dir $(NANO)/copying --model.base_model $(NANO)/random --model.schedule constant \
+	  --data.batch_size 8 --data.source.init_args '{count: 24000, seed: 1, copying: 1.0}'
+	@echo "== 2. Documents"
+	$(PRETRAIN) --run_dir $(NANO)/documents --model.base_model $(NANO)/copying/model/best
 
 test: $(VENV)/ready lint type ## check style and types, run the tests
 	$(BIN)/python -m pytest

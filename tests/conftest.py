@@ -8,7 +8,6 @@ import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ import pytest
 
 from typst_lit.cli import main
 
-SAMPLES = Path(str(files("typst_lit") / "data/samples/reports.json"))
+SAMPLES = Path(__file__).parent / "data" / "reports.json"
 
 
 @dataclass
@@ -45,9 +44,9 @@ def run(capfd: pytest.CaptureFixture[str]) -> Callable[..., Result]:
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Qwen3 of two layers with random weights and a tokenizer of its own."""
-    from typst_lit.model.tiny import make_tiny_model, sample_texts
+    from typst_lit.model.tiny import make_tiny_model, texts_of
 
-    return make_tiny_model(tmp_path_factory.mktemp("models") / "tiny", sample_texts(), vocabulary=512, hidden=64)
+    return make_tiny_model(tmp_path_factory.mktemp("models") / "tiny", texts_of(SAMPLES), vocabulary=512, hidden=64)
 
 
 @pytest.fixture(scope="session")

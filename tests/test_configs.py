@@ -28,7 +28,8 @@ def test_the_command_in_its_head_runs(run, tiny_model, tmp_path, config) -> None
         "--trainer.accelerator", "cpu",
     )  # fmt: skip
     assert result.status == 0, result.err
-    assert (tmp_path / "adapter/best/adapter_model.safetensors").is_file()
+    made = "model/best/model" if config.stem == "pretrain_nano" else "adapter/best/adapter_model"
+    assert (tmp_path / f"{made}.safetensors").is_file()
 
 
 def test_the_four_scenarios_have_the_known_values(tiny_model) -> None:

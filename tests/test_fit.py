@@ -410,9 +410,9 @@ def test_adapters_that_cannot_be_used(run, fitted, tmp_path, adapter, message) -
 
 
 def test_an_adapter_of_another_base_model(run, fitted, tmp_path) -> None:
-    from typst_lit.model.tiny import make_tiny_model, sample_texts
+    from typst_lit.model.tiny import make_tiny_model
 
-    fitted[2] = make_tiny_model(tmp_path / "larger", sample_texts(), vocabulary=512, hidden=128)
+    fitted[2] = make_tiny_model(tmp_path / "larger", ["other text"], vocabulary=512, hidden=128)
     result = run(*fitted, SAMPLES)
     assert result.status == 1 and "does not fit the base model" in result.err and "--model.base_model" in result.err
 

@@ -1,6 +1,6 @@
-"""A tiny Qwen3 with random weights and a tokenizer of its own, made on the spot: for the demo and the tests.
+"""A small Qwen3 with random weights and a tokenizer of its own, made on the spot: where a base model begins.
 
-python -m typst_lit.model.tiny DIRECTORY
+python -m typst_lit.model.tiny DIRECTORY PAIRS.json      with a tokenizer learned from these pairs
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable
-from importlib.resources import files
 from pathlib import Path
 
 import torch
@@ -16,12 +15,6 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 END, PAD = "<|im_end|>", "<|endoftext|>"
-
-
-def sample_texts() -> list[str]:
-    """Returns the text of the sample records that come with the package, for a tokenizer to learn from."""
-    pairs = json.loads((files("typst_lit") / "data/samples/reports.json").read_text("utf-8"))
-    return [text for pair in pairs for text in (pair["input"]["contents_txt"], pair["output"])]
 
 
 def make_tiny_model(
@@ -34,7 +27,9 @@ def make_tiny_model(
 ) -> Path:
     """Writes a randomly initialised Qwen3 and a byte-level BPE learned from the texts; returns the directory."""
     bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    # Digits one by one, as Qwen has them: numbers are copied, not known.
+    digits = pre_tokenizers.Digits(individual_digits=True)
+    bpe.pre_tokenizer = pre_tokenizers.Sequence([digits, pre_tokenizers.ByteLevel(add_prefix_space=False)])
     bpe.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary,
@@ -52,7 +47,7 @@ def make_tiny_model(
             intermediate_size=hidden * 3,
             num_hidden_layers=layers,
             num_attention_heads=hidden // 32,
-            num_key_value_heads=max(1, hidden // 64),
+            num_key_value_heads=hidden // 32,
             head_dim=32,
             max_position_embeddings=8192,
             tie_word_embeddings=True,
@@ -65,5 +60,11 @@ def make_tiny_model(
     return Path(directory)
 
 
+def texts_of(pairs: Path) -> list[str]:
+    """Returns the texts and the sources of pairs, for a tokenizer to learn from."""
+    listed = json.loads(pairs.read_text("utf-8"))
+    return [text for pair in listed for text in (pair["input"]["contents_txt"], pair["output"])]
+
+
 if __name__ == "__main__":
-    print(make_tiny_model(sys.argv[1], sample_texts()))
+    print(make_tiny_model(sys.argv[1], texts_of(Path(sys.argv[2]))))
