@@ -41,7 +41,7 @@ NANO := runs/nano
 PRETRAIN := $(BIN)/typst-lit fit --config configs/pretrain_nano.yaml
 
 pretrain-nano: $(VENV)/ready ## train a small base model on made-up reports (an hour on two cores)
-	$(BIN)/python -m typst_lit.synthesis.nano begin $(NANO)/random
+	$(BIN)/python -m typst_lit.synthesis.nano $(NANO)/random
 	@echo "== 1. Copying: short strings of words to repeat, many small steps"
 	$(PRETRAIN) --run_dir $(NANO)/copying --model.base_model $(NANO)/random --model.schedule constant \
 	  --data.batch_size 8 --data.source.init_args '{count: 24000, seed: 1, copying: 1.0}'

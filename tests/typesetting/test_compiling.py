@@ -7,14 +7,12 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 
-from tests.conftest import SAMPLES
 from typst_lit.errors import UserError
 from typst_lit.typesetting import compiling
 from typst_lit.typesetting.compiling import Typesetter, compile_many, compile_source
@@ -386,7 +384,5 @@ def test_real_reports_compile() -> None:
         pytest.skip("TYPST_LIT_REPORTS names no file of real pairs")
     sources = [pair["output"] for pair in json.loads(Path(path).read_text("utf-8"))]
     with Typesetter(normalize_paths=True) as typesetter:
-        started = time.monotonic()
         results = list(typesetter.compile_many(sources))
-    assert [result.reason for result in results if not result.ok] == [] and SAMPLES.is_file()
-    assert time.monotonic() - started < 60
+    assert [result.reason for result in results if not result.ok] == []

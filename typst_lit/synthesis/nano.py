@@ -1,19 +1,14 @@
-"""The built-in base model: how it begins, and how it is packed once it is trained.
+"""Where typst-nano begins: a tokenizer learned from made-up chapters, and weights at random.
 
-    python -m typst_lit.synthesis.nano begin DIRECTORY          tokenizer learned from made-up chapters, random weights
-    python -m typst_lit.synthesis.nano pack MODEL DIRECTORY     a trained model in 16 bits
+    python -m typst_lit.synthesis.nano DIRECTORY
 
-``configs/pretrain_nano.yaml`` says what comes between.
+``configs/pretrain_nano.yaml`` and ``make pretrain-nano`` say how it goes on.
 """
 
 from __future__ import annotations
 
-import argparse
+import sys
 from collections.abc import Iterator
-from pathlib import Path
-
-import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from typst_lit.data.prompts import ReportPrompt
 from typst_lit.model.tiny import make_tiny_model
@@ -29,27 +24,5 @@ def _texts() -> Iterator[str]:
         yield prompt.render(pair["input"]) + pair["output"]
 
 
-def pack(trained: str, directory: Path) -> None:
-    """Writes a model's weights in bf16, with its tokenizer, as they go into the package."""
-    model = AutoModelForCausalLM.from_pretrained(trained, dtype=torch.bfloat16)
-    model.save_pretrained(directory)
-    AutoTokenizer.from_pretrained(trained).save_pretrained(directory)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    steps = parser.add_subparsers(dest="step", required=True)
-    steps.add_parser("begin").add_argument("directory", type=Path)
-    packing = steps.add_parser("pack")
-    packing.add_argument("model")
-    packing.add_argument("directory", type=Path)
-    args = parser.parse_args()
-    if args.step == "begin":
-        make_tiny_model(args.directory, _texts(), vocabulary=4096, hidden=256, layers=6)
-    else:
-        pack(args.model, args.directory)
-    print(args.directory)
-
-
 if __name__ == "__main__":
-    main()
+    print(make_tiny_model(sys.argv[1], _texts(), vocabulary=4096, hidden=256, layers=6))
