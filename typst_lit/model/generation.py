@@ -1,49 +1,21 @@
-"""From prompts to Typst source: one generation path for every use."""
+"""From prompts to Typst source: the one generation path of every use."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+import time
+import zlib
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-import torch
+import numpy as np
 from peft import PeftModel
-from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.generation.logits_process import RepetitionPenaltyLogitsProcessor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from typst_lit.errors import UserError
-
-
-@dataclass(frozen=True)
-class GenerationSettings:
-    """How documents are sampled.
-
-    Args:
-        max_tokens: most tokens of a document.
-        temperature: 0 always takes the likeliest token; 0.1 to 0.3 keeps to the format, 0.7 varies it.
-        top_p: sample only among the likeliest tokens that together have this probability.
-        top_k: sample only among so many likeliest tokens; 0 for all.
-        repetition_penalty: above 1, tokens that were already generated become less likely. The prompt's tokens do not
-            count, as copying them is the task.
-        seed: makes sampling repeatable.
-    """
-
-    max_tokens: int = 2048
-    temperature: float = 0.7
-    top_p: float = 0.95
-    top_k: int = 50
-    repetition_penalty: float = 1.1
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name, good, allowed in (
-            ("max_tokens", self.max_tokens >= 1, "1 or more"),
-            ("temperature", 0 <= self.temperature <= 2, "from 0 to 2"),
-            ("top_p", 0 < self.top_p <= 1, "above 0, up to 1"),
-            ("top_k", self.top_k >= 0, "0 or more"),
-            ("repetition_penalty", 1 <= self.repetition_penalty <= 2, "from 1 to 2"),
-        ):
-            if not good:
-                raise UserError(f"generation.{name} must be {allowed}, not {getattr(self, name)}.")
+from typst_lit.model.decoding import Decoder, Row
+from typst_lit.model.drafting import Shelf
+from typst_lit.model.sampling import GenerationSettings
 
 
 @dataclass(frozen=True)
@@ -53,12 +25,164 @@ class Completion:
     Attributes:
         text: the Typst source, without the end token.
         tokens: number of generated tokens, the end token included.
-        finish_reason: ``stop`` when the model ended it, ``length`` when the token limit did.
+        finish_reason: ``stop`` when the model ended it, ``length`` when the token limit did, ``cancelled`` when nobody
+            waited for it any longer.
+        seconds: from its first turn to its end; others were generated in the same time.
+        passes: forward passes that it took, the reading of its prompt not counted.
     """
 
     text: str
     tokens: int
     finish_reason: str
+    seconds: float
+    passes: int
+
+
+@dataclass(eq=False)
+class Job:
+    """A prompt on its way through an `Engine`.
+
+    Attributes:
+        row: what is decoded.
+        adapter: the name of the adapter that answers; None for the one that is set, or none.
+        completion: the document, once it is done.
+        error: what went wrong instead.
+        on_done: called in the engine's thread when either is there.
+        on_text: called in the engine's thread with all of the source so far, whenever there is more of it.
+    """
+
+    row: Row
+    adapter: str | None = None
+    completion: Completion | None = None
+    error: Exception | None = None
+    on_done: Callable[[Job], None] | None = None
+    on_text: Callable[[str], None] | None = None
+    cancelled: bool = False
+    began: float = 0.0
+
+
+class Engine:
+    """Decodes the prompts that are waiting, so many at once, and takes up the next as soon as one is done.
+
+    Jobs may be submitted and cancelled from any thread; one thread calls `pump`, again and again.
+
+    Args:
+        model: a model in evaluation mode, with or without adapters.
+        tokenizer: its tokenizer.
+        batch_size: documents at once.
+        shelf: texts to copy from, beside the prompt; finished ones are added.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel | PeftModel,
+        tokenizer: PreTrainedTokenizerBase,
+        batch_size: int = 8,
+        shelf: Shelf | None = None,
+    ) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.batch_size = batch_size
+        self._decoder = Decoder(model, end_tokens(model, tokenizer), Shelf() if shelf is None else shelf)
+        self._waiting: deque[Job] = deque()
+        self._running: list[Job] = []
+        self._adapter: str | None = None  # of the jobs that run: one forward pass has one adapter
+        self._lock = threading.Lock()
+
+    def submit(self, job: Job) -> None:
+        """Puts a job at the end of the queue."""
+        with self._lock:
+            self._waiting.append(job)
+
+    def cancel(self, job: Job) -> None:
+        """Gives up a job: it makes room for others at the next `pump`."""
+        job.cancelled = True
+
+    @property
+    def waiting(self) -> int:
+        """Jobs that have not begun."""
+        return len(self._waiting)
+
+    @property
+    def running(self) -> int:
+        """Jobs under way."""
+        return len(self._running)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens so far of the jobs under way."""
+        return sum(len(job.row.output) for job in self._running)
+
+    def pump(self) -> bool:
+        """Lets waiting jobs in and decodes one step of all; returns whether there was anything to do."""
+        for job in [job for job in self._running if job.cancelled]:
+            self._decoder.remove(job.row)
+            self._finish(job)
+        self._admit()
+        if not self._running:
+            return False
+        before = [len(job.row.text.tokens) for job in self._running]
+        self._decoder.step()
+        for job, length in zip(list(self._running), before, strict=True):
+            if job.on_text and len(job.row.text.tokens) > length:
+                job.on_text(self._text(job.row))
+            if job.row.finish_reason:
+                self._finish(job)
+        return True
+
+    def fail(self, error: Exception) -> None:
+        """Gives up all jobs under way, after a step that went wrong."""
+        for job in list(self._running):
+            job.error = error
+            self._decoder.remove(job.row)
+            self._finish(job)
+
+    def _admit(self) -> None:
+        with self._lock:
+            for job in [job for job in self._waiting if job.cancelled]:
+                self._waiting.remove(job)
+                job.row.finish_reason = "cancelled"
+                self._finish(job)
+            joining: list[Job] = []
+            while self._waiting and len(self._running) + len(joining) < self.batch_size:
+                job = self._waiting[0]
+                if job.adapter != self._adapter:
+                    if self._running or joining:
+                        break  # those of the other adapter first, so that nobody waits for ever
+                    self._set_adapter(job.adapter)
+                joining.append(self._waiting.popleft())
+        for job in joining:
+            job.began = time.monotonic()
+            try:
+                self._decoder.add([job.row])
+            except Exception as error:
+                job.error = error
+                self._finish(job)
+            else:
+                self._running.append(job)
+
+    def _set_adapter(self, name: str | None) -> None:
+        if name is not None and isinstance(self.model, PeftModel):
+            self.model.set_adapter(name)
+        self._adapter = name
+
+    def _finish(self, job: Job) -> None:
+        if job in self._running:
+            self._running.remove(job)
+        if job.error is None:
+            ended = job.row.finish_reason == "stop"
+            job.completion = Completion(
+                self._text(job.row),
+                len(job.row.output) + ended,
+                str(job.row.finish_reason),
+                time.monotonic() - job.began,
+                job.row.passes,
+            )
+        if job.on_done:
+            job.on_done(job)
+
+    def _text(self, row: Row) -> str:
+        return str(self.tokenizer.decode(row.output, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
 
 def end_tokens(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -69,59 +193,56 @@ def end_tokens(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenize
     return [end for end in ends if end is not None]
 
 
-@torch.inference_mode()
-def generate(
+def seed_of(seed: int, prompt: Sequence[int], attempt: int = 0) -> list[int]:
+    """Returns what a document's random numbers are made from: seed, prompt and attempt, not its place among others."""
+    return [seed, attempt, zlib.crc32(np.asarray(prompt, dtype=np.int64).tobytes())]
+
+
+def completions(
     model: PreTrainedModel | PeftModel,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Sequence[int]],
     settings: GenerationSettings,
-) -> list[Completion]:
-    """Generates one document a prompt, as one batch padded on the left.
+    shelf: Shelf | None = None,
+    batch_size: int = 8,
+) -> Iterator[tuple[int, Completion]]:
+    """Generates one document a prompt, and yields each with its prompt's place as soon as it is done.
+
+    The longest prompts come first. What a document says depends on its prompt and the settings alone, not on its
+    neighbours (but for rounding).
 
     Args:
         model: a model in evaluation mode.
         tokenizer: its tokenizer.
         prompts: ids of each prompt, of any lengths.
         settings: how to sample.
+        shelf: texts to copy from, beside the prompt; finished ones are added.
+        batch_size: documents at once.
 
     Raises:
         UserError: when a prompt leaves no room in the model's context for a document.
     """
-    width = max(map(len, prompts))
-    context = getattr(model.config, "max_position_embeddings", None) or width + settings.max_tokens
-    if width >= context:
-        raise UserError(f"a record's prompt has {width} tokens, and the model reads {context}: shorten its text.")
-    ends = end_tokens(model, tokenizer)
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else ends[0]
-    device = model.device
-    input_ids = torch.full((len(prompts), width), pad, dtype=torch.long, device=device)
-    mask = torch.zeros_like(input_ids)
-    for row, prompt in enumerate(prompts):
-        input_ids[row, width - len(prompt) :] = torch.tensor(prompt, device=device)
-        mask[row, width - len(prompt) :] = 1
-    sampling = {"temperature": settings.temperature, "top_p": settings.top_p, "top_k": settings.top_k}
-    config = GenerationConfig(
-        max_new_tokens=min(settings.max_tokens, context - width),
-        do_sample=settings.temperature > 0,
-        eos_token_id=ends,
-        pad_token_id=pad,
-        use_cache=True,
-        repetition_penalty=1.0,  # else the model's own default would come in; ours is a processor, below
-        **(sampling if settings.temperature > 0 else {}),
-    )
-    processors = LogitsProcessorList()
-    if settings.repetition_penalty > 1:
-        processors.append(RepetitionPenaltyLogitsProcessor(settings.repetition_penalty, prompt_ignore_length=width))
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(settings.seed)
-        output = model.generate(  # type: ignore[operator]
-            input_ids=input_ids, attention_mask=mask, generation_config=config, logits_processor=processors
-        )
-    return [_completion(row[width:].tolist(), ends, tokenizer) for row in output]
+    engine = Engine(model, tokenizer, batch_size, shelf)
+    done: list[tuple[int, Job]] = []
+    for place in sorted(range(len(prompts)), key=lambda place: -len(prompts[place])):
+        row = Row(prompts[place], settings, seed_of(settings.seed, prompts[place]))
+        engine.submit(Job(row, on_done=lambda job, place=place: done.append((place, job))))  # type: ignore[misc]
+    while engine.pump() or done:
+        for place, job in done:
+            if job.error is not None:
+                raise job.error
+            assert job.completion is not None
+            yield place, job.completion
+        done.clear()
 
 
-def _completion(ids: list[int], ends: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> Completion:
-    end = next((place for place, token in enumerate(ids) if token in ends), None)
-    kept = ids if end is None else ids[:end]
-    text = tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    return Completion(str(text), len(kept) + (end is not None), "length" if end is None else "stop")
+def generate(
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Sequence[int]],
+    settings: GenerationSettings,
+    shelf: Shelf | None = None,
+) -> list[Completion]:
+    """Generates one document a prompt, all at once, and returns them in order; see `completions`."""
+    found = dict(completions(model, tokenizer, prompts, settings, shelf, len(prompts)))
+    return [found[place] for place in range(len(prompts))]

@@ -32,8 +32,10 @@ from typst_lit.model.adapters import (
     trainable_names,
 )
 from typst_lit.model.backbones import Backbone, PretrainedBackbone, keep_differentiable
-from typst_lit.model.generation import Completion, GenerationSettings, generate
+from typst_lit.model.drafting import Shelf
+from typst_lit.model.generation import Completion, generate
 from typst_lit.model.losses import summed_cross_entropy
+from typst_lit.model.sampling import GenerationSettings
 from typst_lit.model.schedules import Schedule, learning_rate_factor
 
 log = logging.getLogger(__name__)
@@ -105,6 +107,7 @@ class TypstModule(LightningModule):
         self.gradient_checkpointing = gradient_checkpointing
         self.generation = generation
         self.metrics = nn.ModuleDict(metrics or {})
+        self._shelf = Shelf()  # finished documents, for others to copy from
         self.warmup_steps = 0  # set by the warm-up callback, which knows how long the run is
         self.strict_loading = False  # a checkpoint holds the trainable weights only; on_load_checkpoint checks those
         self.model: Any = None  # PreTrainedModel, with an adapter PeftModel; loaded by configure_model
@@ -279,7 +282,7 @@ class TypstModule(LightningModule):
 
     def complete(self, prompts: list[list[int]]) -> list[Completion]:
         """Generates a document for the ids of each prompt."""
-        return generate(self.model, self.tokenizer, prompts, self.generation)
+        return generate(self.model, self.tokenizer, prompts, self.generation, self._shelf)
 
     # Optimizer and checkpoints
 
