@@ -18,9 +18,12 @@ EVERY = 10  # steps that are averaged into a point
 
 
 def points(run: Path) -> list[tuple[int, float]]:
-    """Returns (step, mean train_loss of the steps up to it)."""
-    events = EventAccumulator(str(sorted(run.glob("tensorboard/version_*"))[-1]), size_guidance={"scalars": 0}).Reload()
-    losses = [event.value for event in events.Scalars("train_loss")]
+    """Returns (step, mean train_loss of the steps up to it). Where a run was resumed, the later events count."""
+    by_step: dict[int, float] = {}
+    for version in sorted(run.glob("tensorboard/version_*"), key=lambda path: int(path.name.split("_")[1])):
+        events = EventAccumulator(str(version), size_guidance={"scalars": 0}).Reload()
+        by_step |= {event.step: event.value for event in events.Scalars("train_loss")}
+    losses = [by_step[step] for step in sorted(by_step)]
     parts = [losses[start : start + EVERY] for start in range(0, len(losses), EVERY)]
     return [(EVERY * (place + 1), sum(part) / len(part)) for place, part in enumerate(parts)]
 

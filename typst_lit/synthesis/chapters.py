@@ -131,7 +131,7 @@ def make_chapter(writer: Writer, department: str) -> Chapter:
     """Makes up a chapter."""
     rng = writer.rng
     blocks: list[Block] = [paragraph(writer)]
-    for _ in range(rng.choice((1, 2, 2, 3, 3, 4, 5))):
+    for _ in range(rng.choice((4, 7, 10, 13) if writer.brief else (1, 2, 2, 3, 3, 4, 5))):
         if rng.random() < 0.45:
             blocks.append(Heading(writer.title()))
             blocks.append(paragraph(writer))
@@ -153,7 +153,8 @@ def make_chapter(writer: Writer, department: str) -> Chapter:
 
 def paragraph(writer: Writer) -> Paragraph:
     """Makes up a paragraph of one to four sentences."""
-    return Paragraph(" ".join(writer.sentence() for _ in range(writer.rng.choice((1, 2, 2, 3, 3, 4)))))
+    count = 1 if writer.brief else writer.rng.choice((1, 2, 2, 3, 3, 4))
+    return Paragraph(" ".join(writer.sentence() for _ in range(count)))
 
 
 def _other_block(writer: Writer) -> Block:
@@ -232,7 +233,7 @@ def _code(writer: Writer) -> Code:
 def copying_task(writer: Writer) -> Chapter:
     """Makes up a record whose document is its text, word for word: what copying is first learned on."""
     rng = writer.rng
-    count = rng.choice((2, 3, 4, 5, 6, 8, 12, 20))
+    count = rng.choice((10, 20, 40, 80, 160) if writer.hard else (2, 3, 4, 5, 6, 8, 12, 20))
     words = [
         rng.choice((writer.noun, writer.invented, writer.odd_word, writer.name, writer.number))() for _ in range(count)
     ]

@@ -26,13 +26,25 @@ class SyntheticReports(RecordSource):
         seed: what they are made from.
         copying: share of pairs whose document is only their text, on which copying is learned before all else.
         unseen: write with words that no other pair has: for measuring.
+        hard: share of pairs that are hard to copy, of words that are altered and that recur.
+        brief: share of those that have many blocks of few words, where it is hard to know what comes next.
     """
 
-    def __init__(self, count: int, seed: int = 0, copying: float = 0.0, unseen: bool = False) -> None:
+    def __init__(
+        self,
+        count: int,
+        seed: int = 0,
+        copying: float = 0.0,
+        unseen: bool = False,
+        hard: float = 0.0,
+        brief: float = 0.0,
+    ) -> None:
         self.count = count
         self.seed = seed
         self.copying = copying
         self.unseen = unseen
+        self.hard = hard
+        self.brief = brief
 
     def rows(self) -> Iterator[Row]:
         for index in range(self.count):
@@ -41,6 +53,8 @@ class SyntheticReports(RecordSource):
     def pair(self, index: int) -> dict[str, Any]:
         """Returns one pair."""
         writer = random_writer(self.seed, index, self.unseen)
+        writer.hard = self.hard > 0 and writer.rng.random() < self.hard
+        writer.brief = writer.hard and self.brief > 0 and writer.rng.random() < self.brief
         if writer.rng.random() < self.copying:
             chapter = copying_task(writer)
         else:
@@ -48,7 +62,7 @@ class SyntheticReports(RecordSource):
         return {"input": chapter.record, "output": render(chapter)}
 
     def fingerprint(self) -> str:
-        return f"synthetic {VERSION} {self.count} {self.seed} {self.copying} {self.unseen}"
+        return f"synthetic {VERSION} {self.count} {self.seed} {self.copying} {self.unseen} {self.hard} {self.brief}"
 
 
 def main() -> None:

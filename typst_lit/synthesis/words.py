@@ -7,7 +7,10 @@ has to copy what it reads instead of knowing it. A tenth of all words is kept ou
 from __future__ import annotations
 
 import random
+import string
 import zlib
+from collections import defaultdict
+from collections.abc import Callable
 from importlib.resources import files
 
 
@@ -46,24 +49,56 @@ class Writer:
     Args:
         rng: where all choice comes from.
         unseen: write only with words that are kept out of training, where a choice is free; else only with the others.
+        hard: alter half of all common words by a letter or two, so that to know them is no help, and use half of all
+            words again, so that a place in the text is known by more than one word.
+        brief: write sentences and phrases of a few words.
     """
 
-    def __init__(self, rng: random.Random, unseen: bool = False) -> None:
+    def __init__(self, rng: random.Random, unseen: bool = False, hard: bool = False, brief: bool = False) -> None:
         self.rng = rng
         self.unseen = unseen
+        self.hard = hard
+        self.brief = brief
+        self._used: dict[str, list[str]] = defaultdict(list)
 
     def _admitted(self, word: str) -> bool:
         return is_kept_out(word) == self.unseen
 
     def of(self, kind: str) -> str:
         """Returns a common word: one of the ``nouns``, ``verbs``, ``adjectives`` or ``adverbs``."""
+        return self._anew_or_again(kind, lambda: self._common(kind))
+
+    def _anew_or_again(self, kind: str, make: Callable[[], str]) -> str:
+        if not self.hard:
+            return make()
+        used = self._used[kind]
+        if not used or self.rng.random() < 0.5:
+            used.append(make())
+            return used[-1]
+        return self.rng.choice(used)
+
+    def _common(self, kind: str) -> str:
         while True:
             word = self.rng.choice(LISTS[kind])
+            if self.hard and self.rng.random() < 0.5:
+                word = self._altered(word)
             if self._admitted(word):
                 return word
 
+    def _altered(self, word: str) -> str:
+        rng = self.rng
+        for _ in range(rng.choice((1, 1, 2))):
+            place = rng.randrange(len(word))
+            letters = "".join(rng.choices(string.ascii_lowercase, k=rng.randint(0, 2)))
+            word = word[:place] + letters + word[place + 1 :]
+            word = word if len(word) > 1 else word + rng.choice(string.ascii_lowercase)
+        return word
+
     def invented(self, least: int = 2, most: int = 3) -> str:
         """Returns a word made of so many syllables."""
+        return self._anew_or_again("invented", lambda: self._from_syllables(least, most))
+
+    def _from_syllables(self, least: int, most: int) -> str:
         rng = self.rng
         while True:
             count = rng.randint(least, most)
@@ -129,6 +164,8 @@ class Writer:
     def sentence(self) -> str:
         """Returns a sentence with its full stop."""
         rng = self.rng
+        if self.brief:
+            return f"{self.noun()} {third_person(self.of('verbs'))} {self.noun()}".capitalize() + rng.choice("....?!")
         text = self.clause()
         if rng.random() < 0.3:
             text += f"{rng.choice((',', ',', ';', ''))} {rng.choice(CONNECTORS)} {self.clause()}"
@@ -158,6 +195,8 @@ class Writer:
 
     def phrase(self) -> str:
         """Returns what a list item or a caption says: no full stop."""
+        if self.brief:
+            return " ".join(self.noun() for _ in range(self.rng.randint(1, 3))).capitalize()
         text = (
             self.clause()
             if self.rng.random() < 0.5
