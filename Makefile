@@ -39,14 +39,24 @@ demo: $(VENV)/ready ## fit and predict on sample records, offline and without a 
 
 NANO := runs/nano
 PRETRAIN := $(BIN)/typst-lit fit --config configs/pretrain_nano.yaml
+MADE_UP := --data.source.init_args
+HARD := '{count: 22000, seed: 3, copying: 0.2, hard: 0.6, brief: 0}'
 
-pretrain-nano: $(VENV)/ready ## train a small base model on made-up reports (an hour on two cores)
+pretrain-nano: $(VENV)/ready ## train a small base model on made-up reports (3 hours on two cores)
 	$(BIN)/python -m typst_lit.synthesis.nano $(NANO)/random
 	@echo "== 1. Copying: short strings of words to repeat, many small steps"
 	$(PRETRAIN) --run_dir $(NANO)/copying --model.base_model $(NANO)/random --model.schedule constant \
-	  --data.batch_size 8 --data.source.init_args '{count: 24000, seed: 1, copying: 1.0}'
+	  --model.learning_rate 2e-3 --data.batch_size 8 $(MADE_UP) '{count: 24000, seed: 1, copying: 1.0, hard: 0, brief: 0}'
 	@echo "== 2. Documents"
-	$(PRETRAIN) --run_dir $(NANO)/documents --model.base_model $(NANO)/copying/model/best
+	$(PRETRAIN) --run_dir $(NANO)/documents --model.base_model $(NANO)/copying/model/best \
+	  --model.learning_rate 2e-3 --data.batch_size 6 $(MADE_UP) '{count: 13000, seed: 2, copying: 0.1, hard: 0, brief: 0}'
+	@echo "== 3. Documents that are hard to copy; the learning rate falls after the first 2364 steps"
+	$(PRETRAIN) --run_dir $(NANO)/hard --model.base_model $(NANO)/documents/model/best --model.learning_rate 2e-3 \
+	  --model.schedule constant --trainer.max_steps 2364 $(MADE_UP) $(HARD)
+	$(PRETRAIN) --run_dir $(NANO)/hard --model.base_model $(NANO)/documents/model/best --model.learning_rate 2e-3 \
+	  --ckpt_path last $(MADE_UP) $(HARD)
+	@echo "== 4. And many brief blocks, to know what comes next"
+	$(PRETRAIN) --run_dir $(NANO)/brief --model.base_model $(NANO)/hard/model/best
 
 test: $(VENV)/ready lint type ## check style and types, run the tests
 	$(BIN)/python -m pytest
