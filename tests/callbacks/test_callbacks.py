@@ -14,9 +14,9 @@ import torch
 
 from typst_lit.callbacks.checkpoint import AtomicCheckpointIO
 from typst_lit.callbacks.learning_curve import reading
-from typst_lit.callbacks.prediction_writer import JsonListFile
 from typst_lit.callbacks.vram import MemoryMeter, is_out_of_memory
 from typst_lit.callbacks.warmup import Warmup
+from typst_lit.data.results import JsonListFile
 from typst_lit.errors import UserError
 
 

@@ -29,7 +29,7 @@ from transformers.generation.logits_process import (
 
 from typst_lit.errors import UserError
 from typst_lit.model.decoding import Decoder, Row, _sliding_window
-from typst_lit.model.drafting import Shelf
+from typst_lit.model.drafting import Draft, Shelf
 from typst_lit.model.sampling import GenerationSettings, candidates_of
 
 GREEDY = GenerationSettings(max_tokens=60, temperature=0, repetition_penalty=1.0)
@@ -161,8 +161,8 @@ class Guess:
     def __init__(self, row: Row, document: Sequence[int]) -> None:
         self.row, self.document = row, document
 
-    def draft(self, most: int) -> list[int]:
-        return list(self.document[len(self.row.output) :][:most])
+    def draft(self, most: int) -> Draft:
+        return Draft(list(self.document[len(self.row.output) :][:most]), 1.0)
 
     def accept(self, count: int) -> None:
         pass

@@ -93,3 +93,13 @@ def test_what_is_not_certain_is_left_as_it_was(typesetter, source) -> None:
 def test_a_document_that_compiles_is_not_touched(typesetter) -> None:
     good = typesetter.compile("= A\n\nText.")
     assert mend(good, typesetter, cut_off=True) == (good, ())
+
+
+def test_a_document_cut_off_anywhere_is_mended_or_left_alone(typesetter, pairs) -> None:
+    source = pairs[2]["output"]
+    mended = 0
+    for length in range(20, len(source), 23):
+        result, repairs = mend(typesetter.compile(source[:length]), typesetter, cut_off=True)
+        assert result.ok == bool(repairs) or result.source == source[:length]
+        mended += result.ok
+    assert mended > 0.8 * len(range(20, len(source), 23))

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,12 +12,13 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 
 from typst_lit.data.batching import PromptBatch
-from typst_lit.data.sources import FileSource
+from typst_lit.data.results import JsonListFile, file_name
 from typst_lit.data.store import digest
 from typst_lit.errors import UserError
 from typst_lit.model.adapters import adapter_directory
 from typst_lit.model.generation import Completion
 from typst_lit.typesetting.compiling import Typesetter
+from typst_lit.typesetting.mending import mend
 
 log = logging.getLogger(__name__)
 
@@ -30,8 +29,8 @@ class PredictionWriter(BasePredictionWriter):
     The list is valid JSON after every batch. A prediction that was interrupted goes on after the last whole result
     when the same command is given again.
 
-    With ``compile``, each result says whether it ``compiled``, what the compiler said (``diagnostics``) and how many
-    ``pages`` there are, and the PDF lies beside the ``.typ`` file.
+    With ``compile``, each result says whether it ``compiled``, what was mended for that (``repairs``), what the
+    compiler said (``diagnostics``) and how many ``pages`` there are, and the PDF lies beside the ``.typ`` file.
 
     Args:
         output: the JSON file; by default ``predictions/predictions.json`` in the run directory.
@@ -125,7 +124,7 @@ class PredictionWriter(BasePredictionWriter):
                     index, completion.tokens,
                 )  # fmt: skip
             results.append(result)
-        files = [self._directory / _file_name(i, r["input"]) for i, r in zip(batch.indices, results, strict=True)]
+        files = [self._directory / file_name(i, r["input"]) for i, r in zip(batch.indices, results, strict=True)]
         for file, result in zip(files, results, strict=True):
             file.write_text(result["generated_output"], "utf-8")
         if self.compile:
@@ -136,8 +135,11 @@ class PredictionWriter(BasePredictionWriter):
         """Makes the PDFs of a batch and says in the results what came of it."""
         compiled = self.typesetter.compile_many([result["generated_output"] for result in results])
         for file, result, made in zip(files, results, compiled, strict=True):
+            made, repairs = mend(made, self.typesetter, cut_off="finish_reason" in result)
             made.save_pdf(file.with_suffix(".pdf"))
-            file.write_text(made.source, "utf-8")  # with the paths mended, where that was asked for
+            file.write_text(made.source, "utf-8")
+            result["generated_output"] = made.source
+            result["repairs"] = [str(repair) for repair in repairs]
             result["compiled"] = made.ok
             result["diagnostics"] = [each._asdict() for each in made.diagnostics]
             result["pages"] = made.page_count
@@ -159,47 +161,6 @@ class PredictionWriter(BasePredictionWriter):
             log.info("%d of the documents made now compile.", self._compiled)
 
 
-class JsonListFile:
-    """A JSON list in a file that grows at its end and is a whole list after every write.
-
-    An item a line; the closing bracket is written over by the next item.
-    """
-
-    END = b"\n]\n"
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.count = 0
-
-    def read(self) -> list[Any]:
-        """Returns the whole items of the file, leaving out a last one that was cut off; none when there is no file."""
-        if not self.path.is_file() or not self.path.stat().st_size:
-            return []
-        return [row.value for row in FileSource(str(self.path)).rows() if row.fault is None]
-
-    def write(self, items: Sequence[Any]) -> None:
-        """Replaces the file's items, atomically."""
-        scratch = self.path.with_name(f".{self.path.name}.new")
-        body = b",\n".join(self._line(item) for item in items)
-        scratch.write_bytes(b"[\n" + body + self.END)
-        scratch.replace(self.path)
-        self.count = len(items)
-
-    def append(self, items: Sequence[Any]) -> None:
-        """Adds items and flushes them to the disk."""
-        body = b",\n".join(self._line(item) for item in items)
-        with self.path.open("r+b") as stream:
-            stream.seek(-len(self.END), os.SEEK_END)
-            stream.write((b",\n" if self.count else b"") + body + self.END)
-            stream.flush()
-            os.fsync(stream.fileno())
-        self.count += len(items)
-
-    @staticmethod
-    def _line(item: Any) -> bytes:
-        return json.dumps(item, ensure_ascii=False).encode("utf-8")
-
-
 def _making(pl_module: Any, data: Any) -> dict[str, Any]:
     """Returns what the results depend on, beside the records."""
     adapter = adapter_directory(pl_module.adapter_path) if pl_module.adapter_path else None
@@ -211,9 +172,3 @@ def _making(pl_module: Any, data: Any) -> dict[str, Any]:
         "template": data.prompt_template.describe(),
         **{f"generation.{key}": value for key, value in vars(pl_module.generation).items()},
     }
-
-
-def _file_name(index: int, record: dict[str, Any]) -> str:
-    title = str(record.get("project_title") or next((v for v in record.values() if isinstance(v, str)), ""))
-    slug = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")[:40].strip("-")
-    return f"{index:04d}-{slug}.typ" if slug else f"{index:04d}.typ"

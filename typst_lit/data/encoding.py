@@ -69,7 +69,11 @@ class Encoder:
 
     def prompts(self, records: Sequence[Mapping[str, Any]]) -> list[list[int]]:
         """Returns the ids of each record's prompt."""
-        return [self.prefix + ids for ids in self._ids([self.template.render(record) for record in records])]
+        return self.encode_texts([self.template.render(record) for record in records])
+
+    def encode_texts(self, prompts: Sequence[str]) -> list[list[int]]:
+        """Returns the ids of prompts that are already rendered."""
+        return [self.prefix + ids for ids in self._ids(prompts)]
 
     def completions(self, references: Sequence[str]) -> list[list[int]]:
         """Returns the ids of each reference, the end token last."""

@@ -65,22 +65,28 @@ def _checked_targets(model: nn.Module, targets: Any, option: str) -> Any:
     return list(wanted)
 
 
-def load_adapter(model: PreTrainedModel, directory: str | Path, trainable: bool) -> PeftModel:
-    """Puts a saved adapter into the model.
+def load_adapter(
+    model: PreTrainedModel | PeftModel, directory: str | Path, trainable: bool, name: str = "default"
+) -> PeftModel:
+    """Puts a saved adapter into the model, beside those that it has already, under a name.
 
     Raises:
         UserError: when the directory holds no adapter in safetensors, or one that was made for another base model.
     """
     path = adapter_directory(directory)
     try:
-        return PeftModel.from_pretrained(model, str(path), is_trainable=trainable)
+        if isinstance(model, PeftModel):
+            model.load_adapter(str(path), adapter_name=name, is_trainable=trainable)
+            return model
+        return PeftModel.from_pretrained(model, str(path), adapter_name=name, is_trainable=trainable)
     except (RuntimeError, ValueError, TypeError) as error:
         if "PiSSA" in str(error):
             raise UserError(f"model.adapter_path {path}: {error}{PISSA_HINT}") from error
         made_for = adapter_base(path) or "another model"
         raise UserError(
             f"model.adapter_path {path}: the adapter does not fit the base model "
-            f"{model.config._name_or_path}; it was made for {made_for}. Give that one with --model.base_model.\n"
+            f"{model.config._name_or_path}; it was made for {made_for}. Give that one as the base model "
+            "(--model.base_model, in generate and serve --base-model).\n"
             f"PEFT says: {str(error).splitlines()[0]}"
         ) from error
 

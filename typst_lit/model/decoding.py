@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 
 from typst_lit.errors import UserError
 from typst_lit.model.caching import RowCache
-from typst_lit.model.drafting import Drafter, IndexedText, Shelf
+from typst_lit.model.drafting import Drafter, IndexedText, Shelf, best_width
 from typst_lit.model.sampling import GenerationSettings, Sampler
 
 PREFILL = 1024  # tokens of a prompt in one forward pass
@@ -53,7 +53,7 @@ class Row:
     def __post_init__(self) -> None:
         self.text = IndexedText(self.prompt)
         self.sampler = Sampler(self.settings, self.seed)
-        self.drafter: Drafter | None = None
+        self.drafter = Drafter(self.text, Shelf())  # the decoder brings its own shelf
         self.most = self.settings.max_tokens
 
     @property
@@ -104,7 +104,7 @@ class Decoder:
                 )
         caches = [self._read(row) for row in rows]
         for row in rows:
-            row.drafter = Drafter(row.text, self.shelf, DRAFT_COST.get(self.device.type, 1 / 256))
+            row.drafter = Drafter(row.text, self.shelf)
         self._cache = RowCache.join([*([self._cache] if self.rows and self._cache else []), *caches])
         self.rows += rows
 
@@ -112,7 +112,7 @@ class Decoder:
     def step(self) -> None:
         """Decodes one or more tokens of every row. Rows that are finished leave, their text goes onto the shelf."""
         assert self._cache is not None
-        drafts = [self._draft(row) for row in self.rows]
+        drafts = self._drafts()
         fed = [[row.text.tokens[-1], *draft] for row, draft in zip(self.rows, drafts, strict=True)]
         width = max(map(len, fed))
         # The pads are written after the tokens that count, where nothing looks and the next step writes.
@@ -134,10 +134,11 @@ class Decoder:
         row.finish_reason = "cancelled"
         self._drop_finished()
 
-    def _draft(self, row: Row) -> list[int]:
-        assert row.drafter is not None
+    def _drafts(self) -> list[list[int]]:
         # One token less than is wanted: the pass itself gives one more than the draft.
-        return row.drafter.draft(row.most - len(row.output) - 1) if row.settings.draft else []
+        drafts = [row.drafter.draft(row.most - len(row.output) - 1 if row.settings.draft else 0) for row in self.rows]
+        width = best_width(drafts, DRAFT_COST.get(self.device.type, 1 / 256))
+        return [draft.tokens[:width] for draft in drafts]
 
     def _accept(self, row: Row, draft: list[int], chosen: list[int]) -> None:
         kept: list[int] = []
@@ -148,7 +149,6 @@ class Decoder:
             kept.append(token)
             if place == len(draft) or token != draft[place]:
                 break
-        assert row.drafter is not None
         row.drafter.accept(len(kept) - (row.finish_reason is None))
         row.sampler.accept(kept)
         row.text.extend(kept)

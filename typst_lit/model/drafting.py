@@ -10,6 +10,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import defaultdict, deque
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 LONGEST_DRAFT = 64  # tokens
 LONGEST_MATCH = 32  # tokens that are compared
@@ -48,34 +49,41 @@ class Shelf:
         self.texts.append(text)
 
 
+class Draft(NamedTuple):
+    """Tokens that may come next, and the chance of each that it does, if those before it did."""
+
+    tokens: list[int]
+    chance: float
+
+
 class Drafter:
     """Guesses how one text goes on.
 
     Args:
         text: the text, prompt and output; whoever owns it appends to it.
         shelf: other texts.
-        cost: time of one more token in a forward pass, as a share of the time of the pass.
     """
 
-    def __init__(self, text: IndexedText, shelf: Shelf, cost: float) -> None:
+    def __init__(self, text: IndexedText, shelf: Shelf) -> None:
         self.text = text
         self.shelf = shelf
-        self.cost = cost
         self._source = text
         self._copied_to: dict[int, int] = {}  # by a source's identity: where the last copy from it ended
 
-    def draft(self, most: int) -> list[int]:
-        """Returns up to `most` tokens that may come next: the more, the longer the text has agreed with the source."""
-        if len(self.text.tokens) < 2:
-            return []
+    def draft(self, most: int) -> Draft:
+        """Returns up to `most` tokens that may come next.
+
+        After `matched` tokens in agreement with the source, the next one agrees with probability
+        (matched + 1) / (matched + 2): Laplace's rule of succession.
+        """
+        if len(self.text.tokens) < 2 or most < 1:
+            return Draft([], 0.0)
         source, place, matched = self._best_place()
         if not matched:
-            return []
-        available = source.tokens[place : place + min(most, LONGEST_DRAFT)]
-        length = best_length(matched, self.cost, len(available))
+            return Draft([], 0.0)
         self._source = source
         self._copied_to[id(source)] = place
-        return available[:length]
+        return Draft(source.tokens[place : place + min(most, LONGEST_DRAFT)], (matched + 1) / (matched + 2))
 
     def accept(self, count: int) -> None:
         """Notes that so many tokens of the last draft were right."""
@@ -105,18 +113,24 @@ class Drafter:
         return count
 
 
-def best_length(matched: int, cost: float, most: int) -> int:
-    """Returns the length of draft that promises the most tokens for its time.
+def best_width(drafts: Sequence[Draft], cost: float) -> int:
+    """Returns how much of the drafts of a batch to check, so that a pass promises the most tokens for its time.
 
-    After `matched` tokens in agreement the next one agrees with probability (matched + 1) / (matched + 2), Laplace's
-    rule of succession. A draft of length k then gives (1 - p^(k+1)) / (1 - p) tokens, the one that the model adds
-    included, in the time 1 + k * cost.
+    A draft of k tokens, each right with chance p, gives 1 + p + ... + p^k tokens, the one that the model adds included.
+    Every row is as wide as the widest, and a pass takes the time 1 + cost * rows * (width + 1).
+
+    Args:
+        drafts: one a row.
+        cost: time of one more token in a forward pass, as a share of the time of the pass.
     """
-    p = (matched + 1) / (matched + 2)
-    tokens, best, best_rate = 1.0, 0, 1.0
-    for length in range(1, most + 1):
-        tokens += p**length
-        rate = tokens / (1 + length * cost)
+    rows = len(drafts)
+    chances = [1.0] * rows
+    tokens, best, best_rate = float(rows), 0, rows / (1 + cost * rows)
+    for width in range(1, max(len(draft.tokens) for draft in drafts) + 1):
+        for row, draft in enumerate(drafts):
+            chances[row] *= draft.chance if len(draft.tokens) >= width else 0.0
+        tokens += sum(chances)
+        rate = tokens / (1 + cost * rows * (width + 1))
         if rate > best_rate:
-            best, best_rate = length, rate
+            best, best_rate = width, rate
     return best

@@ -112,7 +112,7 @@ def _edits(result: CompileResult, cut_off: bool) -> Iterator[Edit]:
     if cut_off:
         yield from _closed_at_the_end(source, errors, places)
     for error, place in [*zip(errors, places, strict=True)][::-1]:  # the innermost first
-        if error.message == "unclosed delimiter" and source[place] in "([{":
+        if error.message == "unclosed delimiter" and source[place : place + 1] in ("(", "[", "{"):
             yield from _closed_early(source, place)
     if cut_off:
         yield from _without_the_end(source)
@@ -121,7 +121,7 @@ def _edits(result: CompileResult, cut_off: bool) -> Iterator[Edit]:
 def _escapes(source: str, place: int, message: str) -> Iterator[Edit]:
     """Yields the mark at an error, or the one that the error comes from, as plain text."""
     mark = source[place : place + 1]
-    stray = mark in MARKS.get(message, "") and not source.startswith("```", place)
+    stray = mark and mark in MARKS.get(message, "") and not source.startswith("```", place)
     if stray or (mark == "@" and message.startswith(("label ", "cannot reference "))):
         yield _escape(source, place)
     elif message.startswith("expected expression") and source[place - 1 : place] == "#":
@@ -149,7 +149,8 @@ def _escape(source: str, place: int) -> Edit:
 
 def _closed_at_the_end(source: str, errors: list[Diagnostic], places: list[int]) -> Iterator[Edit]:
     """Yields the end with all that is open closed, the last opened first."""
-    unclosed = [p for e, p in zip(errors, places, strict=True) if e.message.startswith("unclosed")]
+    told = zip(errors, places, strict=True)
+    unclosed = [place for error, place in told if error.message.startswith("unclosed") and place < len(source)]
     if not unclosed:
         return
     closers = ""

@@ -1,0 +1,60 @@
+"""Results on disk: a JSON list that is whole after every write, and the names of files beside it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from typst_lit.data.sources import FileSource
+
+
+class JsonListFile:
+    """A JSON list in a file that grows at its end and is a whole list after every write.
+
+    An item a line; the closing bracket is written over by the next item.
+    """
+
+    END = b"\n]\n"
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.count = 0
+
+    def read(self) -> list[Any]:
+        """Returns the whole items of the file, leaving out a last one that was cut off; none when there is no file."""
+        if not self.path.is_file() or not self.path.stat().st_size:
+            return []
+        return [row.value for row in FileSource(str(self.path)).rows() if row.fault is None]
+
+    def write(self, items: Sequence[Any]) -> None:
+        """Replaces the file's items, atomically."""
+        scratch = self.path.with_name(f".{self.path.name}.new")
+        body = b",\n".join(self._line(item) for item in items)
+        scratch.write_bytes(b"[\n" + body + self.END)
+        scratch.replace(self.path)
+        self.count = len(items)
+
+    def append(self, items: Sequence[Any]) -> None:
+        """Adds items and flushes them to the disk."""
+        body = b",\n".join(self._line(item) for item in items)
+        with self.path.open("r+b") as stream:
+            stream.seek(-len(self.END), os.SEEK_END)
+            stream.write((b",\n" if self.count else b"") + body + self.END)
+            stream.flush()
+            os.fsync(stream.fileno())
+        self.count += len(items)
+
+    @staticmethod
+    def _line(item: Any) -> bytes:
+        return json.dumps(item, ensure_ascii=False).encode("utf-8")
+
+
+def file_name(index: int, record: dict[str, Any]) -> str:
+    """Returns the name of a record's ``.typ`` file: its place, and its title or first text."""
+    title = str(record.get("project_title") or next((v for v in record.values() if isinstance(v, str)), ""))
+    slug = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")[:40].strip("-")
+    return f"{index:04d}-{slug}.typ" if slug else f"{index:04d}.typ"
