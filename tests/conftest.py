@@ -56,6 +56,32 @@ def tokenizer(tiny_model: Path) -> Any:
     return AutoTokenizer.from_pretrained(tiny_model)
 
 
+@pytest.fixture(scope="session")
+def able_adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run directory of an adapter, fitted in 4 bits, on a small model that has learned the samples by heart.
+
+    So it really answers a sample's record with a document that compiles, and ends.
+    """
+    from typst_lit.model.tiny import make_tiny_model, texts_of
+
+    directory = tmp_path_factory.mktemp("able")
+    make_tiny_model(directory / "random", texts_of(SAMPLES))
+    common = [
+        "fit", "--data.path", str(SAMPLES), "--trainer.accumulate_grad_batches", "1", "--warmup.steps", "10",
+        "--checkpoint.every_n_steps", "1000", "--eval.every_n_epochs", "0", "--trainer.accelerator", "cpu",
+        "--model.gradient_checkpointing", "false",
+    ]  # fmt: skip
+    for step in (
+        ["--data.val_fraction", "0", "--model.base_model", str(directory / "random"), "--model.adapter", "null",
+         "--run_dir", str(directory / "base"), "--model.use_4bit", "false", "--model.learning_rate", "5e-3",
+         "--trainer.max_epochs", "35"],
+        ["--model.base_model", str(directory / "base" / "model" / "best"), "--run_dir", str(directory / "run"),
+         "--trainer.max_epochs", "1"],
+    ):  # fmt: skip
+        assert main([*common, *step]) == 0
+    return directory / "run"
+
+
 @pytest.fixture
 def pairs() -> list[dict[str, Any]]:
     """The sample pairs that come with the package."""

@@ -1,0 +1,454 @@
+"""Records to documents, in Python:
+
+    from typst_lit.inference import Generator
+
+    generator = Generator.load("runs/default")
+    document = generator.generate_one({"starting_page": 1, ...})
+    print(document.source, document.compiled)
+
+The commands ``generate``, ``serve`` and ``app`` are uses of this. Every document is compiled; if it does not compile,
+it is mended where that is certain, or else generated again, up to so many attempts, of which the best is kept.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from peft import PeftModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from typst_lit.data.encoding import Encoder
+from typst_lit.data.prompts import PromptTemplate, ReportPrompt
+from typst_lit.data.records import parse_record
+from typst_lit.data.results import JsonListFile
+from typst_lit.data.sources import FileSource
+from typst_lit.errors import UserError, listing
+from typst_lit.metrics.functional import content_fidelity
+from typst_lit.model.adapters import adapter_base, adapter_directory, adapter_template, load_adapter
+from typst_lit.model.backbones import PretrainedBackbone
+from typst_lit.model.decoding import Row
+from typst_lit.model.generation import Completion, Engine, Job, seed_of
+from typst_lit.model.sampling import GenerationSettings
+from typst_lit.typesetting.compiling import Typesetter
+from typst_lit.typesetting.mending import Repair, mend
+from typst_lit.typesetting.results import CompileResult
+
+log = logging.getLogger(__name__)
+SECONDS_BETWEEN_LINES = 10.0
+RETRY_TEMPERATURE = 0.3  # at least, for a second attempt: greedy decoding would give the first again
+
+
+@dataclass(frozen=True)
+class GeneratedDocument:
+    """What came of a record.
+
+    Attributes:
+        input: the record's fields.
+        source: the Typst source, mended where that was needed and certain.
+        finish_reason: ``stop``, or ``length`` when the token limit cut it off.
+        tokens: generated tokens, those of all attempts.
+        seconds: time in the engine, of all attempts.
+        attempts: how often it was generated.
+        repairs: what was mended.
+        result: what the compiler made of it; None when nothing was compiled.
+        fidelity: how much of the record's text stands on the pages, 0 to 1; None when nothing was compiled.
+    """
+
+    input: dict[str, Any]
+    source: str
+    finish_reason: str
+    tokens: int
+    seconds: float
+    attempts: int = 1
+    repairs: tuple[Repair, ...] = ()
+    result: CompileResult | None = None
+    fidelity: float | None = None
+
+    @property
+    def compiled(self) -> bool | None:
+        """Whether there is a PDF; None when nothing was compiled."""
+        return None if self.result is None else self.result.ok
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns it as ``generate`` writes it and ``serve`` answers."""
+        made: dict[str, Any] = {
+            "input": self.input,
+            "generated_output": self.source,
+            "finish_reason": self.finish_reason,
+            "tokens": self.tokens,
+            "seconds": round(self.seconds, 3),
+            "attempts": self.attempts,
+        }
+        if self.result is not None:
+            made |= {
+                "compiled": self.result.ok,
+                "repairs": [str(repair) for repair in self.repairs],
+                "diagnostics": [each._asdict() for each in self.result.diagnostics],
+                "pages": self.result.page_count,
+                "fidelity": None if self.fidelity is None else round(self.fidelity, 4),
+            }
+            if self.result.missing_assets:
+                made["missing_assets"] = list(self.result.missing_assets)
+        return made
+
+
+class Attempts:
+    """The tries at one record, of which the best is kept.
+
+    Args:
+        prompt: the ids of its prompt.
+        fields: the record; empty where there is only a prompt.
+        text: the part of the record that the document should show.
+        settings: how to sample; the second try is random even where the first is not.
+        typesetter: what compiles; None for a single try that is not compiled.
+        most: how many tries at most.
+    """
+
+    def __init__(
+        self,
+        prompt: Sequence[int],
+        fields: Mapping[str, Any],
+        text: str,
+        settings: GenerationSettings,
+        typesetter: Typesetter | None,
+        most: int = 1,
+    ) -> None:
+        self.prompt = prompt
+        self.fields = dict(fields)
+        self.settings = settings
+        self.typesetter = typesetter
+        self.most = most if typesetter else 1
+        self.count = 0
+        self._text = text
+        self._best: tuple[tuple[bool, bool, float], GeneratedDocument] | None = None
+        self._tokens = 0
+        self._seconds = 0.0
+
+    def row(self) -> Row:
+        """Returns the next try."""
+        settings = self.settings
+        if self.count:
+            settings = replace(settings, temperature=max(settings.temperature, RETRY_TEMPERATURE))
+        self.count += 1
+        return Row(self.prompt, settings, seed_of(settings.seed, self.prompt, self.count - 1))
+
+    def judge(self, completion: Completion) -> GeneratedDocument | None:
+        """Compiles and mends what a try gave; returns the best document, or None when another try is worth it."""
+        self._tokens += completion.tokens
+        self._seconds += completion.seconds
+        cut_off = completion.finish_reason == "length"
+        source, result, repairs, fidelity = completion.text, None, tuple[Repair, ...](), None
+        if self.typesetter:
+            result, repairs = mend(self.typesetter.compile(source), self.typesetter, cut_off)
+            source = result.source
+            fidelity = content_fidelity(self._text, result.body) if self._text else None
+        document = GeneratedDocument(
+            self.fields, source, completion.finish_reason, 0, 0.0, 0, repairs, result, fidelity
+        )  # fmt: skip
+        rank = (bool(document.compiled), not cut_off, fidelity or 0.0)
+        if self._best is None or rank > self._best[0]:
+            self._best = rank, document
+        good = rank[:2] == (True, True)
+        if not good and self.count < self.most and completion.finish_reason != "cancelled":
+            return None
+        return replace(self._best[1], tokens=self._tokens, seconds=self._seconds, attempts=self.count)
+
+
+class Generator:
+    """A loaded model that turns records into documents.
+
+    Args:
+        model: a causal language model in evaluation mode, with or without adapters.
+        tokenizer: its tokenizer.
+        templates: the prompt template of each adapter, by its name; that of None is for a model without one.
+        settings: how to sample.
+        typesetter: what compiles; None compiles nothing.
+        attempts: how often a record is tried, until its document compiles.
+        batch_size: documents at once.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel | PeftModel,
+        tokenizer: PreTrainedTokenizerBase,
+        templates: Mapping[str | None, PromptTemplate] | None = None,
+        settings: GenerationSettings | None = None,
+        typesetter: Typesetter | None = None,
+        attempts: int = 1,
+        batch_size: int = 8,
+    ) -> None:
+        if attempts < 1:
+            raise UserError(f"attempts must be 1 or more, not {attempts}.")
+        if batch_size < 1:
+            raise UserError(f"batch_size must be 1 or more, not {batch_size}.")
+        self.settings = settings or GenerationSettings()
+        self.typesetter = typesetter
+        self.attempts = attempts
+        self.encoders = {
+            name: Encoder(tokenizer, template) for name, template in (templates or {None: ReportPrompt()}).items()
+        }
+        self.engine = Engine(model, tokenizer, batch_size)
+
+    @classmethod
+    def load(
+        cls,
+        adapter: str | Path | Mapping[str, str | Path] | None = None,
+        base_model: str | None = None,
+        use_4bit: bool = True,
+        merge: bool = False,
+        compile: bool = True,
+        typesetter: Typesetter | None = None,
+        **options: Any,
+    ) -> Generator:
+        """Loads a model with its adapter, or with several.
+
+        Args:
+            adapter: directory of an adapter, or of a run; or several of them by name, the first being the usual one.
+            base_model: hub name, folder, or a built-in name; by default what the adapter names.
+            use_4bit: load the base model in 4 bits.
+            merge: put the adapter's weights into the base model's, which needs use_4bit false and makes each step
+                faster.
+            compile: compile every document.
+            typesetter: what compiles, if not the usual one.
+            options: those of `Generator`: settings, attempts, batch_size.
+
+        Raises:
+            UserError: when there is no such adapter or model, or they do not fit.
+        """
+        named = dict(adapter) if isinstance(adapter, Mapping) else {} if adapter is None else {"default": adapter}
+        model, tokenizer, templates = _load(named, base_model, use_4bit, merge)
+        return cls(model, tokenizer, templates, typesetter=(typesetter or Typesetter()) if compile else None, **options)
+
+    @property
+    def adapters(self) -> list[str]:
+        """The names of the adapters, the usual one first."""
+        return [name for name in self.encoders if name is not None]
+
+    def encoder(self, adapter: str | None = None) -> Encoder:
+        """Returns what encodes records for an adapter; the usual one by default.
+
+        Raises:
+            UserError: when no adapter has this name.
+        """
+        name = adapter or next(iter(self.encoders))
+        if name not in self.encoders:
+            raise UserError(f"there is no adapter '{name}'; there is: {', '.join(self.adapters) or 'none'}.")
+        return self.encoders[name]
+
+    def check(self, record: object, adapter: str | None = None) -> tuple[dict[str, Any], list[str]]:
+        """Returns a record's fields and what is wrong with them. The record may also stand in ``{"input": ...}``."""
+        parsed = parse_record(record, self.encoder(adapter).template.fields, needs_reference=False)
+        return parsed.fields, list(parsed.faults)
+
+    def attempt(self, fields: Mapping[str, Any], adapter: str | None = None, **changes: Any) -> Attempts:
+        """Returns the tries at a checked record; ``changes`` are to the settings, or ``attempts``, or ``compile``."""
+        encoder = self.encoder(adapter)
+        (prompt,) = encoder.prompts([fields])
+        return self._attempts(prompt, fields, str(fields[encoder.template.body_field]), changes)
+
+    def attempt_prompt(self, prompt: str, adapter: str | None = None, **changes: Any) -> Attempts:
+        """Returns the tries at a prompt that is already rendered; see `attempt`."""
+        (ids,) = self.encoder(adapter).encode_texts([prompt])
+        return self._attempts(ids, {}, "", changes)
+
+    def _attempts(self, prompt: list[int], fields: Mapping[str, Any], text: str, changes: dict[str, Any]) -> Attempts:
+        typesetter = self.typesetter if changes.pop("compile", True) else None
+        most = changes.pop("attempts", self.attempts)
+        return Attempts(prompt, fields, text, replace(self.settings, **changes), typesetter, most)
+
+    def generate(
+        self, records: Sequence[object], adapter: str | None = None
+    ) -> Iterator[tuple[int, GeneratedDocument]]:
+        """Generates a document a record, and yields each with its record's place as soon as it is done.
+
+        Raises:
+            UserError: when a record can't be used; all faults are listed before anything is generated.
+        """
+        checked = [self.check(record, adapter) for record in records]
+        faults = [f"record {place}: {fault}" for place, (_, found) in enumerate(checked) for fault in found]
+        if faults:
+            raise UserError(f"{len(faults)} faults in {len(records)} records:\n{listing(faults)}")
+        tries = [self.attempt(fields, adapter) for fields, _ in checked]
+        name = adapter or next(iter(self.encoders))
+        done: list[tuple[int, Job]] = []
+
+        def submit(place: int) -> None:
+            job = Job(tries[place].row(), name, on_done=lambda job: done.append((place, job)))
+            self.engine.submit(job)
+
+        for place in sorted(range(len(tries)), key=lambda place: -len(tries[place].prompt)):
+            submit(place)
+        told, finished = time.monotonic(), 0
+        while self.engine.pump() or done:
+            if time.monotonic() - told > SECONDS_BETWEEN_LINES:
+                told = time.monotonic()
+                log.info("  %d of %d documents, %d tokens under way", finished, len(tries), self.engine.tokens)
+            for place, job in done[:]:
+                done.remove((place, job))
+                if job.error is not None:
+                    raise job.error
+                assert job.completion is not None
+                document = tries[place].judge(job.completion)
+                if document is None:
+                    submit(place)
+                else:
+                    finished += 1
+                    yield place, document
+
+    def generate_one(self, record: object, adapter: str | None = None) -> GeneratedDocument:
+        """Generates the document of one record."""
+        ((_, document),) = self.generate([record], adapter)
+        return document
+
+    def generate_file(
+        self, input_file: str | Path, output_file: str | Path, adapter: str | None = None
+    ) -> Iterator[tuple[int, GeneratedDocument]]:
+        """Generates the documents of a file's records into a JSON list; yields each, with its place, once it is there.
+
+        What the list has already of these records stays; at the end it stands in the records' order.
+
+        Raises:
+            UserError: when a record can't be used; all are checked first.
+        """
+        records = read_records(input_file, self, adapter)
+        file = JsonListFile(Path(output_file))
+        file.path.parent.mkdir(parents=True, exist_ok=True)
+        before = {_key(result.get("input")): result for result in file.read() if isinstance(result, dict)}
+        wanted = {_key(record) for record in records}
+        if strange := before.keys() - wanted:
+            raise UserError(
+                f"{output_file}: holds {len(strange)} results of other records, which would be lost. Name another file."
+            )
+        results = {key: before[key] for key in wanted & before.keys()}
+        file.write(list(results.values()))
+        places = {_key(record): place for place, record in reversed([*enumerate(records)])}
+        missing = sorted(place for key, place in places.items() if key not in results)
+        if results:
+            log.info("%d of %d documents are there already.", len(places) - len(missing), len(places))
+        for number, document in self.generate([records[place] for place in missing], adapter):
+            results[_key(document.input)] = document.to_json()
+            file.append([document.to_json()])
+            yield missing[number], document
+        file.write([results[_key(record)] for record in records])
+
+
+def read_records(path: str | Path, generator: Generator, adapter: str | None = None) -> list[dict[str, Any]]:
+    """Returns the fields of all records in a file: one, one in ``{"input": ...}``, a list or lines of such.
+
+    Raises:
+        UserError: naming the place of every fault.
+    """
+    found, faults = [], []
+    for row in FileSource(str(path)).rows():
+        fields, wrong = generator.check(row.value, adapter) if row.fault is None else ({}, [row.fault])
+        found.append(fields)
+        faults += [f"{row.origin}: {fault}" for fault in wrong]
+    if faults or not found:
+        raise UserError(f"{path}: {'records can not be used:' if faults else 'holds no record.'}\n{listing(faults)}")
+    return found
+
+
+def _key(record: object) -> str:
+    return json.dumps(record, sort_keys=True, ensure_ascii=False)
+
+
+def _load(
+    adapters: Mapping[str, str | Path], base_model: str | None, use_4bit: bool, merge: bool
+) -> tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerBase, dict[str | None, PromptTemplate]]:
+    directories = {name: adapter_directory(path) for name, path in adapters.items()}
+    first = next(iter(directories.values()), None)
+    base = base_model or (adapter_base(first) if first else None)
+    if base is None:
+        raise UserError(
+            f"{first}: the adapter does not say which base model it was made for: name it with --base-model."
+            if first
+            else "there is neither an adapter nor a base model: name one with --model or --base-model."
+        )
+    if merge and (use_4bit or len(directories) != 1):
+        raise UserError("merging needs one adapter and --no-4bit: 4-bit weights would lose what is added to them.")
+    for path in directories.values():
+        made_for = adapter_base(path)
+        if made_for and made_for != base:
+            log.warning("The adapter %s was made for %s; it is put on %s.", path, made_for, base)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    backbone = PretrainedBackbone()
+    tokenizer = backbone.load_tokenizer(base, None, False)
+    log.info("Loading %s%s ...", base, " in 4 bits" if use_4bit else "")
+    model: Any = backbone.load_model(base, None, False, use_4bit, device)
+    templates: dict[str | None, PromptTemplate] = {}
+    for name, path in directories.items():
+        model = load_adapter(model, path, trainable=False, name=name)
+        templates[name] = adapter_template(path) or ReportPrompt()
+    if merge:
+        model = model.merge_and_unload()
+        templates = {None: next(iter(templates.values()))}
+    return model.eval(), tokenizer, templates or {None: ReportPrompt()}
+
+
+# The three functions below are the ones that users of the usual inference script know.
+
+_TEMPLATES: WeakKeyDictionary[Any, dict[str | None, PromptTemplate]] = WeakKeyDictionary()
+
+
+def load_model_and_tokenizer(
+    base_model_name: str | None = None, adapter_path: str | Path | None = None, use_4bit: bool = True
+) -> tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerBase]:
+    """Loads a base model with its adapter, to be used for many records.
+
+    Args:
+        base_model_name: hub name, folder or built-in name; by default what the adapter names.
+        adapter_path: directory of an adapter, or of a run; None for the base model alone.
+        use_4bit: load the base model in 4 bits.
+
+    Raises:
+        UserError: when there is no such model or adapter, or they do not fit.
+    """
+    adapters = {"default": adapter_path} if adapter_path is not None else {}
+    model, tokenizer, templates = _load(adapters, base_model_name, use_4bit, merge=False)
+    _TEMPLATES[model] = templates
+    return model, tokenizer
+
+
+def inference_from_dict(
+    model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, input_data: Mapping[str, Any]
+) -> str:
+    """Returns the Typst source of one record, sampled as `GenerationSettings` says by default and not compiled.
+
+    Args:
+        model: what `load_model_and_tokenizer` returned.
+        tokenizer: likewise.
+        input_data: the record's fields, or ``{"input": {...}}``.
+
+    Raises:
+        UserError: naming each field that is wrong.
+    """
+    return Generator(model, tokenizer, _TEMPLATES.get(model)).generate_one(dict(input_data)).source
+
+
+def inference_from_json_file(
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    input_file: str | Path,
+    output_file: str | Path,
+) -> list[dict[str, Any]]:
+    """Writes ``[{"input": {...}, "generated_output": "...", ...}]`` for a file of records, and returns it.
+
+    Args:
+        model: what `load_model_and_tokenizer` returned.
+        tokenizer: likewise.
+        input_file: one record, ``{"input": {...}}``, or a list of such.
+        output_file: the JSON list; what it has already of these records stays.
+    """
+    with Typesetter() as typesetter:
+        generator = Generator(model, tokenizer, _TEMPLATES.get(model), typesetter=typesetter)
+        for _ in generator.generate_file(input_file, output_file):
+            pass
+    return json.loads(Path(output_file).read_text("utf-8"))
