@@ -34,6 +34,8 @@ COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], None]]] = {
     "validate": ("measure the loss on held-out pairs", _train("validate")),
     "test": ("measure the loss, and metrics of the generated sources, on test pairs", _train("test")),
     "predict": ("turn records into Typst source", _train("predict")),
+    "generate": ("turn records into Typst and PDF with an adapter, in few flags", _small("generate")),
+    "serve": ("serve documents over HTTP, in OpenAI's form as well", _small("serve")),
     "lengths": ("show how long the samples are and what a maximum length would cost", _small("lengths")),
     "score": ("compile and score documents that exist, and write a report", _small("score")),
     "compile": ("turn Typst files into PDFs, safely", _small("compile")),
@@ -52,7 +54,7 @@ def usage() -> str:
         f"commands:\n{rows}\n\n"
         "`typst-lit COMMAND --help` shows a command's options. To begin:\n"
         "  typst-lit fit --config configs/colab_t4.yaml --data.path pairs.json\n"
-        "  typst-lit predict --data.predict_path records.json --model.adapter_path runs/default\n"
+        "  typst-lit generate --model runs/default --input records.json --output documents.json --pdf\n"
     )
 
 

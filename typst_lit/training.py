@@ -23,7 +23,7 @@ from typst_lit.callbacks.throughput import Throughput
 from typst_lit.callbacks.vram import VramProfile
 from typst_lit.callbacks.warmup import Warmup
 from typst_lit.commands import compile as compile_command
-from typst_lit.commands import doctor, lengths, score
+from typst_lit.commands import doctor, generate, lengths, score, serve
 from typst_lit.commands.parsing import parse_failure
 from typst_lit.data.datamodule import TypstDataModule
 from typst_lit.errors import UsageError, UserError
@@ -88,6 +88,8 @@ class TypstCLI(LightningCLI):
                 ("compile", compile_command),
                 ("doctor", doctor),
                 ("score", score),
+                ("generate", generate),
+                ("serve", serve),
             ):
                 parser._subcommands_action.add_subcommand(name, module.parser())  # type: ignore[union-attr]
 
