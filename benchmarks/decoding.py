@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
 from transformers import GenerationConfig
 
 from typst_lit.data.sources import FileSource
@@ -50,7 +51,8 @@ class Counter:
 
     def __init__(self, model: Any) -> None:
         self.count = 0
-        model.register_forward_pre_hook(self._one_more)
+        base = model.get_base_model() if isinstance(model, PeftModel) else model  # generate goes past a PeftModel
+        base.register_forward_pre_hook(self._one_more)
 
     def _one_more(self, *_: Any) -> None:
         self.count += 1
@@ -139,7 +141,7 @@ def main() -> None:
         plain = next(t for t in trials if t.batch == trial.batch and t.way == "transformers generate")
         print(
             f"| {trial.batch} | {trial.way} | {trial.tokens} | {trial.passes} | "
-            f"{trial.tokens / trial.passes * 1:.2f} | {trial.tokens_per_s:.1f} | "
+            f"{trial.tokens / trial.passes:.2f} | {trial.tokens_per_s:.1f} | "
             f"{trial.tokens_per_s / plain.tokens_per_s:.2f} | {trial.same} |"
         )
     about = {
