@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
+from typst_lit.attempts import Attempts
 from typst_lit.data.encoding import Encoder
 from typst_lit.data.prompts import ReportPrompt
 from typst_lit.errors import UserError
 from typst_lit.inference import (
-    Attempts,
     Generator,
     inference_from_dict,
     inference_from_json_file,
@@ -172,6 +172,14 @@ def test_generate_writes_documents_in_order_and_goes_on_where_it_stopped(run, ab
     assert refused.status == 1 and "results of other records" in refused.err
     assert json.loads(output.read_text()) == rewritten
 
+    records.write_text(json.dumps([pairs[0]["input"]]))
+    other = [*command, "--seed", 7, "--max-tokens", 6]
+    refused = run(*other)
+    assert refused.status == 1 and "other settings (generation.max_tokens, generation.seed)" in refused.err
+    assert "--overwrite" in refused.err and json.loads(output.read_text()) == rewritten
+    assert run(*other, "--overwrite").status == 0
+    assert [each["tokens"] for each in json.loads(output.read_text())] == [6]
+
 
 def test_generate_prints_and_reads_standard_input(run, able_adapter, pairs, monkeypatch) -> None:
     bare = json.dumps(pairs[0]["input"]).encode()
@@ -210,11 +218,11 @@ def test_wrong_flags_name_the_way_out(run, tmp_path, pairs, flags, told) -> None
 def test_wrong_input_names_file_record_and_field(run, tmp_path, pairs, tiny_model) -> None:
     result = run("generate", "--input", tmp_path / "none.json", "--base-model", tiny_model, "--no-4bit")
     assert result.status == 1 and "none.json: there is no such file" in result.err
-    records = tmp_path / "records.json"
+    records = tmp_path / "my-records.json"
     records.write_text(json.dumps([pairs[0]["input"], {**pairs[1]["input"], "starting_page": "one"}]))
     result = run("generate", "--input", records, "--base-model", tiny_model, "--no-4bit")
     assert result.status == 1
-    assert "records.json, record 1" in result.err and "field 'starting_page'" in result.err
+    assert f"{records}, record 1" in result.err and "field 'starting_page'" in result.err
 
 
 def test_an_adapter_for_another_base_is_refused_by_name(run, able_adapter, tiny_model, tmp_path, pairs) -> None:

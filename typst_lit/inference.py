@@ -6,7 +6,7 @@
     document = generator.generate_one({"starting_page": 1, ...})
     print(document.source, document.compiled)
 
-The commands ``generate``, ``serve`` and ``app`` are uses of this. Every document is compiled; if it does not compile,
+The commands ``generate`` and ``serve`` are uses of this. Every document is compiled; if it does not compile,
 it is mended where that is certain, or else generated again, up to so many attempts, of which the best is kept.
 """
 
@@ -16,150 +16,30 @@ import json
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from typst_lit.attempts import Attempts, GeneratedDocument
 from typst_lit.data.encoding import Encoder
 from typst_lit.data.prompts import PromptTemplate, ReportPrompt
 from typst_lit.data.records import parse_record
 from typst_lit.data.results import JsonListFile
 from typst_lit.data.sources import FileSource
 from typst_lit.errors import UserError, listing
-from typst_lit.metrics.functional import content_fidelity
-from typst_lit.model.adapters import adapter_base, adapter_directory, adapter_template, load_adapter
+from typst_lit.model.adapters import adapter_base, adapter_directory, adapter_key, adapter_template, load_adapter
 from typst_lit.model.backbones import PretrainedBackbone
-from typst_lit.model.decoding import Row
-from typst_lit.model.generation import Completion, Engine, Job, seed_of
+from typst_lit.model.generation import Engine, Job
 from typst_lit.model.sampling import GenerationSettings
 from typst_lit.typesetting.compiling import Typesetter
-from typst_lit.typesetting.mending import Repair, mend
-from typst_lit.typesetting.results import CompileResult
 
 log = logging.getLogger(__name__)
 SECONDS_BETWEEN_LINES = 10.0
-RETRY_TEMPERATURE = 0.3  # at least, for a second attempt: greedy decoding would give the first again
-
-
-@dataclass(frozen=True)
-class GeneratedDocument:
-    """What came of a record.
-
-    Attributes:
-        input: the record's fields.
-        source: the Typst source, mended where that was needed and certain.
-        finish_reason: ``stop``, or ``length`` when the token limit cut it off.
-        tokens: generated tokens, those of all attempts.
-        seconds: time in the engine, of all attempts.
-        attempts: how often it was generated.
-        repairs: what was mended.
-        result: what the compiler made of it; None when nothing was compiled.
-        fidelity: how much of the record's text stands on the pages, 0 to 1; None when nothing was compiled.
-    """
-
-    input: dict[str, Any]
-    source: str
-    finish_reason: str
-    tokens: int
-    seconds: float
-    attempts: int = 1
-    repairs: tuple[Repair, ...] = ()
-    result: CompileResult | None = None
-    fidelity: float | None = None
-
-    @property
-    def compiled(self) -> bool | None:
-        """Whether there is a PDF; None when nothing was compiled."""
-        return None if self.result is None else self.result.ok
-
-    def to_json(self) -> dict[str, Any]:
-        """Returns it as ``generate`` writes it and ``serve`` answers."""
-        made: dict[str, Any] = {
-            "input": self.input,
-            "generated_output": self.source,
-            "finish_reason": self.finish_reason,
-            "tokens": self.tokens,
-            "seconds": round(self.seconds, 3),
-            "attempts": self.attempts,
-        }
-        if self.result is not None:
-            made |= {
-                "compiled": self.result.ok,
-                "repairs": [str(repair) for repair in self.repairs],
-                "diagnostics": [each._asdict() for each in self.result.diagnostics],
-                "pages": self.result.page_count,
-                "fidelity": None if self.fidelity is None else round(self.fidelity, 4),
-            }
-            if self.result.missing_assets:
-                made["missing_assets"] = list(self.result.missing_assets)
-        return made
-
-
-class Attempts:
-    """The tries at one record, of which the best is kept.
-
-    Args:
-        prompt: the ids of its prompt.
-        fields: the record; empty where there is only a prompt.
-        text: the part of the record that the document should show.
-        settings: how to sample; the second try is random even where the first is not.
-        typesetter: what compiles; None for a single try that is not compiled.
-        most: how many tries at most.
-    """
-
-    def __init__(
-        self,
-        prompt: Sequence[int],
-        fields: Mapping[str, Any],
-        text: str,
-        settings: GenerationSettings,
-        typesetter: Typesetter | None,
-        most: int = 1,
-    ) -> None:
-        self.prompt = prompt
-        self.fields = dict(fields)
-        self.settings = settings
-        self.typesetter = typesetter
-        self.most = most if typesetter else 1
-        self.count = 0
-        self._text = text
-        self._best: tuple[tuple[bool, bool, float], GeneratedDocument] | None = None
-        self._tokens = 0
-        self._seconds = 0.0
-
-    def row(self) -> Row:
-        """Returns the next try."""
-        settings = self.settings
-        if self.count:
-            settings = replace(settings, temperature=max(settings.temperature, RETRY_TEMPERATURE))
-        self.count += 1
-        return Row(self.prompt, settings, seed_of(settings.seed, self.prompt, self.count - 1))
-
-    def judge(self, completion: Completion) -> GeneratedDocument | None:
-        """Compiles and mends what a try gave; returns the best document, or None when another try is worth it."""
-        self._tokens += completion.tokens
-        self._seconds += completion.seconds
-        cut_off = completion.finish_reason == "length"
-        source, result, repairs, fidelity = completion.text, None, tuple[Repair, ...](), None
-        if self.typesetter:
-            result, repairs = mend(self.typesetter.compile(source), self.typesetter, cut_off)
-            source = result.source
-            fidelity = content_fidelity(self._text, result.body) if self._text else None
-        document = GeneratedDocument(
-            self.fields, source, completion.finish_reason, 0, 0.0, 0, repairs, result, fidelity
-        )  # fmt: skip
-        rank = (bool(document.compiled), not cut_off, fidelity or 0.0)
-        if self._best is None or rank > self._best[0]:
-            self._best = rank, document
-        good = rank[:2] == (True, True)
-        if not good and self.count < self.most and completion.finish_reason != "cancelled":
-            return None
-        return replace(self._best[1], tokens=self._tokens, seconds=self._seconds, attempts=self.count)
 
 
 class Generator:
@@ -173,6 +53,8 @@ class Generator:
         typesetter: what compiles; None compiles nothing.
         attempts: how often a record is tried, until its document compiles.
         batch_size: documents at once.
+        weights: which model and adapters these are, as plain values: a file of results is only gone on with if it was
+            made with the same.
     """
 
     def __init__(
@@ -184,7 +66,9 @@ class Generator:
         typesetter: Typesetter | None = None,
         attempts: int = 1,
         batch_size: int = 8,
+        weights: Mapping[str, Any] | None = None,
     ) -> None:
+        self.weights = dict(weights or {})
         if attempts < 1:
             raise UserError(f"attempts must be 1 or more, not {attempts}.")
         if batch_size < 1:
@@ -224,8 +108,8 @@ class Generator:
             UserError: when there is no such adapter or model, or they do not fit.
         """
         named = dict(adapter) if isinstance(adapter, Mapping) else {} if adapter is None else {"default": adapter}
-        model, tokenizer, templates = _load(named, base_model, use_4bit, merge)
-        return cls(model, tokenizer, templates, typesetter=(typesetter or Typesetter()) if compile else None, **options)
+        loaded = _load(named, base_model, use_4bit, merge)
+        return cls(**loaded._asdict(), typesetter=(typesetter or Typesetter()) if compile else None, **options)
 
     @property
     def adapters(self) -> list[str]:
@@ -303,32 +187,45 @@ class Generator:
                     finished += 1
                     yield place, document
 
+    def _making(self, adapter: str | None) -> dict[str, Any]:
+        """Returns what documents depend on, beside their records."""
+        return {
+            **self.weights,
+            "adapter": adapter,
+            "template": self.encoder(adapter).template.describe(),
+            **{f"generation.{key}": value for key, value in asdict(self.settings).items()},
+            "attempts": self.attempts,
+            "compile": self.typesetter is not None,
+        }
+
     def generate_one(self, record: object, adapter: str | None = None) -> GeneratedDocument:
         """Generates the document of one record."""
         ((_, document),) = self.generate([record], adapter)
         return document
 
     def generate_file(
-        self, input_file: str | Path, output_file: str | Path, adapter: str | None = None
+        self,
+        input_file: str | Path,
+        output_file: str | Path,
+        adapter: str | None = None,
+        overwrite: bool = False,
     ) -> Iterator[tuple[int, GeneratedDocument]]:
         """Generates the documents of a file's records into a JSON list; yields each, with its place, once it is there.
 
-        What the list has already of these records stays; at the end it stands in the records' order.
+        What the list has already of these records stays, unless it is to be overwritten; at the end it stands in the
+        records' order.
 
         Raises:
-            UserError: when a record can't be used; all are checked first.
+            UserError: when a record can't be used, or the list was made otherwise; all is checked first.
         """
         records = read_records(input_file, self, adapter)
         file = JsonListFile(Path(output_file))
-        file.path.parent.mkdir(parents=True, exist_ok=True)
-        before = {_key(result.get("input")): result for result in file.read() if isinstance(result, dict)}
-        wanted = {_key(record) for record in records}
-        if strange := before.keys() - wanted:
-            raise UserError(
-                f"{output_file}: holds {len(strange)} results of other records, which would be lost. Name another file."
-            )
-        results = {key: before[key] for key in wanted & before.keys()}
-        file.write(list(results.values()))
+        way_out = "Name another output file, or overwrite it (--overwrite)."
+        done = [] if overwrite else file.resume(self._making(adapter), way_out)
+        results = {_key(result.get("input")): result for result in done if isinstance(result, dict)}
+        if strange := results.keys() - {_key(record) for record in records}:
+            raise UserError(f"{output_file}: holds {len(strange)} results of other records. {way_out}")
+        file.begin(list(results.values()), self._making(adapter))
         places = {_key(record): place for place, record in reversed([*enumerate(records)])}
         missing = sorted(place for key, place in places.items() if key not in results)
         if results:
@@ -360,9 +257,16 @@ def _key(record: object) -> str:
     return json.dumps(record, sort_keys=True, ensure_ascii=False)
 
 
-def _load(
-    adapters: Mapping[str, str | Path], base_model: str | None, use_4bit: bool, merge: bool
-) -> tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerBase, dict[str | None, PromptTemplate]]:
+class Loaded(NamedTuple):
+    """What a `Generator` is made of."""
+
+    model: PreTrainedModel | PeftModel
+    tokenizer: PreTrainedTokenizerBase
+    templates: dict[str | None, PromptTemplate]
+    weights: dict[str, Any]
+
+
+def _load(adapters: Mapping[str, str | Path], base_model: str | None, use_4bit: bool, merge: bool) -> Loaded:
     directories = {name: adapter_directory(path) for name, path in adapters.items()}
     first = next(iter(directories.values()), None)
     base = base_model or (adapter_base(first) if first else None)
@@ -390,12 +294,18 @@ def _load(
     if merge:
         model = model.merge_and_unload()
         templates = {None: next(iter(templates.values()))}
-    return model.eval(), tokenizer, templates or {None: ReportPrompt()}
+    weights = {
+        "base_model": base,
+        "use_4bit": use_4bit,
+        "merge": merge,
+        "adapters": {name: adapter_key(path) for name, path in directories.items()},
+    }
+    return Loaded(model.eval(), tokenizer, templates or {None: ReportPrompt()}, weights)
 
 
 # The three functions below are the ones that users of the usual inference script know.
 
-_TEMPLATES: WeakKeyDictionary[Any, dict[str | None, PromptTemplate]] = WeakKeyDictionary()
+_ABOUT: WeakKeyDictionary[Any, dict[str, Any]] = WeakKeyDictionary()  # templates and weights of a loaded model
 
 
 def load_model_and_tokenizer(
@@ -412,9 +322,9 @@ def load_model_and_tokenizer(
         UserError: when there is no such model or adapter, or they do not fit.
     """
     adapters = {"default": adapter_path} if adapter_path is not None else {}
-    model, tokenizer, templates = _load(adapters, base_model_name, use_4bit, merge=False)
-    _TEMPLATES[model] = templates
-    return model, tokenizer
+    loaded = _load(adapters, base_model_name, use_4bit, merge=False)
+    _ABOUT[loaded.model] = {"templates": loaded.templates, "weights": loaded.weights}
+    return loaded.model, loaded.tokenizer
 
 
 def inference_from_dict(
@@ -430,7 +340,7 @@ def inference_from_dict(
     Raises:
         UserError: naming each field that is wrong.
     """
-    return Generator(model, tokenizer, _TEMPLATES.get(model)).generate_one(dict(input_data)).source
+    return Generator(model, tokenizer, **_ABOUT.get(model, {})).generate_one(dict(input_data)).source
 
 
 def inference_from_json_file(
@@ -448,7 +358,7 @@ def inference_from_json_file(
         output_file: the JSON list; what it has already of these records stays.
     """
     with Typesetter() as typesetter:
-        generator = Generator(model, tokenizer, _TEMPLATES.get(model), typesetter=typesetter)
+        generator = Generator(model, tokenizer, typesetter=typesetter, **_ABOUT.get(model, {}))
         for _ in generator.generate_file(input_file, output_file):
             pass
     return json.loads(Path(output_file).read_text("utf-8"))

@@ -44,7 +44,7 @@ def model(tiny_model) -> Any:
     return loaded
 
 
-PROMPTS = [[5, 9, 11, 5, 9], list(range(20, 70)), [7] * 9 + [8], [300, 301, 302, 303, 300, 301]]
+PROMPTS = [[5, 9, 11, 5, 9], list(range(20, 70)), [7] * 9 + [8], [300, 301, 302, 303, 300, 301], [6]]
 
 
 def decode(
@@ -80,7 +80,7 @@ def test_greedy_is_what_transformers_gives_in_fewer_passes(model, penalty) -> No
     assert [row.output for row in drafted] == expected
     assert all(row.passes == 60 for row in plain)
     if penalty == 1.0:  # a random model repeats itself, which a draft foresees
-        assert sum(row.passes for row in drafted) < 120
+        assert sum(row.passes for row in drafted) < 30 * len(PROMPTS)
 
 
 def test_a_batch_gives_each_document_as_if_it_were_alone_in_any_order(model) -> None:

@@ -167,8 +167,10 @@ def test_a_client_that_leaves_frees_its_place(server, pairs) -> None:
 
 def test_a_full_queue_says_when_to_come_back(able_adapter, pairs) -> None:
     server = Server("--model", able_adapter, *GREEDY, "--queue", 1, "--batch-size", 1)
+    body = {"messages": [{"role": "user", "content": json.dumps(pairs[0]["input"])}], "stream": True}
+    requests = [("/generate", pairs[0]["input"])] * 3 + [("/v1/chat/completions", body)] * 3
     with ThreadPoolExecutor(6) as pool, server.client() as client:
-        answers = list(pool.map(lambda _: client.post("/generate", json=pairs[0]["input"]), range(6)))
+        answers = list(pool.map(lambda request: client.post(request[0], json=request[1]), requests))
     assert sorted(answer.status_code for answer in answers) == [200, 200, 429, 429, 429, 429]
     assert all(int(a.headers["retry-after"]) >= 1 for a in answers if a.status_code == 429)
     assert server.stop() == 0

@@ -82,6 +82,7 @@ def test_a_document_that_was_cut_off(typesetter, source, what, text) -> None:
     [
         '#panic("no")', "#table(columns: 2, columns: 3)[a]", "#figure(image(", "*One\n\n#panic()", '#text("abc)[x]',
         "#let f(x) = f(x + 1)\n#f(1)", '#read("secret")', "$ x $ #bar()",
+        "$ x $ and #{foo}",
     ],
 )  # fmt: skip
 def test_what_is_not_certain_is_left_as_it_was(typesetter, source) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,9 +12,8 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 
 from typst_lit.data.batching import PromptBatch
 from typst_lit.data.results import JsonListFile, file_name
-from typst_lit.data.store import digest
 from typst_lit.errors import UserError
-from typst_lit.model.adapters import adapter_directory
+from typst_lit.model.adapters import adapter_directory, adapter_key
 from typst_lit.model.generation import Completion
 from typst_lit.typesetting.compiling import Typesetter
 from typst_lit.typesetting.mending import mend
@@ -69,7 +67,6 @@ class PredictionWriter(BasePredictionWriter):
             raise UserError(f"predict.output must be a .json file, not {path}.")
         self._directory = Path(self.typ_dir) if self.typ_dir else path.parent
         self._directory.mkdir(parents=True, exist_ok=True)
-        path.parent.mkdir(parents=True, exist_ok=True)
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         records = data.predict_records()
         self._file = JsonListFile(path)
@@ -81,24 +78,13 @@ class PredictionWriter(BasePredictionWriter):
     def _done_before(self, path: Path, records: list[dict[str, Any]], making: dict[str, Any]) -> int:
         """Returns how many results the file holds of these records, made the same way, and readies it for the rest."""
         assert self._file is not None
-        about = path.with_suffix(".run.json")
-        results = [] if self.overwrite else self._file.read()
-        before = json.loads(about.read_text("utf-8")) if results and about.is_file() else making
-        changed = sorted(key for key in making if before.get(key) != making[key])
-        if changed:
-            raise UserError(
-                f"{path}: holds results that were made with other settings ({', '.join(changed)}). Name another "
-                "--predict.output, or add --predict.overwrite true."
-            )
+        way_out = "Name another --predict.output, or add --predict.overwrite true."
+        results = [] if self.overwrite else self._file.resume(making, way_out)
         if len(results) > len(records) or any(
             result.get("input") != record for result, record in zip(results, records, strict=False)
         ):
-            raise UserError(
-                f"{path}: holds results of other records. Name another --predict.output, or add "
-                "--predict.overwrite true."
-            )
-        self._file.write(results)
-        about.write_text(json.dumps(making, indent=2) + "\n", "utf-8")
+            raise UserError(f"{path}: holds results of other records. {way_out}")
+        self._file.begin(results, making)
         return len(results)
 
     def write_on_batch_end(
@@ -163,11 +149,10 @@ class PredictionWriter(BasePredictionWriter):
 
 def _making(pl_module: Any, data: Any) -> dict[str, Any]:
     """Returns what the results depend on, beside the records."""
-    adapter = adapter_directory(pl_module.adapter_path) if pl_module.adapter_path else None
-    weights = next(adapter.glob("adapter_model.safetensors")).stat() if adapter else None
+    adapter = pl_module.adapter_path
     return {
         "base_model": pl_module.base_model,
-        "adapter": digest(str(adapter), weights.st_size, weights.st_mtime_ns) if weights else None,
+        "adapter": adapter_key(adapter_directory(adapter)) if adapter else None,
         "use_4bit": pl_module.use_4bit,
         "template": data.prompt_template.describe(),
         **{f"generation.{key}": value for key, value in vars(pl_module.generation).items()},

@@ -17,7 +17,8 @@ from typst_lit.errors import UserError
 from typst_lit.typesetting.compiling import Typesetter
 
 if TYPE_CHECKING:
-    from typst_lit.inference import GeneratedDocument, Generator
+    from typst_lit.attempts import GeneratedDocument
+    from typst_lit.inference import Generator
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +36,10 @@ def parser() -> ArgumentParser:
         "--output",
         type=str | None,
         default=None,
-        help="The JSON list to write, as each document is done; given again, it goes on. Without it, prints the list.",
+        help="The JSON list to write, document by document; it goes on where it stopped. Without it, prints the list.",
+    )
+    made.add_argument(
+        "--overwrite", action=ActionYesNo(no_prefix="no-"), default=False, help="Start anew where results are already."
     )
     add_model_arguments(made)
     made.add_argument("--adapter", type=str | None, default=None, help="Which adapter, where several are loaded.")
@@ -68,7 +72,10 @@ def add_model_arguments(made: ArgumentParser) -> None:
     made.add_argument("--top-p", type=float, default=0.95, help="Sample among the likeliest, up to this probability.")
     made.add_argument("--top-k", type=int, default=50, help="Sample among so many likeliest tokens; 0 for all.")
     made.add_argument(
-        "--repetition-penalty", type=float, default=1.1, help="Above 1: repeats become less likely; the record's no."
+        "--repetition-penalty",
+        type=float,
+        default=1.1,
+        help="Above 1, repeats become less likely; words of the record do not count.",
     )
     made.add_argument("--seed", type=int, default=0, help="Makes sampling repeatable.")
     made.add_argument("--attempts", type=int, default=1, help="Tries for a document that compiles.")
@@ -113,7 +120,7 @@ def load(config: Namespace) -> Generator:
 
 
 def run(args: Sequence[str]) -> None:
-    """Turns records into Typst documents that are compiled, mended where that is certain, and told apart where not."""
+    """Turns records into Typst documents, compiles them, and mends those that almost compile."""
     made = parser()
     config = made.instantiate_classes(made.parse_args(list(args)))
     if config.pdf and not config.compile:
@@ -123,7 +130,7 @@ def run(args: Sequence[str]) -> None:
     with tempfile.TemporaryDirectory() as scratch, config.typesetting:
         source = Path(config.input)
         if config.input == "-":
-            source = Path(scratch) / "standard input.json"
+            source = Path(scratch) / "standard input.json"  # an error names it by its stem
             source.write_bytes(sys.stdin.buffer.read())
         elif not source.is_file():
             raise UserError(f"--input {source}: there is no such file.")
@@ -131,7 +138,7 @@ def run(args: Sequence[str]) -> None:
         try:
             _generate(load(config), source, output, config)
         except UserError as error:
-            raise UserError(str(error).replace(str(source), config.input.replace("-", "standard input"))) from error
+            raise UserError(str(error).replace(str(source), source.stem)) if config.input == "-" else error from error
         if not config.output:
             print(output.read_text("utf-8"), end="")
 
@@ -142,7 +149,7 @@ def _generate(generator: Generator, source: Path, output: Path, config: Namespac
     if writes:
         folder.mkdir(parents=True, exist_ok=True)
     count = failed = 0
-    for place, document in generator.generate_file(source, output, config.adapter):
+    for place, document in generator.generate_file(source, output, config.adapter, config.overwrite):
         count += 1
         failed += document.compiled is False
         log.info("%s", _line(place, document))
@@ -154,11 +161,8 @@ def _generate(generator: Generator, source: Path, output: Path, config: Namespac
     if config.output:
         log.info("%d documents in %s%s.", count, output, f", as files in {folder}" if writes else "")
     if failed:
-        log.warning(
-            "%d of %d documents do not compile. Try --attempts 3, a lower --temperature, or train longer.",
-            failed,
-            count,
-        )
+        log.warning("%d of %d documents do not compile.", failed, count)
+        log.warning("Try --attempts 3, a lower --temperature, or train longer.")
 
 
 def _line(place: int, document: GeneratedDocument) -> str:

@@ -43,9 +43,10 @@ def run(args: Sequence[str]) -> None:
             f"--host {config.host} can be reached from other machines: set a token that requests must bring, in "
             f"{TOKEN_VARIABLE} or with --token."
         )
-    for name in ("queue", "max_body_kib", "port"):
-        if config[name] < (name == "max_body_kib"):
-            raise UserError(f"--{name.replace('_', '-')} must be {int(name == 'max_body_kib')} or more.")
+    if config.queue < 0:
+        raise UserError(f"--queue must be 0 or more, not {config.queue}.")
+    if config.max_body_kib < 1:
+        raise UserError(f"--max-body-kib must be 1 or more, not {config.max_body_kib}.")
     try:
         import uvicorn
 
@@ -58,11 +59,9 @@ def run(args: Sequence[str]) -> None:
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False))
         host = f"[{config.host}]" if ":" in config.host else config.host
         log.info("Serving on http://%s:%d; /docs describes the interface.", host, listening.getsockname()[1])
-        for stop in (
-            signal.SIGINT,
-            signal.SIGTERM,
-        ):  # uvicorn raises them again once all is done: nothing is left to do
-            signal.signal(stop, lambda *_: None)
+        # uvicorn finishes what runs, and then raises the signal again, when nothing is left to do
+        signal.signal(signal.SIGINT, lambda *_: None)
+        signal.signal(signal.SIGTERM, lambda *_: None)
         server.run(sockets=[listening])
 
 

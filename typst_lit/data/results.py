@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from typst_lit.data.sources import FileSource
+from typst_lit.errors import UserError
 
 
 class JsonListFile:
@@ -29,6 +30,36 @@ class JsonListFile:
         if not self.path.is_file() or not self.path.stat().st_size:
             return []
         return [row.value for row in FileSource(str(self.path)).rows() if row.fault is None]
+
+    def resume(self, making: Mapping[str, Any], way_out: str) -> list[Any]:
+        """Returns the items that are there already, if they were made in the same way.
+
+        Args:
+            making: what the items depend on, beside their records, as plain values.
+            way_out: what the user can do if they were not.
+
+        Raises:
+            UserError: naming what differs.
+        """
+        items = self.read()
+        if items and self._about.is_file():
+            before = json.loads(self._about.read_text("utf-8"))
+            now = json.loads(json.dumps(making))
+            if changed := sorted(key for key in now if before.get(key) != now[key]):
+                raise UserError(
+                    f"{self.path}: holds results that were made with other settings ({', '.join(changed)}). {way_out}"
+                )
+        return items
+
+    def begin(self, items: Sequence[Any], making: Mapping[str, Any]) -> None:
+        """Writes the items to go on after, and beside the file how they were made."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.write(items)
+        self._about.write_text(json.dumps(making, indent=2) + "\n", "utf-8")
+
+    @property
+    def _about(self) -> Path:
+        return self.path.with_suffix(".run.json")
 
     def write(self, items: Sequence[Any]) -> None:
         """Replaces the file's items, atomically."""

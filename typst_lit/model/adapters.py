@@ -17,6 +17,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from typst_lit.data.prompts import PromptTemplate, template_from
+from typst_lit.data.store import digest
 from typst_lit.errors import UserError
 
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
@@ -120,6 +121,12 @@ def adapter_base(directory: Path) -> str | None:
         return json.loads((directory / "adapter_config.json").read_text("utf-8")).get("base_model_name_or_path")
     except (OSError, ValueError):
         return None
+
+
+def adapter_key(directory: Path) -> str:
+    """Returns a text that changes whenever an adapter's weights are written anew."""
+    weights = (directory / SAFETENSORS_WEIGHTS_NAME).stat()
+    return digest(str(directory), weights.st_size, weights.st_mtime_ns)
 
 
 def adapter_template(directory: Path) -> PromptTemplate | None:

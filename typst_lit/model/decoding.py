@@ -26,8 +26,8 @@ from typst_lit.model.drafting import Drafter, IndexedText, Shelf, best_width
 from typst_lit.model.sampling import GenerationSettings, Sampler
 
 PREFILL = 1024  # tokens of a prompt in one forward pass
-# Time of one more token in a forward pass, as a share of the pass: measured by benchmarks/decoding.py. A pass reads all
-# weights from memory, and until arithmetic takes as long as that, more tokens cost little.
+# Time of one more token in a forward pass, as a share of the pass. Estimates: a pass reads all weights from memory, and
+# until arithmetic takes as long as that, more tokens cost little. Wrong ones cost time, never another document.
 DRAFT_COST = {"cpu": 1 / 32, "cuda": 1 / 256}
 
 
@@ -170,11 +170,11 @@ class Decoder:
             self._cache = None
 
     def _read(self, row: Row) -> RowCache:
-        """Returns a cache that holds all of a prompt but its last token, which the first step takes."""
+        """Returns a cache that holds a prompt. Its last token is fed again, and written again, by the first step."""
         cache = RowCache(self._config.num_hidden_layers)
         if self._soft:
             self._put_soft_prompt(cache)
-        ids = torch.tensor([list(row.prompt[:-1])], device=self.device)
+        ids = torch.tensor([list(row.prompt)], device=self.device)
         for start in range(0, ids.shape[1], PREFILL):
             self._pass(cache, [self._offset + start], input_ids=ids[:, start : start + PREFILL], logits_to_keep=1)
         return cache

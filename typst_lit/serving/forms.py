@@ -36,6 +36,7 @@ class OpenAIOptions(Options):
     stream: bool = False
     stream_options: dict[str, Any] | None = None
     n: Literal[1] = 1
+    stop: None = Field(default=None, description="Documents end by themselves: stop strings are refused.")
     max_completion_tokens: int | None = Field(default=None, ge=1)
 
     def changes(self, limit: int) -> dict[str, Any]:

@@ -19,8 +19,9 @@ from pydantic import ValidationError
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from typst_lit.attempts import Attempts, GeneratedDocument
 from typst_lit.errors import UserError
-from typst_lit.inference import Attempts, GeneratedDocument, Generator
+from typst_lit.inference import Generator
 from typst_lit.serving.forms import ChatRequest, CompletionRequest, OpenAIOptions, Options
 from typst_lit.serving.service import QueueFullError, Service
 from typst_lit.version import __version__
@@ -189,6 +190,7 @@ def create_app(
             "id": f"cmpl-{uuid.uuid4().hex[:24]}", "created": int(time.time()), "model": options.model or "typst-lit",
         }  # fmt: skip
         if options.stream:
+            service.refuse_if_full()  # while the answer's status can still say so
             attempts.most = 1  # what was sent can't be taken back
             named = {**identity, "object": kind if kind == "text_completion" else f"{kind}.chunk"}
             return StreamingResponse(streamed(attempts, options, named, choice), media_type="text/event-stream")
@@ -205,17 +207,13 @@ def create_app(
         identity: Mapping[str, Any],
         choice: Callable[[str, bool], dict[str, Any]],
     ) -> AsyncIterator[str]:
-        texts: asyncio.Queue[str] = asyncio.Queue()
+        texts: asyncio.Queue[str | None] = asyncio.Queue()  # all of the source so far; None once it is done
         making = asyncio.create_task(service.document(attempts, options.adapter or _usual(generator), texts.put_nowait))
+        making.add_done_callback(lambda _: texts.put_nowait(None))
         sent = ""
         try:
-            while not (making.done() and texts.empty()):
-                waiting = asyncio.create_task(texts.get())
-                await asyncio.wait([waiting, making], return_when=asyncio.FIRST_COMPLETED)
-                if not waiting.done():
-                    waiting.cancel()
-                    continue
-                text = waiting.result().removesuffix("\ufffd")  # half of a character, so far
+            while (text := await texts.get()) is not None:
+                text = text.removesuffix("\ufffd")  # half of a character, so far
                 if text.startswith(sent) and text != sent:
                     choices = [{"index": 0, "finish_reason": None, **choice(text[len(sent) :], True)}]
                     sent = text

@@ -16,7 +16,8 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from typst_lit.inference import Attempts, GeneratedDocument, Generator
+from typst_lit.attempts import Attempts, GeneratedDocument
+from typst_lit.inference import Generator
 from typst_lit.model.decoding import Row
 from typst_lit.model.generation import Completion, Job
 
@@ -52,7 +53,7 @@ class Service:
         self._stopping = False
         self._thread = threading.Thread(target=self._decode, name="decoding", daemon=True)
         self.registry = CollectorRegistry()
-        self._requests = Counter("typst_lit_documents", "Documents", ["finish_reason"], registry=self.registry)
+        self._done = Counter("typst_lit_documents", "Documents", ["finish_reason"], registry=self.registry)
         self._failures = Counter("typst_lit_not_compiled", "Documents that do not compile", registry=self.registry)
         self._refused = Counter("typst_lit_refused", "Requests refused as the queue was full", registry=self.registry)
         self._tokens = Counter("typst_lit_tokens", "Generated tokens", registry=self.registry)
@@ -93,6 +94,17 @@ class Service:
             if not busy:
                 self._wake.wait(IDLE_S)
 
+    def refuse_if_full(self) -> None:
+        """Refuses a document when too many wait.
+
+        Raises:
+            QueueFullError: saying when to come back.
+        """
+        if self.documents >= self.queue_limit + self.generator.engine.batch_size:
+            self._refused.inc()
+            rounds = self.documents / self.generator.engine.batch_size
+            raise QueueFullError(max(1, math.ceil(rounds * self._mean_seconds)))
+
     async def document(
         self, attempts: Attempts, adapter: str | None, on_text: Callable[[str], None] | None = None
     ) -> GeneratedDocument:
@@ -101,10 +113,7 @@ class Service:
         Raises:
             QueueFullError: when too many wait.
         """
-        if self.documents >= self.queue_limit + self.generator.engine.batch_size:
-            self._refused.inc()
-            rounds = self.documents / self.generator.engine.batch_size
-            raise QueueFullError(max(1, math.ceil(rounds * self._mean_seconds)))
+        self.refuse_if_full()
         self.documents += 1
         began = time.monotonic()
         try:
@@ -119,7 +128,7 @@ class Service:
         seconds = time.monotonic() - began
         self._seconds.observe(seconds)
         self._mean_seconds = 0.8 * self._mean_seconds + 0.2 * seconds
-        self._requests.labels(document.finish_reason).inc()
+        self._done.labels(document.finish_reason).inc()
         self._failures.inc(document.compiled is False)
         return document
 

@@ -1,7 +1,8 @@
 """Words, names and sentences out of nothing but a seed.
 
 Common words come from ``words.txt``, written for this purpose. As many again are made of syllables, so that a model
-has to copy what it reads instead of knowing it. A tenth of all words is kept out of training, by a hash of the word.
+has to copy what it reads instead of knowing it. A tenth of all words is kept out of training, by a hash of the word,
+but none that Typst's own code is written with: who has met ``table`` as code only takes it for code.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ LISTS = _read_lists()
 DETERMINERS = ("the", "the", "the", "the", "a", "its", "each", "this", "that", "another", "one", "our", "their", "some")
 CONNECTORS = ("and", "but", "because", "so", "while", "although", "when", "where", "as", "if")
 SMALL_WORDS = ("of", "for", "in", "and", "on", "with")
+TYPST_WORDS = ("bottom", "case", "code", "false", "figure", "item", "left", "line", "list", "table", "top")
 _SYLLABLES = (
     "b bl br c ch cl cr d dr f fl fr g gl gr h j k kl kr l m n p pl pr qu r s sch sk sl sm sn sp st str t th tr v w z",
     "a e i o u ai au ea ei ia ie oa oo ou y",
@@ -33,7 +35,7 @@ _SYLLABLES = (
 
 def is_kept_out(word: str) -> bool:
     """Returns whether a word never occurs in training data: true of every tenth."""
-    return zlib.crc32(word.lower().encode()) % 10 == 0
+    return zlib.crc32(word.lower().encode()) % 10 == 0 and word.lower() not in TYPST_WORDS
 
 
 def third_person(verb: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -10,6 +11,7 @@ from typst_lit.typesetting.compiling import Typesetter
 from typst_lit.typesetting.results import CompileResult, Diagnostic, line_start
 
 MOST_REPAIRS = 12
+MOST_SECONDS = 20.0  # behind an error may stand what takes each try to its time limit
 # What is not closed, or closes nothing, by what the compiler says of it
 MARKS = {
     "unclosed delimiter": "*_$",
@@ -59,9 +61,9 @@ def mend(result: CompileResult, typesetter: Typesetter, cut_off: bool) -> tuple[
     Returns:
         The result of the mended source and the repairs; the result as it was and none when it can't be mended.
     """
-    current, repairs = result, list[Repair]()
+    current, repairs, deadline = result, list[Repair](), time.monotonic() + MOST_SECONDS
     while not current.ok and len(repairs) < MOST_REPAIRS:
-        step = _best(current, typesetter, cut_off)
+        step = _best(current, typesetter, cut_off, deadline)
         if step is None:
             break
         edit, tried = step
@@ -71,10 +73,14 @@ def mend(result: CompileResult, typesetter: Typesetter, cut_off: bool) -> tuple[
     return (current, tuple(repairs)) if current.ok else (result, ())
 
 
-def _best(result: CompileResult, typesetter: Typesetter, cut_off: bool) -> tuple[Edit, CompileResult] | None:
+def _best(
+    result: CompileResult, typesetter: Typesetter, cut_off: bool, deadline: float
+) -> tuple[Edit, CompileResult] | None:
     """Returns the first edit after which the source compiles, or else the first that helps, or None."""
     helpful = None
     for edit in _edits(result, cut_off):
+        if time.monotonic() > deadline:
+            return None
         tried = typesetter.compile(result.source[: edit.start] + edit.text + result.source[edit.end :])
         if tried.ok:
             return edit, tried
@@ -132,10 +138,12 @@ def _escapes(source: str, place: int, message: str) -> Iterator[Edit]:
                 yield _escape(source, place - 1)
             return
         line = source.rfind("\n", 0, place) + 1
-        dollar = source.rfind("$", line, place)
+        dollars = [found.start() for found in re.finditer(r"(?<!\\)\$", source[line:place])]
+        end = source.find("$", place)
         word = re.match(r"\w+", source[place:])
-        if dollar >= 0 and word:
-            inner = source[dollar + 1 : source.index("$", place)]
+        if len(dollars) % 2 and end >= 0 and word:  # within a formula
+            dollar = line + dollars[-1]
+            inner = source[dollar + 1 : end]
             if re.fullmatch(r"[\w\s,.;:'-]*", inner):  # words, not a formula
                 what = "escaped stray $"
                 yield Edit(dollar, dollar + len(inner) + 2, f"\\${inner}\\$", what)
