@@ -36,6 +36,7 @@ COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], None]]] = {
     "predict": ("turn records into Typst source", _train("predict")),
     "generate": ("turn records into Typst and PDF with an adapter, in few flags", _small("generate")),
     "serve": ("serve documents over HTTP, in OpenAI's form as well", _small("serve")),
+    "app": ("open a web page that makes documents from records", _small("app")),
     "lengths": ("show how long the samples are and what a maximum length would cost", _small("lengths")),
     "score": ("compile and score documents that exist, and write a report", _small("score")),
     "compile": ("turn Typst files into PDFs, safely", _small("compile")),

@@ -19,6 +19,7 @@ from typst_lit.typesetting.compiling import Typesetter
 if TYPE_CHECKING:
     from typst_lit.attempts import GeneratedDocument
     from typst_lit.inference import Generator
+    from typst_lit.model.sampling import GenerationSettings
 
 log = logging.getLogger(__name__)
 
@@ -86,9 +87,13 @@ def add_model_arguments(made: ArgumentParser) -> None:
     made.add_class_arguments(Typesetter, "typesetting")
 
 
-def load(config: Namespace) -> Generator:
-    """Returns the generator that the arguments of `add_model_arguments` describe. Their values are checked first."""
-    from typst_lit.inference import Generator
+def check(config: Namespace) -> tuple[dict[str, str], GenerationSettings]:
+    """Returns adapters by name, and how to sample, of the arguments that `add_model_arguments` describes.
+
+    Raises:
+        UserError: when a value is out of range, or an adapter is not there.
+    """
+    from typst_lit.model.adapters import adapter_directory
     from typst_lit.model.sampling import GenerationSettings
 
     settings = GenerationSettings(
@@ -106,8 +111,18 @@ def load(config: Namespace) -> Generator:
     names = [name for name, _ in named]
     if len(set(names)) < len(names):
         raise UserError("--model: several adapters need a name each: --model reports=DIRECTORY letters=DIRECTORY.")
+    for _, path in named:
+        adapter_directory(path)
+    return dict(named), settings
+
+
+def load(config: Namespace) -> Generator:
+    """Returns the generator that the arguments describe, after `check`."""
+    adapters, settings = check(config)
+    from typst_lit.inference import Generator
+
     return Generator.load(
-        dict(named) or None,
+        adapters or None,
         config.base_model,
         config.use_4bit,
         config.merge,

@@ -1,0 +1,100 @@
+"""The web page, in a real browser."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import sync_playwright
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+@pytest.fixture(scope="module")
+def address(able_adapter) -> Iterator[str]:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    process = subprocess.Popen(
+        [
+            sys.executable, "-m", "typst_lit", "app", "--model", able_adapter, "--port", str(port),
+            "--temperature", "0", "--repetition-penalty", "1", "--max-tokens", "1200",
+        ],
+        stdout=subprocess.DEVNULL,
+    )  # fmt: skip
+    for _ in range(600):
+        time.sleep(0.1)
+        try:
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/_stcore/health", timeout=1)
+            break
+        except OSError:
+            assert process.poll() is None, "the page's server has stopped"
+    yield f"http://127.0.0.1:{port}"
+    process.terminate()
+    process.wait(timeout=30)
+
+
+@pytest.fixture
+def page(address) -> Iterator[Any]:
+    with sync_playwright() as playwright:
+        if not CHROMIUM and not Path(playwright.chromium.executable_path).exists() and "CI" not in os.environ:
+            pytest.skip("there is no browser: .ci/browser installs one")
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        made = browser.new_page(viewport={"width": 1400, "height": 1100}, accept_downloads=True)
+        made.goto(address)
+        made.get_by_role("button", name="Generate").wait_for(timeout=120_000)
+        yield made
+        browser.close()
+
+
+def upload(page: Any, path: Path, *records: object) -> None:
+    path.write_text(json.dumps(records))
+    page.locator("input[type=file]").set_input_files(path)
+
+
+def test_a_record_becomes_a_document_with_pages_and_files(page, pairs, tmp_path) -> None:
+    assert page.get_by_label("Project title").input_value()  # of the first sample
+    upload(page, tmp_path / "records.json", pairs[0], pairs[1]["input"])
+    page.locator(f'input[value="{pairs[0]["input"]["project_title"]}"]').wait_for(timeout=30_000)
+    page.get_by_role("button", name="Generate").click()
+    page.get_by_text("It compiles").wait_for(timeout=120_000)
+    page.get_by_text("Page 1", exact=True).wait_for(timeout=60_000)
+    assert page.locator(".highlight span").count() > 50
+    for name, beginning in (("Download PDF", b"%PDF"), ("Download .typ", b"#set page(")):
+        with page.expect_download() as download:
+            page.get_by_role("button", name=name).click()
+        assert Path(download.value.path()).read_bytes().startswith(beginning)
+
+
+def test_faults_of_records_and_limits_of_documents_are_told(page, pairs, tmp_path) -> None:
+    good = pairs[2]["input"]
+    upload(page, tmp_path / "records.json", {"input": good}, {**good, "starting_page": "one"})
+    page.get_by_text("record 1: field 'starting_page' must be a whole number").wait_for(timeout=30_000)
+    page.locator(f'input[value="{good["project_title"]}"]').wait_for(timeout=30_000)
+    page.get_by_label("Department").fill("")
+    page.get_by_role("button", name="Generate").click()
+    page.get_by_text("field 'department' is blank").wait_for(timeout=30_000)
+    page.get_by_label("Department").fill(good["department"])
+    page.get_by_label("Most tokens").fill("20")
+    page.get_by_label("Most tokens").press("Enter")
+    page.get_by_role("button", name="Generate").click()
+    page.get_by_text("It was cut off at the token limit").wait_for(timeout=60_000)
+
+
+def test_wrong_arguments_are_told_before_the_page_opens(run, tmp_path) -> None:
+    for flags, told in (
+        (["--temperature", 3], "temperature must be from 0 to 2"),
+        (["--model", tmp_path], "no adapter there"),
+        (["--prt", 1], "Did you mean --port"),
+    ):
+        result = run("app", *flags)
+        assert result.status != 0 and told in result.err
