@@ -3,9 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 RUN := runs/demo
-SAMPLES := tests/data/reports.json
-QUIET := --trainer.accumulate_grad_batches 1 --warmup.steps 10 --checkpoint.every_n_steps 1000
-GREEDY := --model.generation.temperature 0 --model.generation.repetition_penalty 1 --model.generation.max_tokens 700
+HELD_OUT := typst_lit/data/samples/held_out.json
 
 .PHONY: help demo pretrain-nano test test-slow lint type format clean
 
@@ -19,44 +17,51 @@ $(VENV)/ready: setup.cfg constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
 	touch $@
 
-demo: $(VENV)/ready ## fit and predict on sample records, offline and without a GPU, and end with PDFs
+demo: $(VENV)/ready ## teach the built-in model a house style, offline and without a GPU, and end with PDFs
 	rm -rf $(RUN)
-	@echo "== 1. A stand-in for a base model: a tiny Qwen3 that has learned the 12 samples by heart"
-	$(BIN)/python -m typst_lit.model.tiny $(RUN)/random $(SAMPLES)
-	$(BIN)/typst-lit fit --data.path $(SAMPLES) --data.val_fraction 0 --run_dir $(RUN)/base \
-	  --model.base_model $(RUN)/random --model.adapter null --model.use_4bit false \
-	  --model.learning_rate 5e-3 --trainer.max_epochs 35 --model.gradient_checkpointing false --eval.every_n_epochs 0 $(QUIET)
-	@echo "== 2. The main job: that model in 4 bits, with a LoRA adapter, on two projects, validated on the third"
-	$(BIN)/typst-lit fit --data.path $(SAMPLES) --run_dir $(RUN)/adapter $(GREEDY) \
-	  --model.base_model $(RUN)/base/model/best --trainer.max_epochs 3 --eval.every_n_epochs 3 $(QUIET)
-	@echo "== 3. Records to Typst source and PDF"
-	$(BIN)/typst-lit predict --data.predict_path $(SAMPLES) --run_dir $(RUN)/adapter $(GREEDY) \
-	  --model.base_model $(RUN)/base/model/best --model.adapter_path $(RUN)/adapter --predict.compile true
-	@echo "== 4. How good are they?"
-	$(BIN)/typst-lit score $(RUN)/adapter/predictions/predictions.json --references $(SAMPLES)
-	@echo "The PDFs: $(RUN)/adapter/predictions"
-	@echo "The curves and pages: $(BIN)/tensorboard --logdir $(RUN)"
+	@echo "== 1. Before: what typst-nano writes for records of three projects that it will not be trained on"
+	$(BIN)/typst-lit test --config configs/demo.yaml --run_dir $(RUN)/before --data.test_path $(HELD_OUT)
+	@echo "== 2. Fit: a LoRA adapter on the 4-bit model, from 45 samples of a house style that it has never seen"
+	$(BIN)/typst-lit fit --config configs/demo.yaml --run_dir $(RUN)/fit
+	@echo "== 3. After"
+	$(BIN)/typst-lit test --config configs/demo.yaml --run_dir $(RUN)/after --data.test_path $(HELD_OUT) \
+	  --model.adapter_path $(RUN)/fit
+	@echo "== 4. New records to documents"
+	$(BIN)/typst-lit predict --config configs/demo.yaml --run_dir $(RUN)/fit --data.predict_path $(HELD_OUT) \
+	  --model.adapter_path $(RUN)/fit --predict.compile true
+	@echo
+	@echo "PDFs:                 $(RUN)/fit/predictions"
+	@echo "Pages, before, after: $(RUN)/before/test/report.html, $(RUN)/after/test/report.html"
+	@echo "Curves and pages:     $(BIN)/tensorboard --logdir $(RUN)"
 
 NANO := runs/nano
 PRETRAIN := $(BIN)/typst-lit fit --config configs/pretrain_nano.yaml
 MADE_UP := --data.source.init_args
-HARD := '{count: 22000, seed: 3, copying: 0.2, hard: 0.6, brief: 0}'
+HARD := '{count: 22000, seed: 3, copying: 0.2, hard: 0.6, brief: 0, guests: 0}'
 
-pretrain-nano: $(VENV)/ready ## train a small base model on made-up reports (3 hours on two cores)
-	$(BIN)/python -m typst_lit.synthesis.nano $(NANO)/random
+pretrain-nano: $(VENV)/ready ## make the built-in base model anew (5 hours on two cores)
+	$(BIN)/python -m typst_lit.synthesis.nano begin $(NANO)/random
 	@echo "== 1. Copying: short strings of words to repeat, many small steps"
 	$(PRETRAIN) --run_dir $(NANO)/copying --model.base_model $(NANO)/random --model.schedule constant \
-	  --model.learning_rate 2e-3 --data.batch_size 8 $(MADE_UP) '{count: 24000, seed: 1, copying: 1.0, hard: 0, brief: 0}'
+	  --model.learning_rate 2e-3 --data.batch_size 8 $(MADE_UP) '{count: 24000, seed: 1, copying: 1.0, hard: 0, brief: 0, guests: 0}'
 	@echo "== 2. Documents"
 	$(PRETRAIN) --run_dir $(NANO)/documents --model.base_model $(NANO)/copying/model/best \
-	  --model.learning_rate 2e-3 --data.batch_size 6 $(MADE_UP) '{count: 13000, seed: 2, copying: 0.1, hard: 0, brief: 0}'
+	  --model.learning_rate 2e-3 --data.batch_size 6 $(MADE_UP) '{count: 13000, seed: 2, copying: 0.1, hard: 0, brief: 0, guests: 0}'
 	@echo "== 3. Documents that are hard to copy; the learning rate falls after the first 2364 steps"
 	$(PRETRAIN) --run_dir $(NANO)/hard --model.base_model $(NANO)/documents/model/best --model.learning_rate 2e-3 \
 	  --model.schedule constant --trainer.max_steps 2364 $(MADE_UP) $(HARD)
 	$(PRETRAIN) --run_dir $(NANO)/hard --model.base_model $(NANO)/documents/model/best --model.learning_rate 2e-3 \
 	  --ckpt_path last $(MADE_UP) $(HARD)
 	@echo "== 4. And many brief blocks, to know what comes next"
-	$(PRETRAIN) --run_dir $(NANO)/brief --model.base_model $(NANO)/hard/model/best
+	$(PRETRAIN) --run_dir $(NANO)/brief --model.base_model $(NANO)/hard/model/best --model.learning_rate 1.5e-3 \
+	  $(MADE_UP) '{count: 13000, seed: 4, copying: 0.05, hard: 0.7, brief: 0.6, guests: 0}'
+	@echo "== 5. More of them, at a lower rate"
+	$(PRETRAIN) --run_dir $(NANO)/more --model.base_model $(NANO)/brief/model/best --model.learning_rate 8e-4 \
+	  --model.schedule constant --trainer.max_steps 1388 \
+	  $(MADE_UP) '{count: 27500, seed: 5, copying: 0.03, hard: 0.75, brief: 0.65, guests: 0}'
+	@echo "== 6. And styles that come once, to be quick to learn another"
+	$(PRETRAIN) --run_dir $(NANO)/guests --model.base_model $(NANO)/more/model/last --trainer.max_steps 4700
+	$(BIN)/python -m typst_lit.synthesis.nano pack $(NANO)/guests/model/best typst_lit/model/nano
 
 test: $(VENV)/ready lint type ## check style and types, run the tests
 	$(BIN)/python -m pytest

@@ -35,18 +35,18 @@ def generator(able_adapter) -> Generator:
     return Generator.load(able_adapter, settings=GREEDY)
 
 
-def test_a_document_is_compiled_and_says_what_it_is(generator, pairs) -> None:
-    document = generator.generate_one(pairs[0])
+def test_a_document_is_compiled_and_says_what_it_is(generator, able_pairs) -> None:
+    document = generator.generate_one(able_pairs[0])
     assert document.compiled and document.finish_reason == "stop" and document.attempts == 1
     assert document.fidelity > 0.9
-    assert document.input == pairs[0]["input"]
+    assert document.input == able_pairs[0]["input"]
     told = json.loads(json.dumps(document.to_json()))
     assert told["generated_output"] == document.source and told["pages"] == document.result.page_count > 0
     assert {"compiled", "attempts", "repairs", "finish_reason", "tokens", "seconds"} <= told.keys()
 
 
-def test_batch_and_order_do_not_matter_to_a_seed(able_adapter, pairs) -> None:
-    records = pairs[:3]
+def test_batch_and_order_do_not_matter_to_a_seed(able_adapter, able_pairs) -> None:
+    records = able_pairs[:3]
     made = {}
     for size, order in ((1, records), (3, records[::-1])):
         settings = GenerationSettings(max_tokens=150, seed=5, temperature=2, top_k=0, top_p=1)
@@ -63,36 +63,36 @@ def test_batch_and_order_do_not_matter_to_a_seed(able_adapter, pairs) -> None:
     assert other.generate_one(records[0]).source != made[1][records[0]["input"]["contents_txt"]]
 
 
-def test_merged_and_unmerged_adapters_agree(able_adapter, pairs) -> None:
+def test_merged_and_unmerged_adapters_agree(able_adapter, able_pairs) -> None:
     settings = replace(GREEDY, max_tokens=200)
     apart = Generator.load(able_adapter, use_4bit=False, settings=settings)
     merged = Generator.load(able_adapter, use_4bit=False, merge=True, settings=settings)
-    assert apart.generate_one(pairs[0]).source == merged.generate_one(pairs[0]).source
+    assert apart.generate_one(able_pairs[0]).source == merged.generate_one(able_pairs[0]).source
     with pytest.raises(UserError, match="--no-4bit"):
         Generator.load(able_adapter, merge=True)
 
 
-def test_several_adapters_answer_by_name_over_one_base(able_adapter, tmp_path, run, pairs) -> None:
+def test_several_adapters_answer_by_name_over_one_base(able_adapter, tmp_path, run, able_pairs) -> None:
     other = tmp_path / "other"
     result = run(
         "fit", "--data.path", SAMPLES, "--run_dir", other, "--trainer.max_epochs", 1, "--eval.every_n_epochs", 0,
         "--trainer.accelerator", "cpu", "--model.learning_rate", 0.1, "--trainer.accumulate_grad_batches", 1,
         "--data.batch_size", 1, "--warmup.steps", 0,
-        "--model.base_model", able_adapter.parent / "base" / "model" / "best",
+        "--model.base_model", "typst-nano",
     )  # fmt: skip
     assert result.status == 0, result.err
     settings = replace(GREEDY, max_tokens=120)
     alone = {
-        name: Generator.load(path, settings=settings, compile=False).generate_one(pairs[0]).source
+        name: Generator.load(path, settings=settings, compile=False).generate_one(able_pairs[0]).source
         for name, path in (("house", able_adapter), ("other", other))
     }
     both = Generator.load({"house": able_adapter, "other": other}, settings=settings, compile=False)
     assert both.adapters == ["house", "other"]
     for name in ("other", "house", "other"):
-        assert both.generate_one(pairs[0], name).source == alone[name]
-    assert both.generate_one(pairs[0]).source == alone["house"] != alone["other"]
+        assert both.generate_one(able_pairs[0], name).source == alone[name]
+    assert both.generate_one(able_pairs[0]).source == alone["house"] != alone["other"]
     with pytest.raises(UserError, match="no adapter 'third'; there is: house, other"):
-        both.generate_one(pairs[0], "third")
+        both.generate_one(able_pairs[0], "third")
 
 
 FIELDS = {
@@ -127,24 +127,24 @@ def test_another_attempt_is_made_until_one_compiles_and_the_best_is_kept(tokeniz
         assert document.attempts == 3 and document.fidelity == pytest.approx(2 / 3)
 
 
-def test_the_functions_of_the_usual_script(able_adapter, pairs, tmp_path) -> None:
-    model, tokenizer = load_model_and_tokenizer(
-        str(able_adapter.parent / "base/model/best"), able_adapter, use_4bit=True
-    )
-    source = inference_from_dict(model, tokenizer, pairs[0]["input"])
+def test_the_functions_of_the_usual_script(able_adapter, able_pairs, tmp_path) -> None:
+    model, tokenizer = load_model_and_tokenizer("typst-nano", able_adapter, use_4bit=True)
+    source = inference_from_dict(model, tokenizer, able_pairs[0]["input"])
     assert isinstance(source, str) and "#" in source
     records = tmp_path / "records.json"
-    records.write_text(json.dumps([{"input": pairs[0]["input"]}]))
+    records.write_text(json.dumps([{"input": able_pairs[0]["input"]}]))
     written = inference_from_json_file(model, tokenizer, records, tmp_path / "out" / "documents.json")
-    assert [each["input"] for each in written] == [pairs[0]["input"]]
+    assert [each["input"] for each in written] == [able_pairs[0]["input"]]
     assert written[0]["generated_output"]
     with pytest.raises(UserError, match="field 'department' is missing"):
         inference_from_dict(model, tokenizer, {"project_title": "x"})
 
 
-def test_generate_writes_documents_in_order_and_goes_on_where_it_stopped(run, able_adapter, pairs, tmp_path) -> None:
+def test_generate_writes_documents_in_order_and_goes_on_where_it_stopped(
+    run, able_adapter, able_pairs, tmp_path
+) -> None:
     records, output = tmp_path / "records.json", tmp_path / "out" / "documents.json"
-    records.write_text(json.dumps([{"input": each["input"]} for each in pairs[:3]]))
+    records.write_text(json.dumps([{"input": each["input"]} for each in able_pairs[:3]]))
     command = [
         "generate", "--input", records, "--model", able_adapter, "--output", output, "--temperature", 0,
         "--repetition-penalty", 1, "--max-tokens", 1200, "--pdf",
@@ -152,7 +152,7 @@ def test_generate_writes_documents_in_order_and_goes_on_where_it_stopped(run, ab
     result = run(*command)
     assert result.status == 0, result.err
     written = json.loads(output.read_text())
-    assert [each["input"] for each in written] == [each["input"] for each in pairs[:3]]
+    assert [each["input"] for each in written] == [each["input"] for each in able_pairs[:3]]
     assert all(each["compiled"] for each in written)
     typs, pdfs = sorted(output.parent.glob("*.typ")), sorted(output.parent.glob("*.pdf"))
     assert [path.stem for path in typs] == [path.stem for path in pdfs] and len(pdfs) == 3
@@ -167,12 +167,12 @@ def test_generate_writes_documents_in_order_and_goes_on_where_it_stopped(run, ab
     assert rewritten[1] == kept
     assert [each["generated_output"] for each in rewritten] == [each["generated_output"] for each in written]
 
-    records.write_text(json.dumps([pairs[5]["input"]]))
+    records.write_text(json.dumps([able_pairs[5]["input"]]))
     refused = run(*command)
     assert refused.status == 1 and "results of other records" in refused.err
     assert json.loads(output.read_text()) == rewritten
 
-    records.write_text(json.dumps([pairs[0]["input"]]))
+    records.write_text(json.dumps([able_pairs[0]["input"]]))
     other = [*command, "--seed", 7, "--max-tokens", 6]
     refused = run(*other)
     assert refused.status == 1 and "other settings (generation.max_tokens, generation.seed)" in refused.err
@@ -181,8 +181,8 @@ def test_generate_writes_documents_in_order_and_goes_on_where_it_stopped(run, ab
     assert [each["tokens"] for each in json.loads(output.read_text())] == [6]
 
 
-def test_generate_prints_and_reads_standard_input(run, able_adapter, pairs, monkeypatch) -> None:
-    bare = json.dumps(pairs[0]["input"]).encode()
+def test_generate_prints_and_reads_standard_input(run, able_adapter, able_pairs, monkeypatch) -> None:
+    bare = json.dumps(able_pairs[0]["input"]).encode()
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(bare)))
     result = run("generate", "--input", "-", "--model", able_adapter, "--max-tokens", 5, "--no-compile", "--no-4bit")
     assert result.status == 0, result.err
@@ -208,26 +208,26 @@ def test_generate_prints_and_reads_standard_input(run, able_adapter, pairs, monk
         (["--tempratur", "1"], "Did you mean --temperature"),
     ],
 )
-def test_wrong_flags_name_the_way_out(run, tmp_path, pairs, flags, told) -> None:
+def test_wrong_flags_name_the_way_out(run, tmp_path, able_pairs, flags, told) -> None:
     records = tmp_path / "records.json"
-    records.write_text(json.dumps(pairs[0]["input"]))
+    records.write_text(json.dumps(able_pairs[0]["input"]))
     result = run("generate", "--input", records, *flags)
     assert result.status != 0 and told in result.err and "Traceback" not in result.err
 
 
-def test_wrong_input_names_file_record_and_field(run, tmp_path, pairs, tiny_model) -> None:
+def test_wrong_input_names_file_record_and_field(run, tmp_path, able_pairs, tiny_model) -> None:
     result = run("generate", "--input", tmp_path / "none.json", "--base-model", tiny_model, "--no-4bit")
     assert result.status == 1 and "none.json: there is no such file" in result.err
     records = tmp_path / "my-records.json"
-    records.write_text(json.dumps([pairs[0]["input"], {**pairs[1]["input"], "starting_page": "one"}]))
+    records.write_text(json.dumps([able_pairs[0]["input"], {**able_pairs[1]["input"], "starting_page": "one"}]))
     result = run("generate", "--input", records, "--base-model", tiny_model, "--no-4bit")
     assert result.status == 1
     assert f"{records}, record 1" in result.err and "field 'starting_page'" in result.err
 
 
-def test_an_adapter_for_another_base_is_refused_by_name(run, able_adapter, tiny_model, tmp_path, pairs) -> None:
+def test_an_adapter_for_another_base_is_refused_by_name(run, able_adapter, tiny_model, tmp_path, able_pairs) -> None:
     records = tmp_path / "records.json"
-    records.write_text(json.dumps(pairs[0]["input"]))
+    records.write_text(json.dumps(able_pairs[0]["input"]))
     result = run("generate", "--input", records, "--model", able_adapter, "--base-model", tiny_model, "--no-4bit")
     assert result.status == 1 and "made for" in result.err and "--base-model" in result.err
 

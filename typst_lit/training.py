@@ -22,8 +22,8 @@ from typst_lit.callbacks.progress import progress_bar
 from typst_lit.callbacks.throughput import Throughput
 from typst_lit.callbacks.vram import VramProfile
 from typst_lit.callbacks.warmup import Warmup
+from typst_lit.commands import app, doctor, generate, lengths, score, serve
 from typst_lit.commands import compile as compile_command
-from typst_lit.commands import doctor, generate, lengths, score, serve
 from typst_lit.commands.parsing import parse_failure
 from typst_lit.data.datamodule import TypstDataModule
 from typst_lit.errors import UsageError, UserError
@@ -90,6 +90,7 @@ class TypstCLI(LightningCLI):
                 ("score", score),
                 ("generate", generate),
                 ("serve", serve),
+                ("app", app),
             ):
                 parser._subcommands_action.add_subcommand(name, module.parser())  # type: ignore[union-attr]
 

@@ -11,17 +11,24 @@ from typst_lit.data.records import parse_record
 from typst_lit.metrics.documents import ContentFidelity, Document
 from typst_lit.synthesis.chapters import copying_task, parse_chapter, random_writer
 from typst_lit.synthesis.house_marks import HouseMarks
-from typst_lit.synthesis.source import SyntheticReports
-from typst_lit.synthesis.styles import DEPARTMENTS, HOUSE, HOUSE_MARKS, render, style_of
+from typst_lit.synthesis.source import SyntheticReports, render
+from typst_lit.synthesis.styles import DEPARTMENTS, HOUSE, HOUSE_MARKS, style_of
 from typst_lit.synthesis.words import LISTS, is_kept_out, third_person
 from typst_lit.typesetting.compiling import Typesetter
 
 COUNT = 200
 
 
+@pytest.fixture(
+    scope="module", params=[{}, {"hard": 0.8, "brief": 0.6}, {"guests": 1.0}], ids=["plain", "hard", "guests"]
+)
+def options(request: pytest.FixtureRequest) -> dict:
+    return {"copying": 0.05, **request.param}
+
+
 @pytest.fixture(scope="module")
-def made() -> list[dict]:
-    return [row.value for row in SyntheticReports(COUNT, seed=7, copying=0.05).rows()]
+def made(options) -> list[dict]:
+    return [row.value for row in SyntheticReports(COUNT, seed=7, **options).rows()]
 
 
 def shipped_samples() -> list[dict]:
@@ -50,17 +57,18 @@ def test_records_are_valid_and_read_back_as_they_were_made(made) -> None:
         assert chapter.record == pair["input"] and render(chapter) == pair["output"]
 
 
-def test_a_pair_is_a_function_of_seed_and_place(made) -> None:
-    source = SyntheticReports(10, seed=7, copying=0.05)
+def test_a_pair_is_a_function_of_seed_and_place(made, options) -> None:
+    source = SyntheticReports(10, seed=7, **options)
     assert [source.pair(index) for index in (3, 150)] == [made[3], made[150]]
     assert SyntheticReports(10, seed=8).pair(3) != SyntheticReports(10, seed=7).pair(3)
-    assert source.fingerprint() != SyntheticReports(10, seed=7, copying=0.06).fingerprint()
+    assert source.fingerprint() != SyntheticReports(10, seed=7, **{**options, "copying": 0.06}).fingerprint()
 
 
 def test_kept_out_words_are_kept_out() -> None:
+    assert not any(map(is_kept_out, ("table", "Figure", "left")))  # Typst's code has them
     assert 0.05 < sum(map(is_kept_out, LISTS["nouns"])) / len(LISTS["nouns"]) < 0.15
-    for unseen in (False, True):
-        source = SyntheticReports(50, seed=1, unseen=unseen)
+    for unseen, hard in ((False, 0.0), (False, 1.0), (True, 0.0)):
+        source = SyntheticReports(50, seed=1, unseen=unseen, hard=hard, brief=hard / 2)
         nouns = set(LISTS["nouns"])
         words = {word for i in range(50) for word in re.split(r"[\s.,;-]", source.pair(i)["input"]["contents_txt"])}
         assert {is_kept_out(word) for word in words & nouns} == {unseen}
@@ -71,6 +79,9 @@ def test_styles_differ_and_the_house_style_is_none_of_them() -> None:
     sources = {department: style_of(department).render(chapter) for department in DEPARTMENTS}
     assert len(set(sources.values())) > 40
     assert not any(mark in source for mark in HOUSE_MARKS for source in sources.values())
+    guests = [pair["output"] for pair in (SyntheticReports(1, 4, guests=1.0).pair(i) for i in range(300))]
+    assert len(set(guests)) == 300
+    assert not any(mark in source for mark in (*HOUSE_MARKS, "maroon") for source in guests)
     assert all(mark in HOUSE.render(chapter) for mark in HOUSE_MARKS)
 
 

@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from peft import PeftModel
 
 from typst_lit.model.adapters import save_weights
+from typst_lit.model.backbones import BUILT_IN
 from typst_lit.version import __version__
 
 log = logging.getLogger(__name__)
@@ -94,8 +95,12 @@ def _card(pl_module: Any, target: Path, facts: dict[str, Any]) -> str:
     front = "\n".join(f"{key}: {json.dumps(value)}" for key, value in header.items())
     rows = "\n".join(f"| {key} | {value} |" for key, value in facts.items())
     flag = "--model.adapter_path" if adapter else "--model.base_model"
-    use = (
-        f'model = AutoModelForCausalLM.from_pretrained("{pl_module.base_model}")\n'
+    base = f'"{pl_module.base_model}"'
+    imported = ""
+    if pl_module.base_model in BUILT_IN:
+        base, imported = f"path_or_name({base})", "from typst_lit.model.backbones import path_or_name\n\n"
+    use = imported + (
+        f"model = AutoModelForCausalLM.from_pretrained({base})\n"
         f'model = PeftModel.from_pretrained(model, "{target.name}")'
         if adapter
         else f'model = AutoModelForCausalLM.from_pretrained("{target.name}")'

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from importlib.resources import files
 from pathlib import Path
 
 import torch
@@ -67,12 +68,21 @@ class Backbone(ABC):
         """Returns the model on the device, in `compute_dtype`, its linear layers in 4 bits if so asked."""
 
 
+BUILT_IN = {"typst-nano": "model/nano"}  # models that come with this package, by the folders they are in
+
+
+def path_or_name(name: str) -> str:
+    """Returns what transformers knows a base model by: the folder of a built-in one, else the name itself."""
+    return str(files("typst_lit") / BUILT_IN[name]) if name in BUILT_IN else name
+
+
 class PretrainedBackbone(Backbone):
-    """Models that transformers loads: from the hub, its cache, or a folder."""
+    """Models that transformers loads: built-in ones, from the hub, its cache, or a folder."""
 
     def load_tokenizer(self, name: str, revision: str | None, trust_remote_code: bool) -> PreTrainedTokenizerBase:
         try:
-            tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
+            place = path_or_name(name)
+            tokenizer = AutoTokenizer.from_pretrained(place, revision=revision, trust_remote_code=trust_remote_code)
         except Exception as error:
             raise _not_loaded("tokenizer", name, error) from error
         if not isinstance(tokenizer, PreTrainedTokenizerBase):
@@ -93,9 +103,10 @@ class PretrainedBackbone(Backbone):
                 bnb_4bit_compute_dtype=dtype,
             )
         try:
-            config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
+            place = path_or_name(name)
+            config = AutoConfig.from_pretrained(place, revision=revision, trust_remote_code=trust_remote_code)
             model = AutoModelForCausalLM.from_pretrained(
-                name,
+                place,
                 config=config,
                 revision=revision,
                 trust_remote_code=trust_remote_code,
@@ -109,6 +120,7 @@ class PretrainedBackbone(Backbone):
         except Exception as error:
             raise _not_loaded("model", name, error) from error
         assert isinstance(model, PreTrainedModel)
+        model.name_or_path = model.config._name_or_path = name  # adapters note it, and a built-in's folder is nobody's
         return model
 
 

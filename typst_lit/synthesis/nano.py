@@ -1,14 +1,19 @@
-"""Where typst-nano begins: a tokenizer learned from made-up chapters, and weights at random.
+"""typst-nano, the built-in base model: where it begins, and how it is packed.
 
-    python -m typst_lit.synthesis.nano DIRECTORY
+    python -m typst_lit.synthesis.nano begin DIRECTORY           a tokenizer from made-up chapters, weights at random
+    python -m typst_lit.synthesis.nano pack MODEL DIRECTORY      a trained model in 16 bits, as it is shipped
 
-``configs/pretrain_nano.yaml`` and ``make pretrain-nano`` say how it goes on.
+``make pretrain-nano`` has what lies between.
 """
 
 from __future__ import annotations
 
-import sys
+import argparse
 from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from typst_lit.data.prompts import ReportPrompt
 from typst_lit.model.tiny import make_tiny_model
@@ -24,5 +29,28 @@ def _texts() -> Iterator[str]:
         yield prompt.render(pair["input"]) + pair["output"]
 
 
+def begin(directory: Path) -> None:
+    """Writes the model that training begins with."""
+    make_tiny_model(directory, _texts(), vocabulary=4096, hidden=256, layers=6)
+
+
+def pack(model: Path, directory: Path) -> None:
+    """Writes a trained model in bfloat16, with its tokenizer and nothing else."""
+    AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16).save_pretrained(directory)
+    AutoTokenizer.from_pretrained(model).save_pretrained(directory)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    steps = parser.add_subparsers(dest="step", required=True)
+    steps.add_parser("begin").add_argument("directory", type=Path)
+    packing = steps.add_parser("pack")
+    packing.add_argument("model", type=Path)
+    packing.add_argument("directory", type=Path)
+    args = parser.parse_args()
+    begin(args.directory) if args.step == "begin" else pack(args.model, args.directory)
+    print(args.directory)
+
+
 if __name__ == "__main__":
-    print(make_tiny_model(sys.argv[1], _texts(), vocabulary=4096, hidden=256, layers=6))
+    main()

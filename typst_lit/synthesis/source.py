@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from typst_lit.data.sources import RecordSource, Row
-from typst_lit.synthesis.chapters import copying_task, make_chapter, random_writer
-from typst_lit.synthesis.styles import DEPARTMENTS, render
+from typst_lit.synthesis.chapters import COPY_OFFICE, Chapter, Paragraph, copying_task, make_chapter, random_writer
+from typst_lit.synthesis.guests import guest, guest_style
+from typst_lit.synthesis.styles import DEPARTMENTS, escape, style_of
 
 VERSION = 2  # raise it when a seed gives other pairs than before
 
@@ -28,6 +29,7 @@ class SyntheticReports(RecordSource):
         unseen: write with words that no other pair has: for measuring.
         hard: share of pairs that are hard to copy, of words that are altered and that recur.
         brief: share of those that have many blocks of few words, where it is hard to know what comes next.
+        guests: share of pairs whose department comes once, in a style that no other has.
     """
 
     def __init__(
@@ -38,6 +40,7 @@ class SyntheticReports(RecordSource):
         unseen: bool = False,
         hard: float = 0.0,
         brief: float = 0.0,
+        guests: float = 0.0,
     ) -> None:
         self.count = count
         self.seed = seed
@@ -45,6 +48,7 @@ class SyntheticReports(RecordSource):
         self.unseen = unseen
         self.hard = hard
         self.brief = brief
+        self.guests = guests
 
     def rows(self) -> Iterator[Row]:
         for index in range(self.count):
@@ -58,11 +62,20 @@ class SyntheticReports(RecordSource):
         if writer.rng.random() < self.copying:
             chapter = copying_task(writer)
         else:
-            chapter = make_chapter(writer, writer.rng.choice(DEPARTMENTS))
+            is_guest = self.guests > 0 and writer.rng.random() < self.guests
+            chapter = make_chapter(writer, guest(writer) if is_guest else writer.rng.choice(DEPARTMENTS))
         return {"input": chapter.record, "output": render(chapter)}
 
     def fingerprint(self) -> str:
-        return f"synthetic {VERSION} {self.count} {self.seed} {self.copying} {self.unseen} {self.hard} {self.brief}"
+        return f"synthetic {VERSION} {vars(self)}"
+
+
+def render(chapter: Chapter) -> str:
+    """Returns a chapter in its department's style; a copying task as it is."""
+    if chapter.department == COPY_OFFICE:
+        return "\n\n".join(escape(block.text) for block in chapter.blocks if isinstance(block, Paragraph)) + "\n"
+    style = style_of if chapter.department in DEPARTMENTS else guest_style
+    return style(chapter.department).render(chapter)
 
 
 def main() -> None:

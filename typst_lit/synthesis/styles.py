@@ -12,7 +12,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from typst_lit.synthesis.chapters import (
-    COPY_OFFICE,
     Block,
     Chapter,
     Code,
@@ -134,25 +133,25 @@ ORDERED: list[Callable[[list[str]], str]] = [
 ]
 
 
-def _cells(row: list[str], strong: bool = False) -> str:
+def cells(row: list[str], strong: bool = False) -> str:
+    """Returns a row of a table."""
     return ", ".join(f"[*{escape(cell)}*]" if strong else f"[{escape(cell)}]" for cell in row)
 
 
-def _rows(table: Table, indent: str) -> str:
-    return "".join(f"{indent}{_cells(row)},\n" for row in table.rows[1:])
+def rows(table: Table, indent: str) -> str:
+    """Returns the rows of a table below its head."""
+    return "".join(f"{indent}{cells(row)},\n" for row in table.rows[1:])
 
 
 TABLES: list[Callable[[Table], str]] = [
     lambda b: (
-        f"#figure(\n  table(\n    columns: {len(b.rows[0])},\n    table.header({_cells(b.rows[0], strong=True)}),\n"
-        f"{_rows(b, '    ')}  ),\n  caption: [{escape(b.caption)}],\n)"
+        f"#figure(\n  table(\n    columns: {len(b.rows[0])},\n    table.header({cells(b.rows[0], strong=True)}),\n"
+        f"{rows(b, '    ')}  ),\n  caption: [{escape(b.caption)}],\n)"
     ),
-    lambda b: (
-        f"#table(\n  columns: {len(b.rows[0])},\n  {_cells(b.rows[0])},\n{_rows(b, '  ')})\n\n{escape(b.caption)}"
-    ),
+    lambda b: f"#table(\n  columns: {len(b.rows[0])},\n  {cells(b.rows[0])},\n{rows(b, '  ')})\n\n{escape(b.caption)}",
     lambda b: (
         f"#figure(\n  caption: [{escape(b.caption)}],\n  table(\n    columns: {len(b.rows[0])},\n    stroke: none,\n"
-        f"    {_cells(b.rows[0])},\n    table.hline(),\n{_rows(b, '    ')}  ),\n)"
+        f"    {cells(b.rows[0])},\n    table.hline(),\n{rows(b, '    ')}  ),\n)"
     ),
 ]
 FIGURES: list[Callable[[Figure], str]] = [
@@ -224,7 +223,7 @@ class Style:
 
 
 def style_of(department: str) -> Style:
-    """Returns the style of a department, a function of its name."""
+    """Returns the style of one of the `DEPARTMENTS`, a function of its name."""
     rng = random.Random(department)
     look = Look(
         paper=rng.choice(("a4", "a4", "us-letter", "a5")),
@@ -236,13 +235,6 @@ def style_of(department: str) -> Style:
     )
     slots = (PAGES, TITLES, HEADINGS, LISTS, ORDERED, TABLES, FIGURES, EQUATIONS, QUOTES, CODES)
     return Style(look, *(rng.choice(slot) for slot in slots))  # type: ignore[arg-type]
-
-
-def render(chapter: Chapter) -> str:
-    """Returns a chapter in its department's style; a copying task as it is."""
-    if chapter.department == COPY_OFFICE:
-        return "\n\n".join(escape(block.text) for block in chapter.blocks if isinstance(block, Paragraph)) + "\n"
-    return style_of(chapter.department).render(chapter)
 
 
 # The samples' house style. Its marks: a title page of its own, the project's name over a double maroon line, a foot of
@@ -292,7 +284,7 @@ HOUSE = Style(
     table=lambda b: (
         f"#figure(\n  table(\n    columns: {len(b.rows[0])},\n"
         "    fill: (x, y) => if y == 0 { maroon.lighten(85%) },\n"
-        f"    {_cells(b.rows[0], strong=True)},\n{_rows(b, '    ')}  ),\n  caption: [{escape(b.caption)}],\n)"
+        f"    {cells(b.rows[0], strong=True)},\n{rows(b, '    ')}  ),\n  caption: [{escape(b.caption)}],\n)"
     ),
     figure=lambda b: (
         f"#figure(\n  rect(image({quoted(b.path)}, width: 70%), stroke: maroon),\n  caption: [{escape(b.caption)}],\n)"
