@@ -25,7 +25,8 @@ def test_the_command_in_its_head_runs(run, tiny_model, tmp_path, config) -> None
     assert f"configs/{config.name}" in command
     result = run(
         *command, "--model.base_model", tiny_model, "--run_dir", tmp_path, "--trainer.max_steps", 1,
-        "--trainer.accelerator", "cpu",
+        "--trainer.accelerator", "cpu", "--model.generation.max_tokens", 20,
+        *(["--data.source.init_args.count", 40] if config.stem == "pretrain_nano" else []),
     )  # fmt: skip
     assert result.status == 0, result.err
     made = "model/best/model" if config.stem == "pretrain_nano" else "adapter/best/adapter_model"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -21,7 +22,8 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 
 
 @pytest.fixture(scope="module")
-def address(able_adapter) -> Iterator[str]:
+def address(able_adapter, tmp_path_factory) -> Iterator[str]:
+    errors = tmp_path_factory.mktemp("page") / "errors.txt"
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     process = subprocess.Popen(
@@ -29,7 +31,7 @@ def address(able_adapter) -> Iterator[str]:
             sys.executable, "-m", "typst_lit", "app", "--model", able_adapter, "--port", str(port),
             "--temperature", "0", "--repetition-penalty", "1", "--max-tokens", "1200",
         ],
-        stdout=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL, stderr=errors.open("w"),
     )  # fmt: skip
     for _ in range(600):
         time.sleep(0.1)
@@ -41,6 +43,7 @@ def address(able_adapter) -> Iterator[str]:
     yield f"http://127.0.0.1:{port}"
     process.terminate()
     process.wait(timeout=30)
+    assert "Traceback" not in errors.read_text()
 
 
 @pytest.fixture
@@ -66,6 +69,7 @@ def test_a_record_becomes_a_document_with_pages_and_files(page, able_pairs, tmp_
     upload(page, tmp_path / "records.json", able_pairs[0], able_pairs[1]["input"])
     page.locator(f'input[value="{able_pairs[0]["input"]["project_title"]}"]').wait_for(timeout=30_000)
     page.get_by_role("button", name="Generate").click()
+    page.get_by_text(re.compile(r"^\d+ characters")).wait_for(timeout=60_000)  # as it is written
     page.get_by_text("It compiles").wait_for(timeout=120_000)
     page.get_by_text("Page 1", exact=True).wait_for(timeout=60_000)
     assert page.locator(".highlight span").count() > 50

@@ -168,9 +168,12 @@ def show(document: GeneratedDocument, pictures: tuple[bytes, ...]) -> None:
         st.warning(f"Pictures that are not there have a stand-in: {', '.join(result.missing_assets)}")
     name = file_name(0, document.input)
     left, right = st.columns(2)
-    left.download_button("Download .typ", document.source, name, "text/plain")
+    options: dict[str, Any] = {"on_click": "ignore"}  # a download leaves the page as it is
+    left.download_button("Download .typ", document.source, name, "text/plain", **options)
     if result and result.ok:
-        right.download_button("Download PDF", result.pdf, name.removesuffix(".typ") + ".pdf", "application/pdf")
+        right.download_button(
+            "Download PDF", result.pdf, name.removesuffix(".typ") + ".pdf", "application/pdf", **options
+        )
     source, pages = st.columns(2)
     with source, st.container(height=820):
         colours = HtmlFormatter(style="friendly", nobackground=True)

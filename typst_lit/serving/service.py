@@ -12,6 +12,7 @@ import math
 import threading
 import time
 from collections.abc import Callable
+from contextvars import Context, copy_context
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -133,7 +134,7 @@ class Service:
         return document
 
     async def _completion(self, row: Row, adapter: str | None, on_text: Callable[[str], None] | None) -> Completion:
-        loop = asyncio.get_running_loop()
+        loop, context = asyncio.get_running_loop(), copy_context()
         future: asyncio.Future[Completion] = loop.create_future()
 
         def resolve(job: Job) -> None:
@@ -147,8 +148,8 @@ class Service:
         job = Job(
             row,
             adapter,
-            on_done=lambda job: _threadsafe(loop, resolve, job),
-            on_text=(lambda text: _threadsafe(loop, on_text, text)) if on_text else None,
+            on_done=lambda job: _threadsafe(loop, context, resolve, job),
+            on_text=(lambda text: _threadsafe(loop, context, on_text, text)) if on_text else None,
         )
         self.generator.engine.submit(job)
         self._wake.set()
@@ -160,6 +161,7 @@ class Service:
             raise
 
 
-def _threadsafe(loop: asyncio.AbstractEventLoop, call: Callable[..., None], *args: Any) -> None:
+def _threadsafe(loop: asyncio.AbstractEventLoop, context: Context, call: Callable[..., None], *args: Any) -> None:
+    # in the context of who waits: the web page keeps in it which visitor it writes to
     if not loop.is_closed():
-        loop.call_soon_threadsafe(call, *args)
+        loop.call_soon_threadsafe(call, *args, context=context)
