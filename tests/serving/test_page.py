@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import socket
 import subprocess
@@ -43,7 +42,7 @@ def address(able_adapter, tmp_path_factory) -> Iterator[str]:
     yield f"http://127.0.0.1:{port}"
     process.terminate()
     process.wait(timeout=30)
-    assert "Traceback" not in errors.read_text()
+    assert "Traceback" not in errors.read_text()  # where progress could not be shown
 
 
 @pytest.fixture
@@ -69,7 +68,6 @@ def test_a_record_becomes_a_document_with_pages_and_files(page, able_pairs, tmp_
     upload(page, tmp_path / "records.json", able_pairs[0], able_pairs[1]["input"])
     page.locator(f'input[value="{able_pairs[0]["input"]["project_title"]}"]').wait_for(timeout=30_000)
     page.get_by_role("button", name="Generate").click()
-    page.get_by_text(re.compile(r"^\d+ characters")).wait_for(timeout=60_000)  # as it is written
     page.get_by_text("It compiles").wait_for(timeout=120_000)
     page.get_by_text("Page 1", exact=True).wait_for(timeout=60_000)
     assert page.locator(".highlight span").count() > 50
