@@ -115,6 +115,8 @@ def test_the_openai_client_completes_chats_and_streams(server, able_pairs) -> No
     assert free.usage and free.usage.completion_tokens <= 7
     short = client.completions.create(model="default", prompt=record, max_tokens=7)
     assert short.choices[0].finish_reason == "length" and short.usage and short.usage.completion_tokens == 7
+    with pytest.raises(openai.UnprocessableEntityError, match="stop"):  # refused, not ignored in silence
+        client.completions.create(model="default", prompt=record, stop=["x"])
     with pytest.raises(openai.UnprocessableEntityError, match="field 'department' is missing"):
         client.completions.create(model="default", prompt='{"project_title": "x"}')
 
