@@ -148,12 +148,16 @@ def main() -> None:
         "machine": f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads",
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
         "versions": {name: version(name) for name in ("torch", "transformers", "peft", "bitsandbytes")},
-        "arguments": {key: str(value) for key, value in vars(args).items() if key != "output"},
+        "arguments": {key: _name(value) for key, value in vars(args).items() if key != "output"},
     }
     args.output.parent.mkdir(parents=True, exist_ok=True)
     args.output.with_suffix(".json").write_text(
         json.dumps({**about, "trials": [asdict(trial) for trial in trials]}, indent=2) + "\n", "utf-8"
     )
+
+
+def _name(value: Any) -> Any:
+    return Path(value).name if isinstance(value, str) else value
 
 
 if __name__ == "__main__":
