@@ -39,7 +39,7 @@ PRETRAIN := $(BIN)/typst-lit fit --config configs/pretrain_nano.yaml
 MADE_UP := --data.source.init_args
 HARD := '{count: 22000, seed: 3, copying: 0.2, hard: 0.6, brief: 0, guests: 0}'
 
-pretrain-nano: $(VENV)/ready ## make the built-in base model anew (5 hours on two cores)
+pretrain-nano: $(VENV)/ready ## make the built-in base model anew (6 1/2 hours on two cores)
 	$(BIN)/python -m typst_lit.synthesis.nano begin $(NANO)/random
 	@echo "== 1. Copying: short strings of words to repeat, many small steps"
 	$(PRETRAIN) --run_dir $(NANO)/copying --model.base_model $(NANO)/random --model.schedule constant \
@@ -60,8 +60,11 @@ pretrain-nano: $(VENV)/ready ## make the built-in base model anew (5 hours on tw
 	  --model.schedule constant --trainer.max_steps 1388 \
 	  $(MADE_UP) '{count: 27500, seed: 5, copying: 0.03, hard: 0.75, brief: 0.65, guests: 0}'
 	@echo "== 6. And styles that come once, to be quick to learn another"
-	$(PRETRAIN) --run_dir $(NANO)/guests --model.base_model $(NANO)/more/model/last --trainer.max_steps 4700
-	$(BIN)/python -m typst_lit.synthesis.nano pack $(NANO)/guests/model/best typst_lit/model/nano
+	$(PRETRAIN) --run_dir $(NANO)/guests --model.base_model $(NANO)/more/model/last --model.learning_rate 1e-3 \
+	  --trainer.max_steps 4700 $(MADE_UP) '{count: 22000, seed: 6, copying: 0.03, hard: 0.6, brief: 0.6, guests: 0.45}'
+	@echo "== 7. Once more, with fewer of those"
+	$(PRETRAIN) --run_dir $(NANO)/practice --model.base_model $(NANO)/guests/model/best
+	$(BIN)/python -m typst_lit.synthesis.nano pack $(NANO)/practice/model/best typst_lit/model/nano
 
 test: $(VENV)/ready lint type ## check style and types, run the tests
 	$(BIN)/python -m pytest
