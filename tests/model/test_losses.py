@@ -30,6 +30,54 @@ def test_equals_the_plain_form_in_value_and_gradient(monkeypatch, chunk) -> None
     torch.testing.assert_close(gradient, hidden.grad, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("frozen", [True, False])
+def test_equals_the_plain_form_in_every_precision(monkeypatch, dtype, autocast, frozen) -> None:
+    monkeypatch.setattr(losses, "CHUNK_ROWS", 16)
+    torch.manual_seed(0)
+    head = nn.Linear(32, 300, bias=False).to(dtype)
+    head.weight.requires_grad_(not frozen)
+    hidden = torch.randn(2, 30, 32).to(torch.float32 if autocast else dtype).requires_grad_()
+    labels = torch.randint(0, 300, (2, 30))
+    labels[:, :9] = IGNORED
+
+    def gradients(loss: torch.Tensor) -> list[torch.Tensor]:
+        return list(torch.autograd.grad(loss, [hidden] if frozen else [hidden, head.weight]))
+
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+        total, _ = summed_cross_entropy(hidden, labels, head)
+        logits = head(hidden)
+        plain = F.cross_entropy(
+            logits[:, :-1].reshape(-1, 300).float(), labels[:, 1:].reshape(-1), ignore_index=IGNORED, reduction="sum"
+        )
+    rounding = 1e-5 if dtype == torch.float32 and not autocast else 2e-2
+    torch.testing.assert_close(total, plain, rtol=rounding / 10, atol=1e-4)
+    for ours, theirs in zip(gradients(total), gradients(plain), strict=True):
+        assert ours.dtype == theirs.dtype
+        torch.testing.assert_close(ours, theirs, rtol=rounding, atol=rounding)
+
+
+def test_logits_are_never_held_and_a_frozen_head_gets_no_gradient() -> None:
+    """2,000 rows of 50,000 logits would be 400 MB; a chunk of them is 205."""
+    head = nn.Linear(8, 50_000, bias=False).requires_grad_(False)
+    hidden = torch.randn(1, 2001, 8, requires_grad=True)
+    for enabled in (True, False):
+        with torch.set_grad_enabled(enabled), torch.profiler.profile(profile_memory=True) as profile:
+            total, _ = summed_cross_entropy(hidden, torch.randint(0, 50_000, (1, 2001)), head)
+        assert max(event.cpu_memory_usage for event in profile.events()) <= losses.CHUNK_ROWS * 50_000 * 4 + 2**20
+    assert total.requires_grad is False and head.weight.grad is None
+
+
+def test_a_head_that_is_no_plain_linear_layer_works_too() -> None:
+    torch.manual_seed(0)
+    plain = nn.Linear(8, 20, bias=False)
+    hidden, labels = torch.randn(1, 9, 8), torch.randint(0, 20, (1, 9))
+    torch.testing.assert_close(
+        summed_cross_entropy(hidden, labels, nn.Sequential(plain))[0], summed_cross_entropy(hidden, labels, plain)[0]
+    )
+
+
 def test_a_batch_without_labels_has_no_loss_and_no_gradient() -> None:
     hidden = torch.randn(2, 5, 8, requires_grad=True)
     total, count = summed_cross_entropy(hidden, torch.full((2, 5), IGNORED), nn.Linear(8, 10))

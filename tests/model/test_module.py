@@ -87,6 +87,34 @@ def test_the_gradient_is_that_of_the_mean_over_all_labelled_tokens(tiny_model) -
             torch.testing.assert_close(keep.gradients[name], parameter.grad, rtol=1e-3, atol=1e-7)
 
 
+@pytest.mark.parametrize("checkpointing", [True, False])
+def test_packed_examples_have_the_loss_and_gradient_of_padded_ones(tiny_model, checkpointing) -> None:
+    def fitted(packing):
+        torch.manual_seed(0)
+        keep = KeepGradients()
+        module, _, trainer = make(
+            tiny_model, callbacks=[keep], gradient_checkpointing=checkpointing,
+            adapter=LoraConfig(r=4, target_modules="attention", init_lora_weights=False),
+        )  # fmt: skip
+        trainer.fit(module, SameEight(path=str(SAMPLES), val_fraction=0, batch_size=8, packing=packing))
+        return trainer.callback_metrics["train_loss"], keep.gradients
+
+    (loss, gradients), (packed_loss, packed_gradients) = fitted(False), fitted(True)
+    torch.testing.assert_close(packed_loss, loss, rtol=1e-5, atol=0)
+    assert len(gradients) == 16
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(packed_gradients[name], gradient, rtol=1e-3, atol=1e-7)
+
+
+def test_packing_is_refused_where_it_would_mix_documents(tiny_model) -> None:
+    module, data, trainer = make(
+        tiny_model, data_options={"packing": True}, adapter=PromptTuningConfig(num_virtual_tokens=3),
+        gradient_checkpointing=False,
+    )  # fmt: skip
+    with pytest.raises(UserError, match=r"--data\.packing false"):
+        trainer.fit(module, data)
+
+
 class CountLayerCalls(Callback):
     def on_fit_start(self, trainer, pl_module) -> None:
         self.calls = 0

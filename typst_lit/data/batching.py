@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
+from bisect import bisect_left, insort
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,8 +17,22 @@ from typst_lit.data.encoding import IGNORED, Example
 POOL_BATCHES = 32  # how many batches are sorted by length together: larger wastes less padding and shuffles less
 
 
+class Documents(NamedTuple):
+    """Where the documents of a packed row are.
+
+    Attributes:
+        ends: 0, and where each document ends.
+        bounds: the same as int32, for kernels.
+        longest: tokens of the longest document.
+    """
+
+    ends: list[int]
+    bounds: Tensor
+    longest: int
+
+
 class Batch(NamedTuple):
-    """Examples padded on the right to a common length.
+    """Examples padded on the right to a common length, or packed one after the other into one row.
 
     There is no attention mask: in a causal model no real token can see the padding that follows it, and what the
     padding sees is never looked at. Without a mask the attention kernels skip the upper half of the scores.
@@ -27,6 +43,8 @@ class Batch(NamedTuple):
         lengths: real tokens of each example.
         prompt_lengths: how many of them are the prompt's.
         origins: where each record stood, for messages.
+        position_ids: (1, T) places that begin anew with each packed example; None when they are not packed.
+        documents: where the packed examples are.
     """
 
     input_ids: Tensor
@@ -34,6 +52,8 @@ class Batch(NamedTuple):
     lengths: list[int]
     prompt_lengths: list[int]
     origins: list[str]
+    position_ids: Tensor | None = None
+    documents: Documents | None = None
 
 
 class PromptBatch(NamedTuple):
@@ -68,15 +88,32 @@ class Collator:
         return Batch(input_ids, labels, lengths, prompt_lengths, [example.origin for example in examples])
 
 
-class LengthGroupedSampler(Sampler[list[int]]):
-    """Batches of similar length in an order that is a function of seed and epoch alone.
+class PackingCollator:
+    """Puts examples one after the other into one row, without padding."""
+
+    def __call__(self, examples: Sequence[Example]) -> Batch:
+        lengths = [len(example.input_ids) for example in examples]
+        ends = [0, *np.cumsum(lengths).tolist()]
+        return Batch(
+            torch.tensor([[token for example in examples for token in example.input_ids]]),
+            torch.tensor([[label for example in examples for label in example.labels]]),
+            lengths,
+            [example.prompt_length for example in examples],
+            [example.origin for example in examples],
+            torch.cat([torch.arange(length) for length in lengths])[None],
+            Documents(ends, torch.tensor(ends, dtype=torch.int32), max(lengths)),
+        )
+
+
+class RepeatableSampler(Sampler[list[int]]):
+    """Batches in an order that is a function of seed and epoch alone; a subclass says which examples share one.
 
     Nothing global is drawn from, so a run that is resumed sees the very batches that were still to come. The very
     first batch of a run holds the longest examples: what does not fit into memory fails at once, not after hours.
 
     Args:
         lengths: (N,) tokens of each example.
-        batch_size: examples a batch and process.
+        batch_size: examples, or packed rows, a batch and process.
         seed: decides the order.
         shuffle: False orders the examples by length, the longest first, for evaluation.
         rank: which of the ``world_size`` processes this is; each takes every ``world_size``-th batch.
@@ -106,8 +143,21 @@ class LengthGroupedSampler(Sampler[list[int]]):
         self.epoch = epoch
         self.start = start
 
+    @property
+    @abstractmethod
+    def batch_count(self) -> int:
+        """Number of batches of all processes together, the same in every epoch."""
+
+    @abstractmethod
+    def grouped(self, order: np.ndarray, generator: np.random.Generator | None) -> list[np.ndarray]:
+        """Returns the batches as arrays of indices; ``order`` (N,) is a random one, or longest first without chance."""
+
+    @abstractmethod
+    def width(self, batch: np.ndarray) -> int:
+        """Returns how much memory a batch takes, as a number to compare by."""
+
     def __len__(self) -> int:
-        return -(-len(self.lengths) // (self.batch_size * self.world_size))
+        return -(-self.batch_count // self.world_size)
 
     def __iter__(self) -> Iterator[list[int]]:
         epoch = max(self.epoch(), self.start[0])
@@ -116,22 +166,93 @@ class LengthGroupedSampler(Sampler[list[int]]):
 
     def batches(self, epoch: int) -> list[list[int]]:
         """Returns this process's batches of indices in the order of the epoch."""
-        count = len(self.lengths)
         if not self.shuffle:
-            order = np.argsort(-self.lengths, kind="stable")
-            batches = np.array_split(order, range(self.batch_size, count, self.batch_size))
+            batches = self.grouped(np.argsort(-self.lengths, kind="stable"), None)
         else:
             generator = np.random.default_rng([self.seed, epoch])
-            order = generator.permutation(count)
-            pool = POOL_BATCHES * self.batch_size
-            batches = []
-            for at in range(0, count, pool):
-                part = order[at : at + pool]
-                part = part[np.argsort(self.lengths[part], kind="stable")]
-                batches += np.array_split(part, range(self.batch_size, len(part), self.batch_size))
+            batches = self.grouped(generator.permutation(len(self.lengths)), generator)
             batches = [batches[place] for place in generator.permutation(len(batches))]
             if epoch == 0:
-                longest = max(range(len(batches)), key=lambda place: self.lengths[batches[place]].max())
-                batches[0], batches[longest] = batches[longest], batches[0]
+                widest = max(range(len(batches)), key=lambda place: self.width(batches[place]))
+                batches[0], batches[widest] = batches[widest], batches[0]
         whole = len(self) * self.world_size
         return [batches[place % len(batches)].tolist() for place in range(self.rank, whole, self.world_size)]
+
+
+class LengthGroupedSampler(RepeatableSampler):
+    """Batches of examples of similar length, so that little is padded."""
+
+    @property
+    def batch_count(self) -> int:
+        return -(-len(self.lengths) // self.batch_size)
+
+    def grouped(self, order: np.ndarray, generator: np.random.Generator | None) -> list[np.ndarray]:
+        batches = []
+        pool = POOL_BATCHES * self.batch_size
+        for at in range(0, len(order), pool):
+            part = order[at : at + pool]
+            if generator:
+                part = part[np.argsort(self.lengths[part], kind="stable")]
+            batches += np.array_split(part, range(self.batch_size, len(part), self.batch_size))
+        return batches
+
+    def width(self, batch: np.ndarray) -> int:
+        return int(self.lengths[batch].max())
+
+
+class PackedSampler(RepeatableSampler):
+    """Batches of ``batch_size`` rows of at most ``capacity`` tokens, each filled with whole examples by best fit.
+
+    Which lengths share a row is the same in every epoch; which examples of these lengths, chance decides.
+    """
+
+    def __init__(self, lengths: Sequence[int] | np.ndarray, batch_size: int, capacity: int, **options: Any) -> None:
+        super().__init__(lengths, batch_size, **options)
+        self.capacity = capacity
+        self.row_count = len(best_fit(np.sort(self.lengths)[::-1].tolist(), capacity))
+
+    @property
+    def batch_count(self) -> int:
+        return -(-self.row_count // self.batch_size)
+
+    def grouped(self, order: np.ndarray, generator: np.random.Generator | None) -> list[np.ndarray]:
+        falling = order[np.argsort(-self.lengths[order], kind="stable")]
+        rows = [falling[row] for row in best_fit(self.lengths[falling].tolist(), self.capacity)]
+        if generator:  # the rows of the longest examples come first, and shall not share their batches
+            rows = [rows[place] for place in generator.permutation(len(rows))]
+        return [np.concatenate(rows[at : at + self.batch_size]) for at in range(0, len(rows), self.batch_size)]
+
+    def width(self, batch: np.ndarray) -> int:
+        return int(self.lengths[batch].sum())
+
+
+def best_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
+    """Packs items into rows, each into the fullest one that still has room (best fit).
+
+    Args:
+        lengths: of the items, the longest first, none above the capacity.
+        capacity: of a row.
+
+    Returns:
+        The places of the items of each row.
+    """
+    rows: list[list[int]] = []
+    open_rows: dict[int, list[int]] = {}  # rows by the room they have left
+    rooms: list[int] = []  # the keys of it, rising
+    for place, length in enumerate(lengths):
+        at = bisect_left(rooms, length)
+        if at == len(rooms):
+            rows.append([])
+            row, room = len(rows) - 1, capacity
+        else:
+            room = rooms[at]
+            row = open_rows[room].pop()
+            if not open_rows[room]:
+                del open_rows[room], rooms[at]
+        rows[row].append(place)
+        left = room - length
+        if left:
+            if left not in open_rows:
+                insort(rooms, left)
+            open_rows.setdefault(left, []).append(row)
+    return rows

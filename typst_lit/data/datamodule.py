@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -15,7 +15,15 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
-from typst_lit.data.batching import Collator, LengthGroupedSampler, PromptBatch
+from typst_lit.data.batching import (
+    Batch,
+    Collator,
+    LengthGroupedSampler,
+    PackedSampler,
+    PackingCollator,
+    PromptBatch,
+    RepeatableSampler,
+)
 from typst_lit.data.encoding import Encoder, Example, make_example
 from typst_lit.data.length_policy import LengthPolicy
 from typst_lit.data.lengths import LengthReport
@@ -78,6 +86,8 @@ class TypstDataModule(LightningDataModule):
         truncate: what truncating shortens: "text", the record's text in the prompt, so that the completion stays
             whole; or "completion", its end, and the end token with it.
         train_on_prompt: learn the prompt's tokens too.
+        packing: fill rows of ``max_length`` tokens with whole samples, which don't see each other, instead of padding;
+            ``batch_size`` then counts rows.
         batch_size: samples a step and device.
         eval_batch_size: samples a validation step or records generated together; by default ``batch_size``.
         num_workers: processes that prepare batches; 0 prepares them in the training process.
@@ -102,6 +112,7 @@ class TypstDataModule(LightningDataModule):
         overlong: Literal["drop", "truncate", "error"] = "drop",
         truncate: Literal["text", "completion"] = "text",
         train_on_prompt: bool = False,
+        packing: bool = False,
         batch_size: int = 4,
         eval_batch_size: int | None = None,
         num_workers: int = 0,
@@ -132,6 +143,7 @@ class TypstDataModule(LightningDataModule):
         self.overlong = overlong
         self.truncate = truncate
         self.train_on_prompt = train_on_prompt
+        self.packing = packing
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size or batch_size
         self.num_workers = num_workers
@@ -337,22 +349,27 @@ class TypstDataModule(LightningDataModule):
         assert self.length_limit is not None and self.trainer is not None
         examples = Examples(self._tables[name], self.length_limit, self.train_on_prompt)
         trainer = self.trainer
-        sampler = LengthGroupedSampler(
-            examples.lengths,
-            batch_size,
-            self.seed,
-            shuffle,
-            rank=trainer.global_rank,
-            world_size=trainer.world_size,
-            epoch=lambda: trainer.current_epoch,
-            start=self._start(examples) if shuffle else (0, 0),
-        )
-        tokenizer = self.encoder.tokenizer
-        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+        options: dict[str, Any] = {
+            "seed": self.seed, "shuffle": shuffle, "rank": trainer.global_rank, "world_size": trainer.world_size,
+            "epoch": lambda: trainer.current_epoch, "start": self._start(examples) if shuffle else (0, 0),
+        }  # fmt: skip
+        sampler: RepeatableSampler
+        collate: Callable[[Sequence[Example]], Batch]
+        if self.packing:
+            sampler = PackedSampler(examples.lengths, batch_size, self.length_limit, **options)
+            collate = PackingCollator()
+            share = examples.lengths.sum() / (sampler.row_count * self.length_limit)
+            log.info("%s: %d samples in %d rows of %d tokens, %.1f %% full.", name, len(examples), sampler.row_count,
+                     self.length_limit, 100 * share)  # fmt: skip
+        else:
+            sampler = LengthGroupedSampler(examples.lengths, batch_size, **options)
+            tokenizer = self.encoder.tokenizer
+            pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+            collate = Collator(pad, self.length_limit)
         return DataLoader(
             examples,
             batch_sampler=sampler,
-            collate_fn=Collator(pad, self.length_limit),
+            collate_fn=collate,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
@@ -365,7 +382,7 @@ class TypstDataModule(LightningDataModule):
         """What the order of the batches follows from, beside the epoch."""
         world_size = self.trainer.world_size if self.trainer else 1
         lengths = np.minimum(column(self._tables["train"], "length"), self.length_limit or 0)
-        return digest(lengths.tolist(), self.batch_size, self.seed, world_size)
+        return digest(lengths.tolist(), self.batch_size, self.packing, self.seed, world_size)
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the epoch and batch to go on from; the end of one epoch is the start of the next."""

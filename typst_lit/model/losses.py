@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F  # noqa: N812
 from torch.utils.checkpoint import checkpoint
 
@@ -15,8 +18,8 @@ CHUNK_ROWS = 1024
 def summed_cross_entropy(hidden: Tensor, labels: Tensor, head: nn.Module) -> tuple[Tensor, Tensor]:
     """Returns the loss of predicting each next labelled token, summed, and how many such tokens there are.
 
-    Rows without a label never reach the head, and the rest pass it in chunks that are recomputed in the backward
-    pass, so that no more than ``CHUNK_ROWS`` rows of logits exist at a time.
+    Rows without a label never reach the head, and the rest pass it in chunks, so that no more than ``CHUNK_ROWS`` rows
+    of logits exist at a time.
 
     Args:
         hidden: (B, T, D) last hidden states.
@@ -24,17 +27,72 @@ def summed_cross_entropy(hidden: Tensor, labels: Tensor, head: nn.Module) -> tup
         head: the module that turns hidden states into logits (.., V).
 
     Returns:
-        Scalar fp32 sum, differentiable in ``hidden``, and the count as an integer scalar.
+        Scalar fp32 sum, differentiable in ``hidden`` and the head's weights, and the count as an integer scalar.
     """
     targets = labels[:, 1:]
     labelled = targets != IGNORED
     rows = hidden[:, :-1][labelled]
     targets = targets[labelled]
-    total = rows.sum() * 0.0 if not len(rows) else rows.new_zeros((), dtype=torch.float32)
+    if not len(rows):
+        return rows.sum().float() * 0.0, labelled.sum()
+    if type(head) is nn.Linear and head.bias is None:
+        weight = head.weight if torch.is_grad_enabled() else head.weight.detach()
+        return _LinearCrossEntropy.apply(rows, weight, targets), labelled.sum()
+    total = rows.new_zeros((), dtype=torch.float32)
     for part, wanted in zip(rows.split(CHUNK_ROWS), targets.split(CHUNK_ROWS), strict=True):
         total = total + checkpoint(_chunk_loss, part, wanted, head, use_reentrant=False)
-    return total.float(), labelled.sum()
+    return total, labelled.sum()
 
 
 def _chunk_loss(rows: Tensor, targets: Tensor, head: nn.Module) -> Tensor:
     return F.cross_entropy(head(rows).float(), targets, reduction="sum")
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    """Linear layer and summed cross-entropy in one: the gradients are computed with the loss, chunk by chunk.
+
+    So each chunk's logits are computed once, and the backward pass only scales what is there. A frozen head costs
+    nothing: its gradient is not computed.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+        """Returns the summed loss (fp32) of rows (N, D) and the head's weight (V, D) for targets (N)."""
+        device = rows.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+        want_rows, want_weight, _ = ctx.needs_input_grad
+        cast = weight.to(dtype)
+        row_gradient = torch.empty_like(rows) if want_rows else None
+        weight_gradient = torch.zeros_like(weight, dtype=torch.float32) if want_weight else None
+        total = torch.zeros((), dtype=torch.float32, device=rows.device)
+        with torch.autocast(device, enabled=False):
+            for at in range(0, len(rows), CHUNK_ROWS):
+                here = slice(at, at + CHUNK_ROWS)
+                part, wanted = rows[here].to(dtype), targets[here, None]
+                logits = (part @ cast.T).float()
+                normaliser = logits.logsumexp(-1, keepdim=True)
+                total += (normaliser - logits.gather(-1, wanted)).sum()
+                if not (want_rows or want_weight):
+                    continue
+                # softmax minus one-hot, in the logits' own memory
+                gradient = logits.sub_(normaliser).exp_()
+                gradient.scatter_add_(-1, wanted, torch.full_like(normaliser, -1.0))
+                gradient = gradient.to(dtype)
+                if row_gradient is not None:
+                    row_gradient[here] = gradient @ cast
+                if weight_gradient is not None:
+                    weight_gradient += gradient.T @ part
+        ctx.save_for_backward(row_gradient, weight_gradient)
+        ctx.weight_dtype = weight.dtype
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        """Returns the gradients times that of the sum."""
+        rows, weight = ctx.saved_tensors
+        return (
+            None if rows is None else rows * upstream.to(rows.dtype),
+            None if weight is None else (weight * upstream).to(ctx.weight_dtype),
+            None,
+        )

@@ -17,7 +17,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from peft import LoraConfig, PeftConfig, PeftModel, PrefixTuningConfig
 from torch import Tensor, nn
 from torchmetrics import MeanMetric, Metric
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from typst_lit.data.batching import Batch, PromptBatch
 from typst_lit.data.prompts import PromptTemplate
@@ -31,6 +31,7 @@ from typst_lit.model.adapters import (
     load_adapter,
     trainable_names,
 )
+from typst_lit.model.attention import keeps_documents_apart, kernel_of, use_own_attention
 from typst_lit.model.backbones import Backbone, PretrainedBackbone, keep_differentiable
 from typst_lit.model.drafting import Shelf
 from typst_lit.model.generation import Completion, generate
@@ -150,6 +151,9 @@ class TypstModule(LightningModule):
             self.model = model
         if training:
             keep_differentiable(self.model)
+            use_own_attention(model)
+            if getattr(self.trainer.datamodule, "packing", False):  # type: ignore[attr-defined]
+                self._check_packing(model)
             for parameter in self.model.parameters():
                 if parameter.requires_grad:  # PEFT leaves modules_to_save and the like in 16 bits
                     parameter.data = parameter.data.float()
@@ -161,6 +165,19 @@ class TypstModule(LightningModule):
                     )
                 model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
             log.info("%s.", describe_adapter(self.model))
+
+    def _check_packing(self, model: PreTrainedModel) -> None:
+        way_out = "Use --data.packing false."
+        if isinstance(self.model, PeftModel) and self.model.active_peft_config.is_prompt_learning:
+            raise UserError(
+                f"data.packing: {self.model.active_peft_config.peft_type} knows one document a row. {way_out}"
+            )
+        if not keeps_documents_apart(model):
+            raise UserError(
+                f"data.packing: the documents of a row would see each other in a {type(model).__name__}. {way_out}"
+            )
+        kernel = kernel_of(self.device_to_load_on, next(model.parameters()).dtype)
+        log.info("Packed documents are kept apart by the %s kernel.", kernel)
 
     @property
     def _fitting(self) -> bool:
@@ -187,8 +204,11 @@ class TypstModule(LightningModule):
         base: Any = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
         caught: list[Tensor] = []
         handle = base.get_decoder().register_forward_hook(lambda _m, _i, output: caught.append(output[0]))
+        packed: dict[str, Any] = {}
+        if batch.documents is not None:
+            packed = {"position_ids": batch.position_ids, "documents": batch.documents}
         try:
-            self.model(input_ids=batch.input_ids, use_cache=False, logits_to_keep=1)
+            self.model(input_ids=batch.input_ids, use_cache=False, logits_to_keep=1, **packed)
         finally:
             handle.remove()
         return caught[-1][:, -batch.input_ids.shape[1] :]  # prompt tuning puts its own positions in front
