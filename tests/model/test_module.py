@@ -122,12 +122,56 @@ class CountLayerCalls(Callback):
         layer.register_forward_hook(lambda *_: setattr(self, "calls", self.calls + 1))
 
 
-@pytest.mark.parametrize(("checkpointing", "calls"), [(True, 2), (False, 1)])
+@pytest.mark.parametrize(
+    ("checkpointing", "calls"), [(True, 2), ("full", 2), ("selective", 2), ("offload", 2), (False, 1), ("none", 1)]
+)
 def test_gradient_checkpointing_really_recomputes(tiny_model, checkpointing, calls) -> None:
     count = CountLayerCalls()
     module, data, trainer = make(tiny_model, callbacks=[count], gradient_checkpointing=checkpointing)
     trainer.fit(module, data)
     assert count.calls == calls
+
+
+def test_every_policy_gives_the_same_gradient_and_selective_computes_attention_once(tiny_model) -> None:
+    def fitted(policy):
+        torch.manual_seed(0)
+        keep = KeepGradients()
+        adapter = LoraConfig(r=4, target_modules="attention", init_lora_weights=False)
+        module, data, trainer = make(tiny_model, callbacks=[keep], gradient_checkpointing=policy, adapter=adapter)
+        with torch.profiler.profile() as profile:
+            trainer.fit(module, data)
+        name = "aten::_scaled_dot_product_flash_attention_for_cpu"
+        calls = [event for event in profile.events() if event.name == name]  # one that is not computed asks no memory
+        return keep.gradients, sum(any(part.name.startswith("aten::empty") for part in e.cpu_children) for e in calls)
+
+    expected, attended = fitted("none")
+    for policy, times in (("full", 2), ("selective", 1), ("offload", 2)):
+        gradients, count = fitted(policy)
+        assert count == times * attended, policy
+        for name, gradient in expected.items():
+            torch.testing.assert_close(gradients[name], gradient, rtol=1e-4, atol=1e-7)
+
+
+def test_offloading_keeps_the_inputs_of_layers_elsewhere(tiny_model, monkeypatch) -> None:
+    moved: list[tuple[int, ...]] = []
+    honest = torch.autograd.graph.save_on_cpu.__init__
+
+    def counting(self, *args, **kwargs) -> None:
+        honest(self, *args, **kwargs)
+        pack = self.pack_hook
+        self.pack_hook = lambda tensor: (moved.append(tuple(tensor.shape)), pack(tensor))[1]
+
+    monkeypatch.setattr(torch.autograd.graph.save_on_cpu, "__init__", counting)
+    module, data, trainer = make(tiny_model, gradient_checkpointing="offload")
+    trainer.fit(module, data)
+    assert sum(len(shape) == 3 for shape in moved) >= 2  # (B, T, D), one a layer
+
+
+@pytest.mark.parametrize("optimizer", ["adamw_8bit", "paged_adamw_8bit"])
+def test_optimizers_for_gpus_say_so(tiny_model, optimizer) -> None:
+    module, data, trainer = make(tiny_model, optimizer=optimizer)
+    with pytest.raises(UserError, match=r"--model\.optimizer adamw"):
+        trainer.fit(module, data)
 
 
 def test_training_after_a_validation_has_the_same_gradient(tiny_model) -> None:

@@ -157,7 +157,11 @@ def advice(trainer: Any, module: Any) -> str:
             f"--data.batch_size 1 --trainer.accumulate_grad_batches {batch * accumulation}",
             "the same gradient, one sample at a time",
         ),
-        (lambda: not module.gradient_checkpointing, "--model.gradient_checkpointing true", "activations recomputed"),
+        (
+            lambda: module.gradient_checkpointing == "none",
+            "--model.gradient_checkpointing true",
+            "activations recomputed",
+        ),
         (
             lambda: not module.use_4bit and (adapter is not None or module.adapter_path is not None),
             "--model.use_4bit true",

@@ -1,0 +1,50 @@
+"""What of a forward pass is kept for the backward pass, and where."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch.autograd.graph import save_on_cpu
+from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
+from transformers import PreTrainedModel
+
+Checkpointing = Literal["full", "none", "selective", "offload"]
+
+# What attention gives is as large as a layer's input, and by far the dearest to compute again in long documents.
+_ATTENTION = (
+    "aten::_scaled_dot_product_flash_attention",
+    "aten::_scaled_dot_product_efficient_attention",
+    "aten::_scaled_dot_product_cudnn_attention",
+    "aten::_scaled_dot_product_flash_attention_for_cpu",
+    "torch_attn::_varlen_attn",
+)
+
+
+def policy_of(value: Checkpointing | bool) -> Checkpointing:
+    """Returns the policy that a setting means: true is full, false is none."""
+    if isinstance(value, bool):
+        return "full" if value else "none"
+    return value
+
+
+def enable_checkpointing(model: PreTrainedModel, policy: Checkpointing) -> None:
+    """Makes a model's layers keep only what the policy says; for ``offload``, see `kept_on_host` too."""
+    if policy == "none":
+        return
+    options: dict[str, Any] = {"use_reentrant": False}  # the only kind that works with DDP
+    if policy == "selective":
+        options["context_fn"] = partial(create_selective_checkpoint_contexts, _keep_attention)
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
+
+
+def _keep_attention(context: Any, operator: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+    kept = operator.name().split(".")[0] in _ATTENTION if hasattr(operator, "name") else False
+    return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
+
+
+def kept_on_host(policy: Checkpointing) -> AbstractContextManager[Any]:
+    """Returns the context for a forward pass: with ``offload``, the layers' inputs wait in the host's memory."""
+    return save_on_cpu(pin_memory=torch.cuda.is_available()) if policy == "offload" else nullcontext()
