@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from typst_lit.data.encoding import IGNORED
 
-CHUNK_ROWS = 1024
+CHUNK_ROWS = 512
 
 
 def summed_cross_entropy(hidden: Tensor, labels: Tensor, head: nn.Module) -> tuple[Tensor, Tensor]:
@@ -31,17 +31,20 @@ def summed_cross_entropy(hidden: Tensor, labels: Tensor, head: nn.Module) -> tup
     """
     targets = labels[:, 1:]
     labelled = targets != IGNORED
-    rows = hidden[:, :-1][labelled]
-    targets = targets[labelled]
+    return rows_cross_entropy(hidden[:, :-1][labelled], targets[labelled], head), labelled.sum()
+
+
+def rows_cross_entropy(rows: Tensor, targets: Tensor, head: nn.Module) -> Tensor:
+    """Returns the summed loss (scalar, fp32) of rows (N, D) that all have a target (N)."""
     if not len(rows):
-        return rows.sum().float() * 0.0, labelled.sum()
+        return rows.sum().float() * 0.0
     if type(head) is nn.Linear and head.bias is None:
         weight = head.weight if torch.is_grad_enabled() else head.weight.detach()
-        return _LinearCrossEntropy.apply(rows, weight, targets), labelled.sum()
+        return _LinearCrossEntropy.apply(rows, weight, targets)  # type: ignore[no-any-return]
     total = rows.new_zeros((), dtype=torch.float32)
     for part, wanted in zip(rows.split(CHUNK_ROWS), targets.split(CHUNK_ROWS), strict=True):
         total = total + checkpoint(_chunk_loss, part, wanted, head, use_reentrant=False)
-    return total, labelled.sum()
+    return total
 
 
 def _chunk_loss(rows: Tensor, targets: Tensor, head: nn.Module) -> Tensor:

@@ -1,0 +1,1 @@
+"""What a fit will take, told before it begins."""
