@@ -33,6 +33,7 @@ COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], None]]] = {
     "fit": ("train an adapter on pairs of record and Typst source", _train("fit")),
     "validate": ("measure the loss on held-out pairs", _train("validate")),
     "test": ("measure the loss, and metrics of the generated sources, on test pairs", _train("test")),
+    "plan": ("predict what a fit takes and choose its batch size", _small("plan")),
     "predict": ("turn records into Typst source", _train("predict")),
     "generate": ("turn records into Typst and PDF with an adapter, in few flags", _small("generate")),
     "serve": ("serve documents over HTTP, in OpenAI's form as well", _small("serve")),

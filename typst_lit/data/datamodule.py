@@ -180,14 +180,15 @@ class TypstDataModule(LightningDataModule):
     def prepare_data(self) -> None:
         """Fills the caches, in one process only."""
         assert self.trainer is not None
-        self._load(self.trainer.state.fn)
+        self.load(self.trainer.state.fn)
 
     def setup(self, stage: str) -> None:
         assert self.trainer is not None
         if not self._tables:
-            self._load(self.trainer.state.fn)
+            self.load(self.trainer.state.fn)
 
-    def _load(self, fn: TrainerFn | str | None) -> None:
+    def load(self, fn: TrainerFn | str | None) -> None:
+        """Reads, checks, splits and tokenises what a stage needs."""
         if fn == TrainerFn.PREDICTING:
             self._tables = {"predict": self._read(self.predict_path, "predict_path", needs_reference=False)}
             return
@@ -294,6 +295,12 @@ class TypstDataModule(LightningDataModule):
         table = self._encode(pairs)
         prompt = column(table, "prompt_length")
         return LengthReport(prompt, column(table, "length") - prompt)
+
+    @property
+    def train_lengths(self) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens (N,) of the samples to train on, cut to ``length_limit``, and how many of them are prompts'."""
+        table = self._tables["train"]
+        return np.minimum(column(table, "length"), self.length_limit or 0), column(table, "prompt_length")
 
     # Loaders
 
