@@ -1,0 +1,181 @@
+"""What a fit holds, across batch sizes, lengths, ranks, precisions and checkpointing, beside what `plan` predicts.
+
+    python -m benchmarks.memory OUTPUT MODEL_DIR [--batch 1 2 4 8 16] [--length 2048 4096] [--rank 16] [--policy full]
+                                [--use-4bit true false] [--limit-gib 15]
+
+Every trial is a process of its own; running out of memory is a row of the table, not the end. `--limit-gib` emulates a
+smaller card, in the precision that a T4 has. Writes OUTPUT.json (with machine and versions) and OUTPUT.png.
+
+The guide's figures for a 15 GB T4 at 2048 stand beside, and the floor by arithmetic: weights, adapter with its
+optimizer's state, the layers' inputs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import torch
+
+GIB = 2**30
+GUIDE = {(1, 2048): "6", (2, 2048): "8", (4, 2048): "12", (8, 2048): "out of memory", (1, 4096): "20"}
+STEPS = 3
+
+
+def trial(options: dict[str, Any]) -> dict[str, Any]:
+    """Fits a model for a few steps on random tokens, and returns what it held."""
+    from lightning.pytorch import Trainer
+    from peft import LoraConfig
+    from torch.utils.data import DataLoader
+
+    from typst_lit.callbacks.vram import MemoryMeter
+    from typst_lit.data.batching import Batch
+    from typst_lit.model.module import TypstModule
+
+    cuda = torch.cuda.is_available()
+    device = torch.device("cuda", 0) if cuda else torch.device("cpu")
+    limit = options["limit_gib"]
+    if limit and cuda:
+        torch.cuda.set_per_process_memory_fraction(limit * GIB / torch.cuda.get_device_properties(0).total_memory)
+    batch, length = options["batch"], options["length"]
+    generator = torch.Generator().manual_seed(0)
+
+    def made(_: object) -> Batch:
+        ids = torch.randint(0, 1000, (batch, length), generator=generator)
+        return Batch(ids, ids.clone(), [length] * batch, [0] * batch, ["random"] * batch)
+
+    module = TypstModule(
+        options["model"], use_4bit=options["use_4bit"], gradient_checkpointing=options["policy"],
+        adapter=LoraConfig(r=options["rank"], lora_alpha=2 * options["rank"], lora_dropout=0.05,
+                           target_modules="attention+mlp"),
+    )  # fmt: skip
+    trainer = Trainer(
+        max_steps=STEPS, accelerator="auto", devices=1, logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
+        precision=("16-mixed" if limit else "bf16-mixed") if cuda else "32-true",
+    )  # fmt: skip
+    loader: Any = DataLoader(range(STEPS), batch_size=1, collate_fn=made)
+    meter = MemoryMeter(device)
+    meter.reset()
+    before = 0 if cuda else meter.peak()[0]
+    began = time.perf_counter()
+    try:
+        trainer.fit(module, loader)
+    except (torch.OutOfMemoryError, MemoryError):
+        return {"out_of_memory": True}
+    allocated, reserved = meter.peak()
+    return {
+        "allocated": allocated - before,
+        "reserved": reserved - before,
+        "seconds": (time.perf_counter() - began) / STEPS,
+        "out_of_memory": False,
+    }
+
+
+def predicted(options: dict[str, Any]) -> dict[str, float]:
+    """Returns what `plan` predicts, and the floor by arithmetic, in bytes."""
+    from peft import LoraConfig
+    from transformers import AutoConfig
+
+    from typst_lit.planning.simulation import meta_model, simulated_step
+
+    config = AutoConfig.from_pretrained(options["model"])
+    rank = options["rank"]
+    adapter = LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=0.05, target_modules="attention+mlp")
+    dtype = torch.float32 if not torch.cuda.is_available() else torch.bfloat16
+    batch, length = options["batch"], options["length"]
+    peaks = simulated_step(config, adapter, options["use_4bit"], options["policy"], batch, length, dtype=dtype)
+    _, whole = meta_model(config, adapter, options["use_4bit"], dtype)
+    weights = sum(p.numel() * p.element_size() * (4 if p.requires_grad else 1) for p in whole.parameters())
+    inputs = batch * length * config.hidden_size * config.num_hidden_layers * dtype.itemsize
+    return {"predicted": peaks.most, "floor": weights + inputs}
+
+
+def in_a_process(options: dict[str, Any]) -> dict[str, Any]:
+    """Runs a trial in a process of its own; one that the system kills ran out of memory."""
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.memory", "--trial", json.dumps(options)], capture_output=True, text=True
+    )
+    if done.returncode == 0:
+        return dict(json.loads(done.stdout.splitlines()[-1]))
+    if done.returncode in (-9, 137):
+        return {"out_of_memory": True}
+    raise SystemExit(f"a trial failed: {options}\n{done.stderr}")
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """Returns the rows as a Markdown table, in GiB."""
+    head = "| batch | length | rank | weights | checkpointing | measured | predicted | off | floor | guide (GB) |"
+    lines = [head, "|" + "---|" * 10]
+    for row in rows:
+        measured = "out of memory" if row["out_of_memory"] else f"{row['allocated'] / GIB:.2f}"
+        off = "" if row["out_of_memory"] else f"{100 * (row['predicted'] / row['allocated'] - 1):+.0f} %"
+        bits = "4-bit" if row["use_4bit"] else "16-bit"
+        lines.append(
+            f"| {row['batch']} | {row['length']} | {row['rank']} | {bits} | {row['policy']} | {measured} | "
+            f"{row['predicted'] / GIB:.2f} | {off} | {row['floor'] / GIB:.2f} | "
+            f"{GUIDE.get((row['batch'], row['length']), '')} |"
+        )
+    return "\n".join(lines)
+
+
+def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    """Draws measured peaks against predicted ones."""
+    figure, axes = plt.subplots(figsize=(6, 5), layout="constrained")
+    for policy in dict.fromkeys(row["policy"] for row in rows):
+        some = [row for row in rows if row["policy"] == policy and not row["out_of_memory"]]
+        axes.plot([r["predicted"] / GIB for r in some], [r["allocated"] / GIB for r in some], "o", label=policy)
+    most = max((row["predicted"] / GIB for row in rows if not row["out_of_memory"]), default=1.0)
+    axes.plot([0, most], [0, most], color="gray", linewidth=0.8)
+    axes.set(xlabel="predicted GiB", ylabel="measured GiB")
+    axes.legend()
+    figure.savefig(path, dpi=100)
+
+
+def main() -> None:
+    if sys.argv[1:2] == ["--trial"]:
+        print(json.dumps(trial(json.loads(sys.argv[2]))))
+        return
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("output", type=Path)
+    parser.add_argument("model")
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 2, 4, 8, 16])
+    parser.add_argument("--length", type=int, nargs="+", default=[2048])
+    parser.add_argument("--rank", type=int, nargs="+", default=[16])
+    parser.add_argument("--policy", nargs="+", default=["full"])
+    parser.add_argument("--use-4bit", nargs="+", default=["true"], choices=["true", "false"])
+    parser.add_argument("--limit-gib", type=float)
+    args = parser.parse_args()
+    rows = []
+    for batch, length, rank, policy, bits in itertools.product(
+        args.batch, args.length, args.rank, args.policy, args.use_4bit
+    ):
+        options = {
+            "model": args.model, "batch": batch, "length": length, "rank": rank, "policy": policy,
+            "use_4bit": bits == "true", "limit_gib": args.limit_gib,
+        }  # fmt: skip
+        rows.append({**options, **predicted(options), **in_a_process(options)})
+        print(table(rows[-1:]).splitlines()[-1], flush=True)
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    about = {
+        "machine": f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads",
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU, resident memory",
+        "versions": {name: version(name) for name in ("torch", "transformers", "peft", "bitsandbytes", "lightning")},
+    }
+    args.output.with_suffix(".json").write_text(json.dumps({**about, "trials": rows}, indent=2) + "\n", "utf-8")
+    draw(rows, args.output.with_suffix(".png"))
+    print("\n" + table(rows))
+
+
+if __name__ == "__main__":
+    main()
