@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -71,3 +73,32 @@ class SeeOrder(Callback):
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         with open(self.path, "a") as stream:  # noqa: PTH123
             stream.write(" ".join(origin.split("record ")[1].split()[0] for origin in batch.origins) + "\n")
+
+
+class ShrinkMemory(Callback):
+    """Leaves the process, from its second batch on, less memory than the first one took.
+
+    Args:
+        share: how much of it.
+    """
+
+    def __init__(self, share: float = 0.7) -> None:
+        self.share = share
+        self.most = 0
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        self.at_head = pl_module.model.get_output_embeddings().register_forward_pre_hook(self._look)
+
+    def _look(self, *_: Any) -> None:
+        self.most = max(self.most, _address_space())
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if trainer.global_step == 1:
+            now = _address_space()
+            limit = now + int(self.share * (self.most - now))
+            resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+
+
+def _address_space() -> int:
+    pages = Path("/proc/self/statm").read_text().split()[0]
+    return int(pages) * resource.getpagesize()

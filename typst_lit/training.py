@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 import torch
+import yaml
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -29,9 +31,12 @@ from typst_lit.data.datamodule import TypstDataModule
 from typst_lit.errors import UsageError, UserError
 from typst_lit.model.backbones import compute_dtype
 from typst_lit.model.module import TypstModule
+from typst_lit.planning.applying import flags, planned, write_overlay
 from typst_lit.plugins import load_plugins
 from typst_lit.typesetting.compiling import Typesetter
 
+log = logging.getLogger(__name__)
+PLAN = "plan.yaml"
 TRAINER_DEFAULTS = {
     "max_epochs": 3,
     "accumulate_grad_batches": 4,
@@ -110,6 +115,14 @@ class TypstCLI(LightningCLI):
         parser.add_class_arguments(Typesetter, "typesetting")
         for group in ("eval", "predict"):
             parser.link_arguments("typesetting", f"{group}.typesetter", apply_on="instantiate")
+        if self.command == "fit":
+            parser.add_argument(
+                "--plan",
+                type=Literal["auto"] | None,
+                default=None,
+                help="auto: batch size, accumulation and checkpointing as `typst-lit plan` recommends for this device, "
+                "with as many samples a step as asked for; batches that don't fit all the same are run in parts.",
+            )
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
         # As in LightningCLI, but the trainer method's arguments make no group of their own: the name of the group
@@ -138,6 +151,27 @@ class TypstCLI(LightningCLI):
             config.ckpt_path and Path(config.ckpt_path).resolve().is_relative_to(run.resolve())
         ):
             check_nothing_is_overwritten(run)
+
+    def before_fit(self) -> None:
+        """Puts a plan into force, that of the run directory where a run is resumed."""
+        config = self.config[self.command]
+        if config.plan is None:
+            return
+        path = Path(config.run_dir) / PLAN
+        if config.ckpt_path and path.is_file():
+            overlay = yaml.safe_load(path.read_text("utf-8"))
+            log.info("The plan of %s: %s", path, flags(overlay))
+        else:
+            overlay = planned(self.model, self.datamodule, self.trainer)
+            if self.trainer.is_global_zero:
+                write_overlay(overlay, path)
+        self.model.split_when_full = True
+        self.model.gradient_checkpointing = overlay["model"]["gradient_checkpointing"]
+        self.datamodule.batch_size = overlay["data"]["batch_size"]
+        self.trainer.accumulate_grad_batches = overlay["trainer"]["accumulate_grad_batches"]
+        for group, values in overlay.items():  # so that the saved configuration tells what was run
+            for name, value in values.items():
+                config[f"{group}.{name}"] = value
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         given = self._get(self.config_init, "trainer")

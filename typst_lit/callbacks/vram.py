@@ -12,6 +12,8 @@ import psutil
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from typst_lit.model.memory import is_out_of_memory
+
 log = logging.getLogger(__name__)
 GIB = 2**30
 PHASES = ("load", "forward", "backward", "optimizer", "validation")
@@ -128,17 +130,6 @@ class VramProfile(Callback):
             if self._meter is not None and self.peaks:
                 log.error("%s", self.table())
             log.error("%s", advice(trainer, pl_module))
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Tells whether an exception, or what caused it, means that memory ran out, on the GPU or the CPU."""
-    chain: BaseException | None = error
-    signs = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "Cannot allocate memory")
-    while chain is not None:
-        if isinstance(chain, torch.OutOfMemoryError | MemoryError) or any(sign in str(chain) for sign in signs):
-            return True
-        chain = chain.__cause__ or chain.__context__
-    return False
 
 
 def advice(trainer: Any, module: Any) -> str:

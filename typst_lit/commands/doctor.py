@@ -59,6 +59,7 @@ def _version(name: str) -> str:
 def _training() -> Iterator[tuple[str, str]]:
     import torch
 
+    from typst_lit.model.attention import kernel_of
     from typst_lit.model.backbones import compute_dtype
 
     devices = [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
@@ -72,6 +73,10 @@ def _training() -> Iterator[tuple[str, str]]:
             f"GPU {device.index}",
             f"{properties.name}, {properties.total_memory / 2**30:.1f} GiB, {capability}, {dtype}",
         )
+    for device in devices or [torch.device("cpu")]:
+        dtype = compute_dtype(device)
+        found = kernel_of(device, dtype), kernel_of(device, dtype, packed=True)
+        yield "attention", f"{found[0]}; packed documents: {found[1]}"
     yield "4-bit", _four_bit(devices[0] if devices else torch.device("cpu"))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from bisect import bisect_left, insort
 from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -54,6 +55,30 @@ class Batch(NamedTuple):
     origins: list[str]
     position_ids: Tensor | None = None
     documents: Documents | None = None
+
+
+def split(batch: Batch, parts: int) -> list[Batch]:
+    """Returns a batch's examples in so many batches, or as many as it has examples, in order."""
+    count = len(batch.lengths)
+    ends = batch.documents.ends if batch.documents else list(range(count + 1))
+    places = sorted({int(np.abs(np.array(ends) - ends[-1] * part / parts).argmin()) for part in range(parts + 1)})
+    found = []
+    for first, last in pairwise(places):
+        lists = batch.lengths[first:last], batch.prompt_lengths[first:last], batch.origins[first:last]
+        if batch.documents is None:
+            width = min(-(-max(lists[0]) // 8) * 8, batch.input_ids.shape[1])
+            found.append(Batch(batch.input_ids[first:last, :width], batch.labels[first:last, :width], *lists))
+            continue
+        assert batch.position_ids is not None
+        here = slice(ends[first], ends[last])
+        documents = Documents(
+            [end - ends[first] for end in ends[first : last + 1]],
+            batch.documents.bounds[first : last + 1] - ends[first],
+            max(lists[0]),
+        )
+        ids, labels, positions = (x[:, here] for x in (batch.input_ids, batch.labels, batch.position_ids))
+        found.append(Batch(ids, labels, *lists, positions, documents))
+    return found
 
 
 class PromptBatch(NamedTuple):

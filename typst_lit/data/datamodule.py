@@ -180,7 +180,8 @@ class TypstDataModule(LightningDataModule):
     def prepare_data(self) -> None:
         """Fills the caches, in one process only."""
         assert self.trainer is not None
-        self.load(self.trainer.state.fn)
+        if not self._tables:
+            self.load(self.trainer.state.fn)
 
     def setup(self, stage: str) -> None:
         assert self.trainer is not None

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
@@ -32,6 +33,14 @@ except ImportError:  # no CUDA build has it not; other builds may
 log = logging.getLogger(__name__)
 NAME = "typst_lit"
 VARLEN_GQA = varlen_attn is not None and "enable_gqa" in inspect.signature(varlen_attn).parameters
+KERNELS = {  # operators that hold no length x length scores
+    "aten::_scaled_dot_product_flash_attention": "flash",
+    "aten::_scaled_dot_product_efficient_attention": "memory-efficient",
+    "aten::_scaled_dot_product_cudnn_attention": "cuDNN",
+    "aten::_scaled_dot_product_flash_attention_for_cpu": "flash for CPUs",
+    "torch_attn::_varlen_attn": "varlen flash",
+}
+PLAIN = "plain, which holds length x length scores"
 FIRST_WITH_FLASH = (8, 0)  # compute capability of Ampere: below it, SDPA with grouped heads holds all scores
 
 
@@ -61,9 +70,39 @@ def keeps_documents_apart(model: PreTrainedModel) -> bool:
     return torch.equal(one, two)
 
 
-def kernel_of(device: torch.device, dtype: torch.dtype) -> str:
-    """Returns which kernel packed documents get on a device: ``varlen``, or ``sdpa`` document by document."""
-    return "varlen" if _has_varlen(device, dtype) else "sdpa"
+def kernel_of(
+    device: torch.device, dtype: torch.dtype, heads: int = 16, groups: int = 8, width: int = 128, packed: bool = False
+) -> str:
+    """Returns which kernel attention gets on a device, found by running it on a short sequence.
+
+    Args:
+        device: where.
+        dtype: that of queries, keys and values.
+        heads: number of query heads.
+        groups: number of key and value heads.
+        width: of a head.
+        packed: whether two documents share the sequence.
+    """
+    query, key, value = (
+        torch.zeros(1, count, 32, width, device=device, dtype=dtype, requires_grad=True)
+        for count in (heads, groups, groups)
+    )
+    documents = Documents([0, 16, 32], torch.tensor([0, 16, 32], dtype=torch.int32, device=device), 16)
+    with _Operators() as seen:
+        attention(nn.Module(), query, key, value, None, documents=documents if packed else None)
+    return next((KERNELS[name] for name in seen.names if name in KERNELS), PLAIN)
+
+
+class _Operators(TorchDispatchMode):
+    """Keeps the names of the operators that run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.append(func.name().split(".")[0])
+        return func(*args, **(kwargs or {}))
 
 
 def _has_varlen(device: torch.device, dtype: torch.dtype) -> bool:

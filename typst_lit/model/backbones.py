@@ -14,6 +14,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -56,6 +57,17 @@ def repeat_keys_on_old_gpus(device: torch.device) -> None:
 
 class Backbone(ABC):
     """A way to load a base model. Subclass it for a family that `PretrainedBackbone` can't load."""
+
+    def load_config(self, name: str, revision: str | None, trust_remote_code: bool) -> PretrainedConfig:
+        """Returns the architecture of a base model."""
+        try:
+            config = AutoConfig.from_pretrained(
+                path_or_name(name), revision=revision, trust_remote_code=trust_remote_code
+            )
+        except Exception as error:
+            raise _not_loaded("model", name, error) from error
+        assert isinstance(config, PretrainedConfig)
+        return config
 
     @abstractmethod
     def load_tokenizer(self, name: str, revision: str | None, trust_remote_code: bool) -> PreTrainedTokenizerBase:
@@ -102,11 +114,10 @@ class PretrainedBackbone(Backbone):
                 bnb_4bit_use_double_quant=True,
                 bnb_4bit_compute_dtype=dtype,
             )
+        config = self.load_config(name, revision, trust_remote_code)
         try:
-            place = path_or_name(name)
-            config = AutoConfig.from_pretrained(place, revision=revision, trust_remote_code=trust_remote_code)
             model = AutoModelForCausalLM.from_pretrained(
-                place,
+                path_or_name(name),
                 config=config,
                 revision=revision,
                 trust_remote_code=trust_remote_code,

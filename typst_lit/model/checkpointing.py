@@ -11,16 +11,9 @@ from torch.autograd.graph import save_on_cpu
 from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
 from transformers import PreTrainedModel
 
-Checkpointing = Literal["full", "none", "selective", "offload"]
+from typst_lit.model.attention import KERNELS
 
-# What attention gives is as large as a layer's input, and by far the dearest to compute again in long documents.
-_ATTENTION = (
-    "aten::_scaled_dot_product_flash_attention",
-    "aten::_scaled_dot_product_efficient_attention",
-    "aten::_scaled_dot_product_cudnn_attention",
-    "aten::_scaled_dot_product_flash_attention_for_cpu",
-    "torch_attn::_varlen_attn",
-)
+Checkpointing = Literal["full", "none", "selective", "offload"]
 
 
 def policy_of(value: Checkpointing | bool) -> Checkpointing:
@@ -41,7 +34,8 @@ def enable_checkpointing(model: PreTrainedModel, policy: Checkpointing) -> None:
 
 
 def _keep_attention(context: Any, operator: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
-    kept = operator.name().split(".")[0] in _ATTENTION if hasattr(operator, "name") else False
+    # What attention gives is as large as a layer's input, and by far the dearest to compute again in long documents.
+    kept = operator.name().split(".")[0] in KERNELS if hasattr(operator, "name") else False
     return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
 
 

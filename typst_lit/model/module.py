@@ -32,11 +32,12 @@ from typst_lit.model.adapters import (
     trainable_names,
 )
 from typst_lit.model.attention import keeps_documents_apart, kernel_of, use_own_attention
-from typst_lit.model.backbones import Backbone, PretrainedBackbone, keep_differentiable
+from typst_lit.model.backbones import Backbone, PretrainedBackbone, compute_dtype, keep_differentiable
 from typst_lit.model.checkpointing import Checkpointing, enable_checkpointing, kept_on_host, policy_of
 from typst_lit.model.drafting import Shelf
 from typst_lit.model.generation import Completion, generate
 from typst_lit.model.losses import summed_cross_entropy
+from typst_lit.model.memory import is_out_of_memory, loss_in_parts
 from typst_lit.model.sampling import GenerationSettings
 from typst_lit.model.schedules import Schedule, learning_rate_factor
 
@@ -122,6 +123,8 @@ class TypstModule(LightningModule):
         self.strict_loading = False  # a checkpoint holds the trainable weights only; on_load_checkpoint checks those
         self.model: Any = None  # PreTrainedModel, with an adapter PeftModel; loaded by configure_model
         self.eval_loss = MeanMetric(nan_strategy="disable")  # a sample that overflows must show
+        self.split_when_full = False  # set by a plan: run batches that don't fit in parts
+        self.parts = 1  # that each batch is run in
         self._window: list[tuple[Tensor, Tensor, list[str]]] = []  # loss sum, tokens and origins of each micro-batch
 
     # Set-up
@@ -161,7 +164,8 @@ class TypstModule(LightningModule):
         if training:
             keep_differentiable(self.model)
             use_own_attention(model)
-            if getattr(self.trainer.datamodule, "packing", False):  # type: ignore[attr-defined]
+            packing = getattr(self.trainer.datamodule, "packing", False)  # type: ignore[attr-defined]
+            if packing:
                 self._check_packing(model)
             for parameter in self.model.parameters():
                 if parameter.requires_grad:  # PEFT leaves modules_to_save and the like in 16 bits
@@ -176,7 +180,8 @@ class TypstModule(LightningModule):
             if self.compile_layers:
                 for layer in model.get_decoder().layers:
                     layer.compile(dynamic=True)
-            log.info("%s.", describe_adapter(self.model))
+            kernel = kernel_of(self.device_to_load_on, compute_dtype(self.device_to_load_on), packed=packing)
+            log.info("%s. Attention kernel: %s.", describe_adapter(self.model), kernel)
 
     def _check_packing(self, model: PreTrainedModel) -> None:
         way_out = "Use --data.packing false."
@@ -188,8 +193,6 @@ class TypstModule(LightningModule):
             raise UserError(
                 f"data.packing: the documents of a row would see each other in a {type(model).__name__}. {way_out}"
             )
-        kernel = kernel_of(self.device_to_load_on, next(model.parameters()).dtype)
-        log.info("Packed documents are kept apart by the %s kernel.", kernel)
 
     @property
     def _fitting(self) -> bool:
@@ -232,9 +235,7 @@ class TypstModule(LightningModule):
         return summed_cross_entropy(self.hidden_states(batch), batch.labels, head)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        # Dropout is a function of seed and step, so that a resumed run goes on as if it had never stopped.
-        place = [int(os.environ.get("PL_GLOBAL_SEED", 0)), self.current_epoch, batch_idx, self.global_rank]
-        torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1)[0]))
+        self._seed(batch_idx)
         factor = learning_rate_factor(
             self.trainer.global_step, self.trainer.estimated_stepping_batches, self.warmup_steps, self.schedule
         )
@@ -243,11 +244,52 @@ class TypstModule(LightningModule):
             group["lr"] = self.learning_rate * factor
             group["weight_decay"] = self.weight_decay if group["decayed"] else 0.0
 
+    def _seed(self, batch_idx: int) -> None:
+        # Dropout is a function of seed and step, so that a resumed run goes on as if it had never stopped.
+        place = [int(os.environ.get("PL_GLOBAL_SEED", 0)), self.current_epoch, batch_idx, self.global_rank]
+        torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1)[0]))
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        loss, tokens = self.summed_loss(batch)
+        loss, tokens = self._loss_that_fits(batch, batch_idx) if self.split_when_full else self.summed_loss(batch)
         self._window.append((loss.detach(), tokens, batch.origins))
         # Lightning divides by the number of micro-batches, which on_before_optimizer_step has no use for.
         return loss / TOKEN_SCALE * self.trainer.accumulate_grad_batches
+
+    def _loss_that_fits(self, batch: Batch, batch_idx: int) -> tuple[Tensor, Tensor]:
+        """Returns `summed_loss`, and whenever memory runs out, tries again with less at a time."""
+        scale = torch.full((), 1 / TOKEN_SCALE, device=self.device)
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        while True:
+            try:
+                factor = scaler.scale(scale) if scaler else scale
+                return loss_in_parts(self.summed_loss, batch, self.parts, parameters, factor)
+            except Exception as error:
+                if not is_out_of_memory(error) or not self._take_less(batch):
+                    raise
+            # Only here, past the exception, is the memory of the frames it came through free.
+            torch.cuda.empty_cache()
+            self._seed(batch_idx)
+
+    def _take_less(self, batch: Batch) -> bool:
+        """Runs what follows in more parts, or keeps less for the backward pass; returns whether it could."""
+        if self.parts < len(batch.lengths):
+            self.parts *= 2
+            log.warning(
+                "Memory ran out at step %d. From here on, each batch is run in %d parts: the same samples and the same "
+                "gradient, nothing is lost.", self.trainer.global_step + 1, self.parts,
+            )  # fmt: skip
+            return True
+        if self.gradient_checkpointing in ("none", "selective"):
+            self.gradient_checkpointing = "full"
+            base = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+            enable_checkpointing(base, "full")
+            log.warning(
+                "Memory ran out at step %d. From here on, every layer is computed again in the backward pass "
+                "(--model.gradient_checkpointing full).", self.trainer.global_step + 1,
+            )  # fmt: skip
+            return True
+        return False
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Turns the accumulated sum of gradients into the mean over all labelled tokens of the step, and logs it.
@@ -340,12 +382,16 @@ class TypstModule(LightningModule):
         names = trainable_names(self)
         return {name: value for name, value in super().state_dict(*args, **kwargs).items() if name in names}
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["parts"] = self.parts
+
     def on_load_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
         """Checks that the checkpoint has every trainable weight, and no other.
 
         Raises:
             UserError: when it was made with another adapter configuration.
         """
+        self.parts = checkpoint.get("parts", 1)
         theirs = {name: value.shape for name, value in checkpoint["state_dict"].items()}
         ours = {n: p.shape for n, p in self.named_parameters() if (p.requires_grad if self._fitting else n in theirs)}
         if ours != theirs:

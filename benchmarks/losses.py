@@ -1,0 +1,121 @@
+"""The ways to compute the loss from hidden states and the head: time and memory, value and gradient.
+
+    python -m benchmarks.losses OUTPUT [--rows 2048] [--hidden 2048] [--vocabulary 151936] [--dtype float32]
+
+`plain` makes all logits; `torch` is torch's linear_cross_entropy in chunks; `liger` Liger's kernel, where it is
+installed and a GPU is there; `ours` is what the trainer uses. The head is frozen, as under an adapter. Each way is a
+process of its own. Writes OUTPUT.json and prints the table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+from typst_lit.callbacks.vram import MemoryMeter
+from typst_lit.model.losses import rows_cross_entropy
+
+GIB = 2**30
+
+
+def plain(rows: Tensor, targets: Tensor, head: nn.Linear) -> Tensor:
+    return F.cross_entropy(head(rows).float(), targets, reduction="sum")
+
+
+def by_torch(rows: Tensor, targets: Tensor, head: nn.Linear) -> Tensor:
+    options = nn.LinearCrossEntropyOptions()
+    return F.linear_cross_entropy(rows, head.weight, targets, reduction="sum", options=options)
+
+
+def liger(rows: Tensor, targets: Tensor, head: nn.Linear) -> Tensor:
+    from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
+
+    return LigerFusedLinearCrossEntropyLoss(reduction="sum")(head.weight, rows, targets)  # type: ignore[no-any-return]
+
+
+WAYS: dict[str, Callable[[Tensor, Tensor, nn.Linear], Tensor]] = {
+    "plain": plain, "torch": by_torch, "liger": liger,
+    "ours": lambda rows, targets, head: rows_cross_entropy(rows, targets, head),
+}  # fmt: skip
+
+
+def trial(options: dict[str, Any]) -> dict[str, Any]:
+    """Measures one way in this process."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = getattr(torch, options["dtype"])
+    generator = torch.Generator().manual_seed(0)
+    head = nn.Linear(options["hidden"], options["vocabulary"], bias=False, dtype=dtype)
+    head.weight.data.normal_(0, 0.02, generator=generator)
+    head = head.requires_grad_(False).to(device)
+    rows = torch.randn(options["rows"], options["hidden"], generator=generator).to(device, dtype).requires_grad_()
+    targets = torch.randint(0, options["vocabulary"], (options["rows"],), generator=generator).to(device)
+    meter = MemoryMeter(device)
+    meter.reset()
+    before = meter.peak()[0]
+    times = []
+    for _ in range(options["repeats"]):
+        rows.grad = None
+        began = time.perf_counter()
+        loss = WAYS[options["way"]](rows, targets, head)
+        loss.backward()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - began)
+    assert rows.grad is not None
+    return {
+        "way": options["way"], "seconds": statistics.median(times), "gib": (meter.peak()[0] - before) / GIB,
+        "loss": loss.item(), "gradient_norm": rows.grad.float().norm().item(),
+    }  # fmt: skip
+
+
+def main(args: Sequence[str]) -> None:
+    if args[:1] == ["--trial"]:
+        print(json.dumps(trial(json.loads(args[1]))))
+        return
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("output", type=Path)
+    parser.add_argument("--rows", type=int, default=2048)
+    parser.add_argument("--hidden", type=int, default=2048)
+    parser.add_argument("--vocabulary", type=int, default=151_936)
+    parser.add_argument("--dtype", default="bfloat16" if torch.cuda.is_available() else "float32")
+    parser.add_argument("--repeats", type=int, default=3)
+    given = parser.parse_args(args)
+    options = {key: value for key, value in vars(given).items() if key != "output"}
+    trials = []
+    for way in WAYS:
+        call = [sys.executable, "-m", "benchmarks.losses", "--trial", json.dumps({**options, "way": way})]
+        done = subprocess.run(call, capture_output=True, text=True)
+        if done.returncode == 0:
+            trials.append(json.loads(done.stdout.splitlines()[-1]))
+        else:
+            print(f"{way}: {done.stderr.strip().splitlines()[-1]}", file=sys.stderr)
+    print("| | seconds | GiB above the inputs | loss | norm of the gradient |\n|---|---|---|---|---|")
+    for found in trials:
+        print(
+            f"| {found['way']} | {found['seconds']:.3f} | {found['gib']:.2f} | {found['loss']:.2f} | "
+            f"{found['gradient_norm']:.5f} |"
+        )
+    about = {
+        "machine": f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads",
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
+        "versions": {"torch": version("torch")}, "arguments": options,
+    }  # fmt: skip
+    given.output.parent.mkdir(parents=True, exist_ok=True)
+    given.output.with_suffix(".json").write_text(json.dumps({**about, "trials": trials}, indent=2) + "\n", "utf-8")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

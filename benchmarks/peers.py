@@ -1,0 +1,283 @@
+"""The same fit by this project, by TRL's SFTTrainer and by a plain Trainer script: tokens a second, and memory.
+
+    python -m benchmarks.peers OUTPUT RECORDS.json MODEL_DIR [--records 8] [--batch 2] [--max-length 2048]
+                               [--checkpointing true] [--runs 2] [--who ours trl plain]
+
+The same base model in 4 bits, the same records that fit the length, LoRA r 16 on attention and MLP, loss on the
+completions, one epoch, precision by device. Every run is a process of its own, and they take turns. `ours` pads to
+batches of similar length, or packs with `--packing`; `trl` has its best settings for the device: samples grouped by
+length, its loss without full logits, packing where it has the kernel for it (CUDA); `plain` pads every sample to the
+maximum length and computes all logits, as the usual guide does. Writes OUTPUT.json and prints the table.
+
+It needs `pip install trl`, and for a model of random weights `python -m benchmarks.random_model`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+GIB = 2**30
+RATE = 1e-3
+WHO = ("ours", "trl", "plain")
+
+
+def texts(path: str, tokenizer: Any, longest: int, count: int) -> list[tuple[str, str]]:
+    """Returns prompt and completion of the first records that fit."""
+    from typst_lit.data.prompts import ReportPrompt
+    from typst_lit.data.sources import FileSource
+
+    found = []
+    for row in FileSource(path).rows():
+        pair = ReportPrompt().render(row.value["input"]), row.value["output"]
+        if len(tokenizer("".join(pair)).input_ids) < longest:
+            found.append(pair)
+    return found[:count]
+
+
+def ours(options: dict[str, Any]) -> tuple[float, list[float]]:
+    """Returns the seconds of the epoch, and the loss of each step."""
+    from lightning.pytorch import Callback, Trainer
+    from peft import LoraConfig
+
+    from typst_lit.data.datamodule import TypstDataModule
+    from typst_lit.data.sources import RecordSource, Row
+    from typst_lit.model.module import TypstModule
+    from typst_lit.training import default_precision
+
+    records = json.loads(Path(options["path"]).read_text("utf-8"))
+
+    class Chosen(RecordSource):
+        def rows(self) -> Any:
+            tokenizer = module.tokenizer
+            fitting = {output for _, output in texts(
+                options["path"], tokenizer, options["max_length"], options["records"])}  # fmt: skip
+            for place, value in enumerate(records):
+                if value["output"] in fitting:
+                    yield Row(f"record {place}", value)
+
+        def fingerprint(self) -> str:
+            return json.dumps(options)
+
+    class Clock(Callback):
+        began = 0.0
+        seconds = 0.0
+
+        def __init__(self) -> None:
+            self.losses: list[float] = []
+
+        def on_train_start(self, *_: Any) -> None:
+            self.began = time.perf_counter()
+
+        def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
+            self.losses.append(float(trainer.callback_metrics["train_loss"]))
+
+        def on_train_end(self, *_: Any) -> None:
+            self.seconds = time.perf_counter() - self.began
+
+    clock = Clock()
+    module = TypstModule(
+        options["model"], learning_rate=RATE, schedule="constant", weight_decay=0.0,
+        gradient_checkpointing="full" if options["checkpointing"] else "none",
+        adapter=LoraConfig(r=16, lora_alpha=32, lora_dropout=0.0, target_modules="attention+mlp"),
+    )  # fmt: skip
+    data = TypstDataModule(
+        source=Chosen(), val_fraction=0, batch_size=options["batch"], max_length=options["max_length"],
+        packing=options["packing"], overlong="error",
+    )  # fmt: skip
+    trainer = Trainer(
+        max_epochs=1, accelerator="auto", devices=1, logger=False, enable_checkpointing=False, callbacks=[clock],
+        enable_progress_bar=False, enable_model_summary=False, gradient_clip_val=1.0, use_distributed_sampler=False,
+        **default_precision("auto"),
+    )  # fmt: skip
+    trainer.fit(module, datamodule=data)
+    return clock.seconds, clock.losses
+
+
+def _model(options: dict[str, Any], dtype: torch.dtype) -> Any:
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    return AutoModelForCausalLM.from_pretrained(
+        options["model"], dtype=dtype, device_map={"": 0 if torch.cuda.is_available() else "cpu"},
+        attn_implementation="sdpa",
+        quantization_config=BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+        ),
+    )  # fmt: skip
+
+
+def _lora() -> Any:
+    from peft import LoraConfig
+
+    targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    return LoraConfig(r=16, lora_alpha=32, lora_dropout=0.0, target_modules=targets, task_type="CAUSAL_LM")
+
+
+def _arguments(options: dict[str, Any]) -> dict[str, Any]:
+    cuda = torch.cuda.is_available()
+    return {
+        "output_dir": options["scratch"], "num_train_epochs": 1, "per_device_train_batch_size": options["batch"],
+        "gradient_accumulation_steps": 1, "learning_rate": RATE, "lr_scheduler_type": "constant", "weight_decay": 0.0,
+        "max_grad_norm": 1.0, "logging_steps": 1, "save_strategy": "no", "report_to": [], "use_cpu": not cuda,
+        "bf16": cuda, "gradient_checkpointing": options["checkpointing"],
+        "gradient_checkpointing_kwargs": {"use_reentrant": False}, "disable_tqdm": True,
+    }  # fmt: skip
+
+
+def _timed(trainer: Any) -> tuple[float, list[float]]:
+    trainer.train()
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    seconds = next(entry["train_runtime"] for entry in trainer.state.log_history if "train_runtime" in entry)
+    return float(seconds), [float(loss) for loss in losses]
+
+
+def trl(options: dict[str, Any]) -> tuple[float, list[float]]:
+    """As `ours`, by TRL."""
+    from datasets import Dataset
+    from transformers import AutoTokenizer
+    from trl import SFTConfig, SFTTrainer
+
+    cuda = torch.cuda.is_available()
+    tokenizer = AutoTokenizer.from_pretrained(options["model"])
+    pairs = texts(options["path"], tokenizer, options["max_length"], options["records"])
+    rows = Dataset.from_list([{"prompt": prompt, "completion": completion} for prompt, completion in pairs])
+    config = SFTConfig(
+        **_arguments(options), max_length=options["max_length"], completion_only_loss=True,
+        packing=cuda and options["packing"], train_sampling_strategy="group_by_length",
+    )  # fmt: skip
+    model = _model(options, torch.bfloat16 if cuda else torch.float32)
+    return _timed(
+        SFTTrainer(model=model, args=config, train_dataset=rows, processing_class=tokenizer, peft_config=_lora())
+    )
+
+
+def plain(options: dict[str, Any]) -> tuple[float, list[float]]:
+    """As `ours`, by a Trainer on samples that are padded to the maximum length."""
+    from peft import get_peft_model, prepare_model_for_kbit_training
+    from transformers import AutoTokenizer, Trainer, TrainingArguments
+
+    tokenizer = AutoTokenizer.from_pretrained(options["model"])
+    longest = options["max_length"]
+    rows = []
+    for prompt, completion in texts(options["path"], tokenizer, longest, options["records"]):
+        before = len(tokenizer(prompt).input_ids)
+        ids = [*tokenizer(prompt + completion).input_ids, tokenizer.eos_token_id]
+        rest = longest - len(ids)
+        rows.append(
+            {
+                "input_ids": ids + [tokenizer.pad_token_id or tokenizer.eos_token_id] * rest,
+                "attention_mask": [1] * len(ids) + [0] * rest,
+                "labels": [-100] * before + ids[before:] + [-100] * rest,
+            }
+        )
+    model = _model(options, torch.bfloat16 if torch.cuda.is_available() else torch.float32)
+    model = prepare_model_for_kbit_training(
+        model, options["checkpointing"], gradient_checkpointing_kwargs={"use_reentrant": False}
+    )
+    trainer = Trainer(
+        model=get_peft_model(model, _lora()), args=TrainingArguments(**_arguments(options)), train_dataset=rows
+    )
+    return _timed(trainer)
+
+
+def trial(options: dict[str, Any]) -> dict[str, Any]:
+    """Runs one of them in this process."""
+    from transformers import AutoTokenizer
+
+    from typst_lit.callbacks.vram import MemoryMeter
+
+    run: Callable[[dict[str, Any]], tuple[float, list[float]]] = globals()[options["who"]]
+    tokenizer = AutoTokenizer.from_pretrained(options["model"])
+    pairs = texts(options["path"], tokenizer, options["max_length"], options["records"])
+    tokens = sum(len(tokenizer("".join(pair)).input_ids) + 1 for pair in pairs)
+    meter = MemoryMeter(torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu"))
+    meter.reset()
+    seconds, losses = run(options)
+    return {
+        "who": options["who"], "tokens": tokens, "seconds": seconds, "tokens_per_s": tokens / seconds,
+        "peak_gib": meter.peak()[0] / GIB, "losses": losses,
+    }  # fmt: skip
+
+
+def in_a_process(options: dict[str, Any]) -> dict[str, Any]:
+    """Runs a trial in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.peers", "--trial", json.dumps(options)], capture_output=True, text=True
+    )
+    if done.returncode:
+        return {"who": options["who"], "failed": done.stderr.strip().splitlines()[-1:]}
+    return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+def main(args: Sequence[str]) -> None:
+    if args[:1] == ["--trial"]:
+        print(json.dumps(trial(json.loads(args[1]))))
+        return
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("output", type=Path)
+    parser.add_argument("path", help="pairs of record and Typst source")
+    parser.add_argument("model", help="folder of the base model")
+    parser.add_argument("--records", type=int, default=8)
+    parser.add_argument("--batch", type=int, default=2)
+    parser.add_argument("--max-length", type=int, default=2048)
+    parser.add_argument("--checkpointing", type=json.loads, default=True)
+    parser.add_argument("--packing", action="store_true")
+    parser.add_argument("--runs", type=int, default=2)
+    parser.add_argument("--who", nargs="+", default=list(WHO), choices=WHO)
+    given = parser.parse_args(args)
+    given.output.parent.mkdir(parents=True, exist_ok=True)
+    options = {key: value for key, value in vars(given).items() if key not in ("output", "runs", "who")}
+    trials = []
+    for number in range(given.runs):
+        for who in given.who:
+            scratch = str(given.output.parent / f"{given.output.name}-scratch")
+            trials.append(in_a_process({**options, "who": who, "scratch": scratch}))
+            print(f"run {number + 1}: {trials[-1]}", file=sys.stderr)
+    measured = {who: [trial for trial in trials if trial["who"] == who and "failed" not in trial] for who in given.who}
+    middle = {
+        who: {key: statistics.median(t[key] for t in found) for key in ("tokens_per_s", "peak_gib")}
+        for who, found in measured.items()
+        if found
+    }
+    base = middle.get("ours")
+    print("| | tokens/s | ours to it | peak GiB | ours to it | loss, first and last step |\n|---|---|---|---|---|---|")
+    for who, values in middle.items():
+        losses = measured[who][0]["losses"]
+        fast, small = (
+            (f"{base['tokens_per_s'] / values['tokens_per_s']:.2f}", f"{base['peak_gib'] / values['peak_gib']:.2f}")
+            if base
+            else ("", "")
+        )
+        print(
+            f"| {who} | {values['tokens_per_s']:.1f} | {fast} | {values['peak_gib']:.2f} | {small} | "
+            f"{losses[0]:.3f}, {losses[-1]:.3f} |"
+        )
+    about = {
+        "machine": f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads",
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
+        "versions": {name: _version(name) for name in ("torch", "transformers", "peft", "bitsandbytes", "trl")},
+        "arguments": {key: str(value) for key, value in options.items() if key not in ("path", "model")},
+    }
+    given.output.with_suffix(".json").write_text(json.dumps({**about, "trials": trials}, indent=2) + "\n", "utf-8")
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

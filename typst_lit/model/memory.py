@@ -1,0 +1,72 @@
+"""What is done where memory runs out: a micro-batch that does not fit is run in parts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from typst_lit.data.batching import Batch, split
+
+SummedLoss = Callable[[Batch], tuple[Tensor, Tensor]]
+
+
+def loss_in_parts(
+    summed_loss: SummedLoss, batch: Batch, parts: int, parameters: Sequence[Tensor], scale: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Returns what ``summed_loss`` returns for a batch, computed from so many parts of it, one after the other.
+
+    The gradients are computed here, with the loss, and what follows only hands them out: so whatever can run out of
+    memory does so within this call, and leaves nothing behind.
+
+    Args:
+        summed_loss: returns the loss of a batch, summed over its tokens, and their count.
+        batch: the examples.
+        parts: how many parts they are run in.
+        parameters: the weights that are trained.
+        scale: factor (scalar) for the gradients while they are computed in 16 bits.
+    """
+    losses, counts = [], []
+    gradients: list[Tensor | None] = [None] * len(parameters)
+    for part in split(batch, parts):
+        loss, count = summed_loss(part)
+        with torch.autocast(loss.device.type, enabled=False):
+            found = torch.autograd.grad(loss, parameters, scale.to(loss.dtype), allow_unused=True)
+        for place, gradient in enumerate(found):
+            before = gradients[place]
+            gradients[place] = gradient if before is None or gradient is None else before + gradient
+        losses.append(loss.detach())
+        counts.append(count)
+    known = [gradient for gradient in gradients if gradient is not None]
+    if known:
+        torch._foreach_div_(known, scale)
+    total = _KnownGradients.apply(torch.stack(losses).sum(), gradients, *parameters)
+    return total, torch.stack(counts).sum()
+
+
+class _KnownGradients(torch.autograd.Function):
+    """A loss whose gradients have been computed."""
+
+    @staticmethod
+    def forward(ctx: Any, loss: Tensor, gradients: list[Tensor | None], *parameters: Tensor) -> Tensor:
+        ctx.gradients = gradients
+        return loss.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Any, ...]:
+        return (None, None, *(None if gradient is None else gradient * upstream for gradient in ctx.gradients))
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tells whether an exception, or what caused it, means that memory ran out, on the GPU or the CPU."""
+    chain: BaseException | None = error
+    signs = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "Cannot allocate memory")
+    while chain is not None:
+        if isinstance(chain, torch.OutOfMemoryError | MemoryError) or any(sign in str(chain) for sign in signs):
+            return True
+        chain = chain.__cause__ or chain.__context__
+    return False
