@@ -24,7 +24,7 @@ from typst_lit.callbacks.progress import progress_bar
 from typst_lit.callbacks.throughput import Throughput
 from typst_lit.callbacks.vram import VramProfile
 from typst_lit.callbacks.warmup import Warmup
-from typst_lit.commands import app, doctor, generate, lengths, score, serve
+from typst_lit.commands import app, convert, doctor, generate, lengths, score, serve
 from typst_lit.commands import compile as compile_command
 from typst_lit.commands.parsing import parse_failure
 from typst_lit.data.datamodule import TypstDataModule
@@ -91,6 +91,7 @@ class TypstCLI(LightningCLI):
             for name, module in (
                 ("lengths", lengths),
                 ("compile", compile_command),
+                ("convert", convert),
                 ("doctor", doctor),
                 ("score", score),
                 ("generate", generate),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import torch
 from bitsandbytes.nn import Linear4bit
@@ -19,8 +20,10 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.integrations import sdpa_attention
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from typst_lit.errors import UserError
+from typst_lit.model import first_qwen
 
 
 def compute_dtype(device: torch.device) -> torch.dtype:
@@ -59,14 +62,21 @@ class Backbone(ABC):
     """A way to load a base model. Subclass it for a family that `PretrainedBackbone` can't load."""
 
     def load_config(self, name: str, revision: str | None, trust_remote_code: bool) -> PretrainedConfig:
-        """Returns the architecture of a base model."""
+        """Returns the architecture of a base model.
+
+        Raises:
+            UserError: when there is none of this name, or it is of a kind that can't be trained here.
+        """
+        place = path_or_name(name)
         try:
-            config = AutoConfig.from_pretrained(
-                path_or_name(name), revision=revision, trust_remote_code=trust_remote_code
-            )
+            original, _ = PretrainedConfig.get_config_dict(place, revision=revision)
+            if original.get("model_type") == first_qwen.MODEL_TYPE:
+                return first_qwen.qwen2_config(original)
+            config = AutoConfig.from_pretrained(place, revision=revision, trust_remote_code=trust_remote_code)
         except Exception as error:
             raise _not_loaded("model", name, error) from error
         assert isinstance(config, PretrainedConfig)
+        check_kind(name, config)
         return config
 
     @abstractmethod
@@ -80,6 +90,8 @@ class Backbone(ABC):
         """Returns the model on the device, in `compute_dtype`, its linear layers in 4 bits if so asked."""
 
 
+NF4_BLOCK = 64  # weights that share a scale
+EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")  # how configurations count them
 BUILT_IN = {"typst-nano": "model/nano"}  # models that come with this package, by the folders they are in
 
 
@@ -92,8 +104,11 @@ class PretrainedBackbone(Backbone):
     """Models that transformers loads: built-in ones, from the hub, its cache, or a folder."""
 
     def load_tokenizer(self, name: str, revision: str | None, trust_remote_code: bool) -> PreTrainedTokenizerBase:
+        self.load_config(name, revision, trust_remote_code)  # of a model that can't be used, no data is tokenised
         try:
             place = path_or_name(name)
+            if _is_first_qwen(place, revision):
+                return first_qwen.load_first_tokenizer(place, revision)
             tokenizer = AutoTokenizer.from_pretrained(place, revision=revision, trust_remote_code=trust_remote_code)
         except Exception as error:
             raise _not_loaded("tokenizer", name, error) from error
@@ -116,23 +131,55 @@ class PretrainedBackbone(Backbone):
             )
         config = self.load_config(name, revision, trust_remote_code)
         try:
-            model = AutoModelForCausalLM.from_pretrained(
-                path_or_name(name),
-                config=config,
-                revision=revision,
-                trust_remote_code=trust_remote_code,
-                quantization_config=quantization,
-                dtype=dtype,
-                attn_implementation="sdpa",
-                device_map={"": device},
-            )
+            place = path_or_name(name)
+            options: dict[str, Any] = {
+                "config": config, "revision": revision, "quantization_config": quantization, "dtype": dtype,
+                "attn_implementation": "sdpa", "device_map": {"": device},
+            }  # fmt: skip
+            if _is_first_qwen(place, revision):
+                model: Any = first_qwen.load_first_qwen(place, **options)
+            else:
+                model = AutoModelForCausalLM.from_pretrained(place, trust_remote_code=trust_remote_code, **options)
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
             raise _not_loaded("model", name, error) from error
         assert isinstance(model, PreTrainedModel)
+        for module in model.modules():
+            if isinstance(module, Linear4bit) and module.in_features % NF4_BLOCK:
+                module.support_avx512bf16_for_cpu = False  # that kernel's layout takes whole blocks only
         model.name_or_path = model.config._name_or_path = name  # adapters note it, and a built-in's folder is nobody's
         return model
+
+
+def _is_first_qwen(place: str, revision: str | None) -> bool:
+    return PretrainedConfig.get_config_dict(place, revision=revision)[0].get("model_type") == first_qwen.MODEL_TYPE
+
+
+def check_kind(name: str, config: PretrainedConfig) -> None:
+    """Refuses models that are no plain causal language models.
+
+    Raises:
+        UserError: naming what it is instead.
+    """
+    kind = None
+    if config.is_encoder_decoder:
+        kind = "an encoder with a decoder"
+    elif hasattr(config, "vision_config") or hasattr(config, "audio_config"):
+        kind = "a multimodal model"
+    elif any(
+        (getattr(config, name, None) or 0) > 1 for name in ("num_experts", "num_local_experts", "n_routed_experts")
+    ):
+        kind = "a mixture of experts, whose experts are no linear layers that 4 bits or an adapter could take"
+    elif not (config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or getattr(config, "auto_map", None)) or not any(
+        "CausalLM" in head or "LMHead" in head for head in config.architectures or ["CausalLM"]
+    ):
+        kind = "no language model that writes from left to right"
+    if kind:
+        raise UserError(
+            f"model.base_model {name}: is {kind} ({config.model_type}). Choose a dense causal language model: "
+            "Qwen/Qwen3-1.7B, Qwen/Qwen-1_8B, a Qwen2.5, a Llama or SmolLM, or the built-in typst-nano."
+        )
 
 
 def _not_loaded(what: str, name: str, error: Exception) -> UserError:

@@ -147,6 +147,8 @@ class TypstModule(LightningModule):
         made_for = adapter_base(saved) if saved else None
         if made_for and made_for != self.base_model:
             log.warning("The adapter %s was made for %s; it is put on %s.", saved, made_for, self.base_model)
+        if self._fitting:
+            self._check_positions()
         log.info("Loading %s%s ...", self.base_model, " in 4 bits" if self.use_4bit else "")
         model = self.backbone.load_model(
             self.base_model, self.revision, self.trust_remote_code, self.use_4bit, self.device_to_load_on
@@ -182,6 +184,16 @@ class TypstModule(LightningModule):
                     layer.compile(dynamic=True)
             kernel = kernel_of(self.device_to_load_on, compute_dtype(self.device_to_load_on), packed=packing)
             log.info("%s. Attention kernel: %s.", describe_adapter(self.model), kernel)
+
+    def _check_positions(self) -> None:
+        config = self.backbone.load_config(self.base_model, self.revision, self.trust_remote_code)
+        positions = getattr(config, "max_position_embeddings", None)
+        longest = getattr(self.trainer.datamodule, "length_limit", None)  # type: ignore[attr-defined]
+        if positions and longest and longest > positions:
+            raise UserError(
+                f"data.max_length: there are samples of {longest} tokens, and {self.base_model} knows {positions} "
+                f"places. Use --data.max_length {positions} (what is longer is dropped and named), or another model."
+            )
 
     def _check_packing(self, model: PreTrainedModel) -> None:
         way_out = "Use --data.packing false."

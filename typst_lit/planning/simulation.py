@@ -21,11 +21,11 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from typst_lit.model.adapters import attach_adapter
 from typst_lit.model.attention import use_own_attention
+from typst_lit.model.backbones import NF4_BLOCK
 from typst_lit.model.checkpointing import Checkpointing, enable_checkpointing
 from typst_lit.model.losses import rows_cross_entropy
 
 BLOCK = 512  # bytes that the CUDA allocator rounds up to
-NF4_BLOCK = 64  # weights that share a scale, of 8 bits with double quantisation
 DOUBLE_BLOCK = 256  # scales that share one of 32 bits
 
 
