@@ -41,6 +41,7 @@ COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], None]]] = {
     "lengths": ("show how long the samples are and what a maximum length would cost", _small("lengths")),
     "score": ("compile and score documents that exist, and write a report", _small("score")),
     "compile": ("turn Typst files into PDFs, safely", _small("compile")),
+    "export": ("write what was trained as merged weights, GGUF, for Ollama, vLLM or the hub", _small("export")),
     "convert": ("write a first-generation Qwen as Qwen2, for other engines", _small("convert")),
     "doctor": ("show what this machine can run", _small("doctor")),
     "completion": ("print the shell completion script (bash, zsh, fish, tcsh)", _small("completion")),

@@ -76,9 +76,8 @@ class Generator:
         self.settings = settings or GenerationSettings()
         self.typesetter = typesetter
         self.attempts = attempts
-        self.encoders = {
-            name: Encoder(tokenizer, template) for name, template in (templates or {None: ReportPrompt()}).items()
-        }
+        self.templates = dict(templates or {None: ReportPrompt()})
+        self.encoders = {name: Encoder(tokenizer, template) for name, template in self.templates.items()}
         self.engine = Engine(model, tokenizer, batch_size)
 
     @classmethod
@@ -300,7 +299,8 @@ def _load(adapters: Mapping[str, str | Path], base_model: str | None, use_4bit: 
         "merge": merge,
         "adapters": {name: adapter_key(path) for name, path in directories.items()},
     }
-    return Loaded(model.eval(), tokenizer, templates or {None: ReportPrompt()}, weights)
+    alone = adapter_template(Path(base)) or ReportPrompt()  # of a base model that was trained whole, or merged
+    return Loaded(model.eval(), tokenizer, templates or {None: alone}, weights)
 
 
 # The three functions below are the ones that users of the usual inference script know.

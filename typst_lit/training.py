@@ -24,7 +24,7 @@ from typst_lit.callbacks.progress import progress_bar
 from typst_lit.callbacks.throughput import Throughput
 from typst_lit.callbacks.vram import VramProfile
 from typst_lit.callbacks.warmup import Warmup
-from typst_lit.commands import app, convert, doctor, generate, lengths, score, serve
+from typst_lit.commands import app, convert, doctor, export, generate, lengths, score, serve
 from typst_lit.commands import compile as compile_command
 from typst_lit.commands.parsing import parse_failure
 from typst_lit.data.datamodule import TypstDataModule
@@ -92,6 +92,7 @@ class TypstCLI(LightningCLI):
                 ("lengths", lengths),
                 ("compile", compile_command),
                 ("convert", convert),
+                ("export", export),
                 ("doctor", doctor),
                 ("score", score),
                 ("generate", generate),

@@ -1,0 +1,164 @@
+"""``typst-lit export``: what was trained, in the forms that other engines take."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from jsonargparse import ActionYesNo, ArgumentParser, Namespace
+
+from typst_lit.commands.parsing import SmallParser
+from typst_lit.errors import UserError
+
+if TYPE_CHECKING:
+    from typst_lit.inference import Generator
+
+SAMPLES = 4  # records to compare on
+
+
+def parser() -> ArgumentParser:
+    """Returns the command's parser."""
+    made = SmallParser(prog="typst-lit export", description=run.__doc__)
+    made.add_argument("--model", type=str, required=True, help="The adapter's directory, or a run's.")
+    made.add_argument("--to", type=Literal["merged", "gguf", "ollama", "vllm", "hub"], required=True, help="For what.")
+    made.add_argument(
+        "--output", type=str, required=True, help="The folder to write; it must be empty or not be there."
+    )
+    made.add_argument("--base-model", type=str | None, default=None, help="By default what the adapter names.")
+    made.add_argument(
+        "--dtype", type=Literal["bfloat16", "float16", "float32"], default="bfloat16", help="Of --to merged."
+    )
+    made.add_argument("--gguf", type=Literal["f16", "q8_0"], default="f16", help="Kind of GGUF.")
+    made.add_argument("--shard-size", type=str, default="5GB", help="Largest file of the merged weights.")
+    made.add_argument("--records", type=str | None, default=None, help="Pairs to compare on; else the samples.")
+    made.add_argument(
+        "--check", action=ActionYesNo(no_prefix="no-"), default=True, help="Open the result again and compare."
+    )
+    made.add_argument("--repo", type=str | None, default=None, help="The hub repository of --to hub: owner/name.")
+    made.add_argument(
+        "--push", action=ActionYesNo(no_prefix="no-"), default=False, help="Really upload; else it is only prepared."
+    )
+    return made
+
+
+def run(args: Sequence[str]) -> None:
+    """Writes a model that was trained in the form another engine takes, opens it again and compares."""
+    config = parser().parse_args(list(args))
+    out = Path(config.output)
+    there = out.exists() and (not out.is_dir() or any(out.iterdir()))
+    if config.to == "hub" and config.push:
+        _push(config, out, there)
+        return
+    if there:
+        raise UserError(f"{out} is not empty: name another --output.")
+    if config.to == "hub":
+        _prepare_for_hub(config, out)
+        return
+
+    import torch
+
+    from typst_lit.exporting.gguf import read_gguf, splitter_of, write_gguf
+    from typst_lit.exporting.merging import agreement, write_merged
+    from typst_lit.inference import Generator
+    from typst_lit.model.adapters import adapter_base, adapter_directory
+
+    adapter = adapter_directory(config.model)
+    before = Generator.load(adapter, config.base_model, use_4bit=False, compile=False)
+    tokenizer = before.encoder().tokenizer
+    if config.to in ("gguf", "ollama"):
+        splitter_of(tokenizer)  # before anything is written
+    pairs = _pairs(config, before)
+    base_model: Any = before.engine.model
+    peft_config = getattr(base_model, "active_peft_config", None)
+    context = base_model.config.max_position_embeddings
+    if config.to in ("merged", "vllm"):
+        write_merged(before, out, getattr(torch, config.dtype), config.shard_size)
+        print(f"Merged: {out}")
+        if config.check:
+            before = Generator.load(adapter, config.base_model, use_4bit=False, compile=False)
+            after = Generator.load(None, str(out), use_4bit=False, compile=False)
+            print(f"On {len(pairs)} records: {agreement(before, after, pairs)}.{_rounding(config.dtype)}")
+        if config.to == "vllm":
+            base = config.base_model or adapter_base(adapter) or ""
+            from typst_lit.exporting.engines import vllm_commands
+
+            print("Serve it with one of:")
+            for command in vllm_commands(out, base, adapter, getattr(peft_config, "r", None), context):
+                print(f"  {command}")
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / "model.gguf"
+    from typst_lit.exporting.merging import merge
+
+    merge(before)
+    write_gguf(before.engine.model, tokenizer, path, config.gguf)
+    print(f"GGUF ({config.gguf}): {path}")
+    if config.check:
+        before = Generator.load(adapter, config.base_model, use_4bit=False, compile=False)
+        after = Generator(read_gguf(path, base_model.config), tokenizer, before.templates)
+        print(f"On {len(pairs)} records: {agreement(before, after, pairs)}.{_rounding(config.gguf)}")
+    if config.to == "ollama":
+        from typst_lit.exporting.engines import modelfile
+
+        (out / "Modelfile").write_text(modelfile(path.name, context, tokenizer.eos_token), "utf-8")
+        print(f"Modelfile: {out / 'Modelfile'}\n  ollama create typst-lit -f {out / 'Modelfile'}")
+
+
+def _rounding(kind: str) -> str:
+    return "" if kind == "float32" else f" ({kind} rounds the merged weights, which a greedy choice can show.)"
+
+
+def _pairs(config: Namespace, generator: Generator) -> list[dict[str, Any]]:
+    """Returns a few pairs that the model's template can render.
+
+    Raises:
+        UserError: when the records given, or the samples, have other fields.
+    """
+    from typst_lit.data.records import parse_record
+    from typst_lit.data.sources import FileSource
+
+    path = config.records or str(files("typst_lit") / "data/samples/held_out.json")
+    found: list[dict[str, Any]] = []
+    for row in FileSource(path).rows():
+        parsed = parse_record(row.value, generator.encoder().template.fields, needs_reference=True)
+        if parsed.faults or row.fault:
+            faults = row.fault or "; ".join(parsed.faults)
+            raise UserError(f"{row.origin}: {faults}. Name pairs to compare on with --records, or use --no-check.")
+        found.append({"input": parsed.fields, "output": parsed.reference})
+        if len(found) == SAMPLES:
+            break
+    return found
+
+
+def _prepare_for_hub(config: Namespace, out: Path) -> None:
+    from typst_lit.exporting.engines import hub_folder, scores_of
+    from typst_lit.inference import Generator
+    from typst_lit.model.adapters import adapter_directory
+    from typst_lit.typesetting.compiling import Typesetter
+
+    adapter = adapter_directory(config.model)
+    picture = None
+    if config.check:
+        generator = Generator.load(adapter, config.base_model, compile=False)
+        source = generator.generate_one(_pairs(config, generator)[0]["input"]).source
+        with Typesetter() as typesetter:
+            result = typesetter.compile(source, ppi=72)
+        picture = result.pages[0] if result.ok and result.pages else None
+    hub_folder(adapter, out, scores_of(Path(config.model)), picture)
+    print(f"Prepared, not uploaded: {out}")
+    for file in sorted(out.iterdir()):
+        print(f"  {file.name}  {file.stat().st_size:,} bytes")
+    print("Look at README.md, the card, and change it as you like. Then give the same command with\n"
+          f"  --push --repo {config.repo or 'owner/name'}")  # fmt: skip
+
+
+def _push(config: Namespace, out: Path, there: bool) -> None:
+    from typst_lit.exporting.engines import push
+
+    if not config.repo:
+        raise UserError("--push needs the repository: --repo owner/name.")
+    if not there:
+        raise UserError(f"{out} is not prepared yet: give the command without --push first, and look at what it wrote.")
+    print(f"Uploaded: {push(out, config.repo)}")
