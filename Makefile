@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 RUN := runs/demo
 HELD_OUT := typst_lit/data/samples/held_out.json
 
-.PHONY: help demo pretrain-nano test test-slow lint type format clean
+.PHONY: help demo pretrain-nano test test-slow lint type docs format clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -66,7 +66,7 @@ pretrain-nano: $(VENV)/ready ## make the built-in base model anew (6 1/2 hours o
 	$(PRETRAIN) --run_dir $(NANO)/practice --model.base_model $(NANO)/guests/model/best
 	$(BIN)/python -m typst_lit.synthesis.nano pack $(NANO)/practice/model/best typst_lit/model/nano
 
-test: $(VENV)/ready lint type ## check style and types, run the tests
+test: $(VENV)/ready lint type docs ## check style, types and docs, run the tests
 	$(BIN)/python -m pytest
 
 test-slow: $(VENV)/ready ## run the longer proofs too
@@ -78,6 +78,9 @@ lint: $(VENV)/ready ## check the style
 
 type: $(VENV)/ready ## check the types
 	$(BIN)/mypy
+
+docs: $(VENV)/ready ## make the pages of the Python API in build/docs; a warning is an error
+	$(BIN)/sphinx-build -q -W --keep-going docs build/docs
 
 format: $(VENV)/ready ## mend the style
 	$(BIN)/ruff check --fix .

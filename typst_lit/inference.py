@@ -1,4 +1,4 @@
-"""Records to documents, in Python:
+"""Records to documents, in Python::
 
     from typst_lit.inference import Generator
 
@@ -76,7 +76,7 @@ class Generator:
         self.settings = settings or GenerationSettings()
         self.typesetter = typesetter
         self.attempts = attempts
-        self.templates = dict(templates or {None: ReportPrompt()})
+        self.templates: dict[str | None, PromptTemplate] = dict(templates) if templates else {None: ReportPrompt()}
         self.encoders = {name: Encoder(tokenizer, template) for name, template in self.templates.items()}
         self.engine = Engine(model, tokenizer, batch_size)
 

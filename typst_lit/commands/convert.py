@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from jsonargparse import ArgumentParser
 
@@ -33,7 +34,7 @@ def run(args: Sequence[str]) -> None:
 
     backbone = PretrainedBackbone()
     tokenizer = backbone.load_tokenizer(config.base_model, config.revision, trust_remote_code=False)
-    model = backbone.load_model(
+    model: Any = backbone.load_model(
         config.base_model, config.revision, trust_remote_code=False, use_4bit=False, device=torch.device("cpu")
     )
     model.to(torch.bfloat16).save_pretrained(out)

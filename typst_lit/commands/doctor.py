@@ -98,9 +98,9 @@ def _packages() -> Iterator[Finding]:
             found = version(name)
         except PackageNotFoundError:
             found = "not installed"
-        requirement = wanted.get(name)
-        fits = requirement is None or (found != "not installed" and requirement.specifier.contains(found, True))
-        yield Finding("packages", name, found, None if fits else f"pip install '{requirement}'")
+        range_ = wanted.get(name)
+        fits = range_ is None or (found != "not installed" and range_.specifier.contains(found, prereleases=True))
+        yield Finding("packages", name, found, None if fits else f"pip install '{range_}'")
 
 
 def _training() -> Iterator[Finding]:

@@ -92,8 +92,7 @@ def run(args: Sequence[str]) -> None:
     path = out / "model.gguf"
     from typst_lit.exporting.merging import merge
 
-    merge(before)
-    write_gguf(before.engine.model, tokenizer, path, config.gguf)
+    write_gguf(merge(before), tokenizer, path, config.gguf)
     print(f"GGUF ({config.gguf}): {path}")
     if config.check:
         before = Generator.load(adapter, config.base_model, use_4bit=False, compile=False)

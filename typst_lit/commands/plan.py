@@ -61,11 +61,7 @@ def table(options: Sequence[Option], device: Device) -> str:
         lines.append(f"{policy:<15}" + "".join(f"{cell:>9}" for cell in cells))
     lines.append("* does not fit")
     if device.tflops is not None:
-        times = ", ".join(
-            f"{policy} {1000 * by[policy, 1].seconds:.0f} ms"
-            for policy in POLICIES
-            if by[policy, 1].seconds is not None
-        )
+        times = ", ".join(f"{policy} {1000 * (by[policy, 1].seconds or 0):.0f} ms" for policy in POLICIES)
         lines.append(f"A sample of mean length, at 40 % of the device's matrix rate: {times}.")
     return "\n".join(lines)
 

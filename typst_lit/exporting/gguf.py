@@ -108,7 +108,7 @@ def splitter_of(tokenizer: PreTrainedTokenizerBase) -> str:
     Raises:
         UserError: when there is none.
     """
-    described = json.loads(tokenizer.backend_tokenizer.to_str())  # type: ignore[attr-defined]
+    described = json.loads(tokenizer.backend_tokenizer.to_str())
     splitter = described["pre_tokenizer"]
     steps = splitter["pretokenizers"] if splitter["type"] == "Sequence" else [splitter]
     kinds = [step["type"] for step in steps]

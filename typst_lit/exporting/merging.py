@@ -65,7 +65,7 @@ def agreement(before: Generator, after: Generator, pairs: Sequence[Mapping[str, 
 def mean_loss(generator: Generator, pairs: Sequence[Mapping[str, Any]]) -> float:
     """Returns the mean loss of the references' tokens under a generator's model."""
     model: Any = generator.engine.model
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     encoder = generator.encoder()
     encoded = encoder.encode([pair["input"] for pair in pairs], [pair["output"] for pair in pairs])
     total, count = 0.0, 0

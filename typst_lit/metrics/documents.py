@@ -82,7 +82,7 @@ class Draft(NamedTuple):
 class DocumentMetric(Metric, ABC):
     """The mean of a document's score over all documents that have one.
 
-    A subclass writes `score`. Update it with `Document`s; the state (sum and count) adds up over processes.
+    A subclass writes `score`. Update it with documents; the state (sum and count) adds up over processes.
     """
 
     full_state_update = False

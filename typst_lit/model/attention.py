@@ -135,7 +135,7 @@ def attention(
     if attention_mask is not None or query.shape[2] != key.shape[2] or kwargs.get("is_causal") is False:
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout, scaling, sliding_window=sliding_window, **kwargs
-        )  # type: ignore[no-any-return]
+        )
     window = sliding_window if sliding_window and sliding_window < query.shape[2] else None
     if documents and _has_varlen(query.device, query.dtype):
         return _varlen(query, key, value, documents, scaling, window), None
@@ -182,14 +182,16 @@ def _varlen(
         key, value = repeat_kv(key, groups), repeat_kv(value, groups)
     q, k, v = (each[0].transpose(0, 1).contiguous() for each in (query, key, value))
     bounds, longest = documents.bounds, documents.longest
-    return varlen_attn(q, k, v, bounds, bounds, longest, longest, **options)[None]  # type: ignore[no-any-return]
+    output: Any = varlen_attn(q, k, v, bounds, bounds, longest, longest, **options)
+    return output[None]  # type: ignore[no-any-return]
 
 
 def _mask(*args: Any, q_length: int, kv_length: int, attention_mask: Tensor | None = None, **kwargs: Any) -> Any:
     """Returns no mask where `attention` needs none: whatever position_ids say, it is told where documents begin."""
     if attention_mask is None and q_length == kv_length:
         return None
-    return sdpa_mask(*args, q_length=q_length, kv_length=kv_length, attention_mask=attention_mask, **kwargs)
+    options = {"q_length": q_length, "kv_length": kv_length, "attention_mask": attention_mask, **kwargs}
+    return sdpa_mask(*args, **options)
 
 
 AttentionInterface.register(NAME, attention)

@@ -80,11 +80,11 @@ def qwen2_config(original: dict[str, Any]) -> Qwen2Config:
 
 def load_first_qwen(name: str, **options: Any) -> Qwen2ForCausalLM:
     """Returns the model as Qwen2; ``options`` are those of ``from_pretrained``, the configuration among them."""
-    model = FirstQwenForCausalLM.from_pretrained(name, **options)
+    model: Any = FirstQwenForCausalLM.from_pretrained(name, **options)
     # From here on it is a Qwen2, for PEFT and for saving: neither shall go back to the old names.
     model.__class__ = Qwen2ForCausalLM
     model._weight_conversions = None
-    return model
+    return model  # type: ignore[no-any-return]
 
 
 def load_first_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenizerFast:
@@ -99,7 +99,7 @@ def load_first_tokenizer(name: str, revision: str | None = None) -> PreTrainedTo
     )
     chats = generation is not None and json.loads(Path(generation).read_text("utf-8")).get("chat_format") == "chatml"
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer_of(Path(found)),
+        tokenizer_object=tokenizer_of(Path(str(found))),
         eos_token=CHAT_END if chats else END,
         pad_token=END,
         clean_up_tokenization_spaces=False,

@@ -294,7 +294,7 @@ class TypstModule(LightningModule):
             return True
         if self.gradient_checkpointing in ("none", "selective"):
             self.gradient_checkpointing = "full"
-            base = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+            base: Any = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
             enable_checkpointing(base, "full")
             log.warning(
                 "Memory ran out at step %d. From here on, every layer is computed again in the backward pass "
@@ -387,7 +387,7 @@ class TypstModule(LightningModule):
         import bitsandbytes
 
         kind = bitsandbytes.optim.AdamW8bit if self.optimizer == "adamw_8bit" else bitsandbytes.optim.PagedAdamW8bit
-        return kind(groups, lr=self.learning_rate)  # type: ignore[no-any-return]
+        return kind(groups, lr=self.learning_rate)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """Returns the trainable weights only: frozen ones come from the base model, and 4-bit ones don't reload."""

@@ -96,7 +96,7 @@ class _Dequantised(torch.autograd.Function):
         return inputs @ packed.new_empty(shape, dtype=inputs.dtype).T
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         (packed,) = ctx.saved_tensors
         return gradient @ packed.new_empty(ctx.shape, dtype=gradient.dtype), None, None
 
@@ -123,7 +123,7 @@ def meta_model(
 ) -> tuple[PreTrainedModel, nn.Module]:
     """Returns a base model of this architecture, and the same with its adapter, on the meta device."""
     with torch.device("meta"):
-        base = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
+        base: Any = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
         head = base.get_output_embeddings()
         if use_4bit:
             for module in base.modules():
