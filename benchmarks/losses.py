@@ -11,13 +11,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +22,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
+from benchmarks.trials import GIB, about, in_a_process
 from typst_lit.callbacks.vram import MemoryMeter
 from typst_lit.model.losses import rows_cross_entropy
-
-GIB = 2**30
 
 
 def plain(rows: Tensor, targets: Tensor, head: nn.Linear) -> Tensor:
@@ -96,25 +92,21 @@ def main(args: Sequence[str]) -> None:
     options = {key: value for key, value in vars(given).items() if key != "output"}
     trials = []
     for way in WAYS:
-        call = [sys.executable, "-m", "benchmarks.losses", "--trial", json.dumps({**options, "way": way})]
-        done = subprocess.run(call, capture_output=True, text=True)
-        if done.returncode == 0:
-            trials.append(json.loads(done.stdout.splitlines()[-1]))
+        found = in_a_process("benchmarks.losses", {**options, "way": way})
+        if "way" in found:
+            trials.append(found)
         else:
-            print(f"{way}: {done.stderr.strip().splitlines()[-1]}", file=sys.stderr)
+            print(f"{way}: {found.get('failed', 'out of memory')}", file=sys.stderr)
     print("| | seconds | GiB above the inputs | loss | norm of the gradient |\n|---|---|---|---|---|")
     for found in trials:
         print(
             f"| {found['way']} | {found['seconds']:.3f} | {found['gib']:.2f} | {found['loss']:.2f} | "
             f"{found['gradient_norm']:.5f} |"
         )
-    about = {
-        "machine": f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads",
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
-        "versions": {"torch": version("torch")}, "arguments": options,
-    }  # fmt: skip
     given.output.parent.mkdir(parents=True, exist_ok=True)
-    given.output.with_suffix(".json").write_text(json.dumps({**about, "trials": trials}, indent=2) + "\n", "utf-8")
+    given.output.with_suffix(".json").write_text(
+        json.dumps({**about(), "arguments": options, "trials": trials}, indent=2) + "\n", "utf-8"
+    )
 
 
 if __name__ == "__main__":

@@ -15,62 +15,33 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import platform
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
 import torch
 
-GIB = 2**30
+from benchmarks.trials import GIB, about, fit_on_random_tokens, in_a_process, limit_memory
+
 GUIDE = {(1, 2048): "6", (2, 2048): "8", (4, 2048): "12", (8, 2048): "out of memory", (1, 4096): "20"}
 STEPS = 3
 
 
 def trial(options: dict[str, Any]) -> dict[str, Any]:
     """Fits a model for a few steps on random tokens, and returns what it held."""
-    from lightning.pytorch import Trainer
-    from peft import LoraConfig
-    from torch.utils.data import DataLoader
-
     from typst_lit.callbacks.vram import MemoryMeter
-    from typst_lit.data.batching import Batch
-    from typst_lit.model.module import TypstModule
 
     cuda = torch.cuda.is_available()
-    device = torch.device("cuda", 0) if cuda else torch.device("cpu")
-    limit = options["limit_gib"]
-    if limit and cuda:
-        torch.cuda.set_per_process_memory_fraction(limit * GIB / torch.cuda.get_device_properties(0).total_memory)
-    batch, length = options["batch"], options["length"]
-    generator = torch.Generator().manual_seed(0)
-
-    def made(_: object) -> Batch:
-        ids = torch.randint(0, 1000, (batch, length), generator=generator)
-        return Batch(ids, ids.clone(), [length] * batch, [0] * batch, ["random"] * batch)
-
-    module = TypstModule(
-        options["model"], use_4bit=options["use_4bit"], gradient_checkpointing=options["policy"],
-        adapter=LoraConfig(r=options["rank"], lora_alpha=2 * options["rank"], lora_dropout=0.05,
-                           target_modules="attention+mlp"),
-    )  # fmt: skip
-    trainer = Trainer(
-        max_steps=STEPS, accelerator="auto", devices=1, logger=False, enable_checkpointing=False,
-        enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
-        precision=("16-mixed" if limit else "bf16-mixed") if cuda else "32-true",
-    )  # fmt: skip
-    loader: Any = DataLoader(range(STEPS), batch_size=1, collate_fn=made)
-    meter = MemoryMeter(device)
+    limit_memory(options["limit_gib"])
+    meter = MemoryMeter(torch.device("cuda", 0) if cuda else torch.device("cpu"))
     meter.reset()
     before = 0 if cuda else meter.peak()[0]
     began = time.perf_counter()
     try:
-        trainer.fit(module, loader)
+        fit_on_random_tokens(options, STEPS)
     except (torch.OutOfMemoryError, MemoryError):
         return {"out_of_memory": True}
     allocated, reserved = meter.peak()
@@ -99,18 +70,6 @@ def predicted(options: dict[str, Any]) -> dict[str, float]:
     weights = sum(p.numel() * p.element_size() * (4 if p.requires_grad else 1) for p in whole.parameters())
     inputs = batch * length * config.hidden_size * config.num_hidden_layers * dtype.itemsize
     return {"predicted": peaks.most, "floor": weights + inputs}
-
-
-def in_a_process(options: dict[str, Any]) -> dict[str, Any]:
-    """Runs a trial in a process of its own; one that the system kills ran out of memory."""
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.memory", "--trial", json.dumps(options)], capture_output=True, text=True
-    )
-    if done.returncode == 0:
-        return dict(json.loads(done.stdout.splitlines()[-1]))
-    if done.returncode in (-9, 137):
-        return {"out_of_memory": True}
-    raise SystemExit(f"a trial failed: {options}\n{done.stderr}")
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
@@ -164,15 +123,17 @@ def main() -> None:
             "model": args.model, "batch": batch, "length": length, "rank": rank, "policy": policy,
             "use_4bit": bits == "true", "limit_gib": args.limit_gib,
         }  # fmt: skip
-        rows.append({**options, **predicted(options), **in_a_process(options)})
+        rows.append(
+            {
+                **options,
+                "model": Path(args.model).name,
+                **predicted(options),
+                **in_a_process("benchmarks.memory", options),
+            }
+        )
         print(table(rows[-1:]).splitlines()[-1], flush=True)
     args.output.parent.mkdir(parents=True, exist_ok=True)
-    about = {
-        "machine": f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads",
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU, resident memory",
-        "versions": {name: version(name) for name in ("torch", "transformers", "peft", "bitsandbytes", "lightning")},
-    }
-    args.output.with_suffix(".json").write_text(json.dumps({**about, "trials": rows}, indent=2) + "\n", "utf-8")
+    args.output.with_suffix(".json").write_text(json.dumps({**about(), "trials": rows}, indent=2) + "\n", "utf-8")
     draw(rows, args.output.with_suffix(".png"))
     print("\n" + table(rows))
 

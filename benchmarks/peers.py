@@ -16,19 +16,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 
-GIB = 2**30
+from benchmarks.trials import GIB, about, in_a_process
+
 RATE = 1e-3
 WHO = ("ours", "trl", "plain")
 
@@ -210,16 +208,6 @@ def trial(options: dict[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def in_a_process(options: dict[str, Any]) -> dict[str, Any]:
-    """Runs a trial in a process of its own."""
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.peers", "--trial", json.dumps(options)], capture_output=True, text=True
-    )
-    if done.returncode:
-        return {"who": options["who"], "failed": done.stderr.strip().splitlines()[-1:]}
-    return dict(json.loads(done.stdout.splitlines()[-1]))
-
-
 def main(args: Sequence[str]) -> None:
     if args[:1] == ["--trial"]:
         print(json.dumps(trial(json.loads(args[1]))))
@@ -242,9 +230,9 @@ def main(args: Sequence[str]) -> None:
     for number in range(given.runs):
         for who in given.who:
             scratch = str(given.output.parent / f"{given.output.name}-scratch")
-            trials.append(in_a_process({**options, "who": who, "scratch": scratch}))
+            trials.append({"who": who, **in_a_process("benchmarks.peers", {**options, "who": who, "scratch": scratch})})
             print(f"run {number + 1}: {trials[-1]}", file=sys.stderr)
-    measured = {who: [trial for trial in trials if trial["who"] == who and "failed" not in trial] for who in given.who}
+    measured = {who: [trial for trial in trials if trial["who"] == who and "losses" in trial] for who in given.who}
     middle = {
         who: {key: statistics.median(t[key] for t in found) for key in ("tokens_per_s", "peak_gib")}
         for who, found in measured.items()
@@ -263,20 +251,10 @@ def main(args: Sequence[str]) -> None:
             f"| {who} | {values['tokens_per_s']:.1f} | {fast} | {values['peak_gib']:.2f} | {small} | "
             f"{losses[0]:.3f}, {losses[-1]:.3f} |"
         )
-    about = {
-        "machine": f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads",
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
-        "versions": {name: _version(name) for name in ("torch", "transformers", "peft", "bitsandbytes", "trl")},
-        "arguments": {key: str(value) for key, value in options.items() if key not in ("path", "model")},
-    }
-    given.output.with_suffix(".json").write_text(json.dumps({**about, "trials": trials}, indent=2) + "\n", "utf-8")
-
-
-def _version(name: str) -> str:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return "not installed"
+    arguments = {key: value for key, value in options.items() if key not in ("path", "model")}
+    given.output.with_suffix(".json").write_text(
+        json.dumps({**about(), "arguments": arguments, "trials": trials}, indent=2) + "\n", "utf-8"
+    )
 
 
 if __name__ == "__main__":
