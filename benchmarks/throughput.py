@@ -126,9 +126,7 @@ def main() -> None:
     parser.add_argument("--limit-gib", type=float)
     args = parser.parse_args()
     rows = []
-    print(
-        "| batch | length | documents a row | weights | checkpointing | tokens/s | share | forward, backward, rest (s) |"
-    )
+    print("| batch | length | documents a row | weights | checkpointing | tokens/s | share | forward, backward, rest |")
     print("|---|---|---|---|---|---|---|---|")
     for batch, length, policy, bits, packed in itertools.product(
         args.batch, args.length, args.policy, args.use_4bit, args.packed
