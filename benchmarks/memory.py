@@ -33,6 +33,7 @@ STEPS = 3
 def trial(options: dict[str, Any]) -> dict[str, Any]:
     """Fits a model for a few steps on random tokens, and returns what it held."""
     from typst_lit.callbacks.vram import MemoryMeter
+    from typst_lit.model.memory import is_out_of_memory
 
     cuda = torch.cuda.is_available()
     limit_memory(options["limit_gib"])
@@ -42,7 +43,9 @@ def trial(options: dict[str, Any]) -> dict[str, Any]:
     began = time.perf_counter()
     try:
         fit_on_random_tokens(options, STEPS)
-    except (torch.OutOfMemoryError, MemoryError):
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
         return {"out_of_memory": True}
     allocated, reserved = meter.peak()
     return {

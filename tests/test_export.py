@@ -11,6 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Qwen2Config, Qwen3Config
 
 from typst_lit.data.prompts import FormatPrompt
+from typst_lit.exporting.engines import vllm_commands
 from typst_lit.exporting.gguf import read_gguf, splitter_of, write_gguf
 from typst_lit.inference import Generator
 
@@ -100,7 +101,10 @@ def test_gguf_of_every_architecture_has_its_logits(tokenizer, tmp_path, config, 
 def test_commands_for_vllm_name_what_is_there(run, able_adapter, tmp_path) -> None:
     done = run("export", "--model", able_adapter, "--to", "vllm", "--output", tmp_path / "out", "--no-check")
     assert done.status == 0, done.err
-    assert f"vllm serve {tmp_path / 'out'} " in done.out and "--max-lora-rank 16" in done.out
+    assert f"vllm serve {tmp_path / 'out'} " in done.out
+    assert "--enable-lora" not in done.out  # vLLM knows no built-in base model
+    commands = vllm_commands(tmp_path, "Qwen/Qwen3-1.7B", able_adapter, 12, 8192)
+    assert commands[1].startswith("vllm serve Qwen/Qwen3-1.7B --enable-lora") and "--max-lora-rank 16" in commands[1]
     assert (tmp_path / "out/model.safetensors").is_file()
 
 

@@ -13,9 +13,11 @@ from typst_lit.commands.parsing import SmallParser
 from typst_lit.errors import UserError
 
 if TYPE_CHECKING:
+    from typst_lit.exporting.merging import Agreement
     from typst_lit.inference import Generator
 
 SAMPLES = 4  # records to compare on
+LARGEST_CHANGE = {"float32": 1e-3, "float16": 0.02, "bfloat16": 0.05, "f16": 0.02, "q8_0": 0.1}  # of the mean loss
 
 
 def parser() -> ArgumentParser:
@@ -49,7 +51,7 @@ def run(args: Sequence[str]) -> None:
     out = Path(config.output)
     there = out.exists() and (not out.is_dir() or any(out.iterdir()))
     if config.to == "hub" and config.push:
-        _push(config, out, there)
+        _push(config, out)
         return
     if there:
         raise UserError(f"{out} is not empty: name another --output.")
@@ -69,23 +71,27 @@ def run(args: Sequence[str]) -> None:
     tokenizer = before.encoder().tokenizer
     if config.to in ("gguf", "ollama"):
         splitter_of(tokenizer)  # before anything is written
-    pairs = _pairs(config, before)
-    base_model: Any = before.engine.model
-    peft_config = getattr(base_model, "active_peft_config", None)
-    context = base_model.config.max_position_embeddings
+    pairs = _pairs(config, before) if config.check else []
+    model: Any = before.engine.model
+    peft_config, model_config = getattr(model, "active_peft_config", None), model.config
+    del model  # each reload below shall be the only model in memory beside the one it is compared with
+    context = model_config.max_position_embeddings
     if config.to in ("merged", "vllm"):
         write_merged(before, out, getattr(torch, config.dtype), config.shard_size)
         print(f"Merged: {out}")
         if config.check:
             before = Generator.load(adapter, config.base_model, use_4bit=False, compile=False)
             after = Generator.load(None, str(out), use_4bit=False, compile=False)
-            print(f"On {len(pairs)} records: {agreement(before, after, pairs)}.{_rounding(config.dtype)}")
+            _tell(agreement(before, after, pairs), config.dtype)
         if config.to == "vllm":
-            base = config.base_model or adapter_base(adapter) or ""
             from typst_lit.exporting.engines import vllm_commands
+            from typst_lit.model.backbones import known_elsewhere
 
+            base = config.base_model or adapter_base(adapter) or ""
+            plain = getattr(peft_config, "peft_type", None) == "LORA" and not peft_config.use_dora
+            rank = peft_config.r if plain and not peft_config.modules_to_save and known_elsewhere(base) else None
             print("Serve it with one of:")
-            for command in vllm_commands(out, base, adapter, getattr(peft_config, "r", None), context):
+            for command in vllm_commands(out, base, adapter, rank, context):
                 print(f"  {command}")
         return
     out.mkdir(parents=True, exist_ok=True)
@@ -96,8 +102,8 @@ def run(args: Sequence[str]) -> None:
     print(f"GGUF ({config.gguf}): {path}")
     if config.check:
         before = Generator.load(adapter, config.base_model, use_4bit=False, compile=False)
-        after = Generator(read_gguf(path, base_model.config), tokenizer, before.templates)
-        print(f"On {len(pairs)} records: {agreement(before, after, pairs)}.{_rounding(config.gguf)}")
+        after = Generator(read_gguf(path, model_config), tokenizer, before.templates)
+        _tell(agreement(before, after, pairs), config.gguf)
     if config.to == "ollama":
         from typst_lit.exporting.engines import modelfile
 
@@ -105,8 +111,20 @@ def run(args: Sequence[str]) -> None:
         print(f"Modelfile: {out / 'Modelfile'}\n  ollama create typst-lit -f {out / 'Modelfile'}")
 
 
-def _rounding(kind: str) -> str:
-    return "" if kind == "float32" else f" ({kind} rounds the merged weights, which a greedy choice can show.)"
+def _tell(found: Agreement, kind: str) -> None:
+    """Prints how alike the result is to what it was made from.
+
+    Raises:
+        UserError: when it is another model.
+    """
+    print(f"On {found.documents} records: {found}.")
+    if abs(found.after - found.before) > LARGEST_CHANGE[kind]:
+        raise UserError(
+            "the result is not the model that was exported: its loss differs by more than rounding can explain. Do "
+            "not use it. Does the adapter train layers that share weights with others (modules_to_save)?"
+        )
+    if found.same < found.documents:
+        print(f"  ({kind} rounds the merged weights; where two tokens are nearly as likely, a greedy choice shows it.)")
 
 
 def _pairs(config: Namespace, generator: Generator) -> list[dict[str, Any]]:
@@ -153,11 +171,11 @@ def _prepare_for_hub(config: Namespace, out: Path) -> None:
           f"  --push --repo {config.repo or 'owner/name'}")  # fmt: skip
 
 
-def _push(config: Namespace, out: Path, there: bool) -> None:
+def _push(config: Namespace, out: Path) -> None:
     from typst_lit.exporting.engines import push
 
     if not config.repo:
         raise UserError("--push needs the repository: --repo owner/name.")
-    if not there:
+    if not (out / "adapter_config.json").is_file() or not (out / "README.md").is_file():
         raise UserError(f"{out} is not prepared yet: give the command without --push first, and look at what it wrote.")
     print(f"Uploaded: {push(out, config.repo)}")

@@ -121,7 +121,8 @@ class PackingCollator:
         ends = [0, *np.cumsum(lengths).tolist()]
         return Batch(
             torch.tensor([[token for example in examples for token in example.input_ids]]),
-            torch.tensor([[label for example in examples for label in example.labels]]),
+            # The first label of each is nobody's to predict: what stands before it is another document.
+            torch.tensor([[label for example in examples for label in (IGNORED, *example.labels[1:])]]),
             lengths,
             [example.prompt_length for example in examples],
             [example.origin for example in examples],

@@ -145,7 +145,7 @@ class TypstDataModule(LightningDataModule):
         self.train_on_prompt = train_on_prompt
         self.packing = packing
         self.batch_size = batch_size
-        self.eval_batch_size = eval_batch_size or batch_size
+        self._eval_batch_size = eval_batch_size
         self.num_workers = num_workers
         self.num_proc = num_proc
         self.cache_dir = cache_dir
@@ -156,6 +156,11 @@ class TypstDataModule(LightningDataModule):
         self._tables: dict[str, Dataset] = {}
         self._resume_from = (0, 0)
         self._resume_order: str | None = None
+
+    @property
+    def eval_batch_size(self) -> int:
+        """Samples of a validation step: as asked for, or as many as are trained on at once."""
+        return self._eval_batch_size or self.batch_size
 
     # Set-up
 

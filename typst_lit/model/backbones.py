@@ -156,6 +156,11 @@ def _is_first_qwen(place: str, revision: str | None) -> bool:
     return PretrainedConfig.get_config_dict(place, revision=revision)[0].get("model_type") == first_qwen.MODEL_TYPE
 
 
+def known_elsewhere(name: str) -> bool:
+    """Returns whether other engines know a base model under its name: not a built-in, not a first-generation Qwen."""
+    return name not in BUILT_IN and not _is_first_qwen(name, None)
+
+
 def check_kind(name: str, config: PretrainedConfig) -> None:
     """Refuses models that are no plain causal language models.
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
-from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from transformers import Qwen2Config, Qwen2ForCausalLM, TokenizersBackend
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
 from transformers.core_model_loading import Chunk, WeightConverter, WeightRenaming
 from transformers.utils import cached_file
@@ -40,6 +40,10 @@ NAMES = {
     r"\.mlp\.w2\.": ".mlp.gate_proj.",
     r"\.mlp\.c_proj\.": ".mlp.down_proj.",
 }
+
+
+class PreTrainedTokenizerFast(TokenizersBackend):
+    """The class's old name, which is what is saved: engines on transformers 4 know no other."""
 
 
 class FirstQwenForCausalLM(Qwen2ForCausalLM):

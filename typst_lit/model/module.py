@@ -188,8 +188,9 @@ class TypstModule(LightningModule):
     def _check_positions(self) -> None:
         config = self.backbone.load_config(self.base_model, self.revision, self.trust_remote_code)
         positions = getattr(config, "max_position_embeddings", None)
-        longest = getattr(self.trainer.datamodule, "length_limit", None)  # type: ignore[attr-defined]
-        if positions and longest and longest > positions:
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        longest = int(data.train_lengths[0].max()) if hasattr(data, "train_lengths") else 0
+        if positions and longest > positions:
             raise UserError(
                 f"data.max_length: there are samples of {longest} tokens, and {self.base_model} knows {positions} "
                 f"places. Use --data.max_length {positions} (what is longer is dropped and named), or another model."

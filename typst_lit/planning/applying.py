@@ -49,6 +49,7 @@ def device_of(name: str, gib: float | None = None) -> tuple[Device, torch.dtype]
 def job_of(module: TypstModule, data: TypstDataModule, dtype: torch.dtype) -> Job:
     """Returns what a module and its data would fit. The data is read and tokenised; no weight is loaded."""
     data.tokenizer = data.tokenizer or module.tokenizer
+    data.template = data.template or module.adapter_template  # no trainer is there yet to ask for it
     data.load(TrainerFn.FITTING)
     lengths, prompts = data.train_lengths
     labelled = 1.0 if data.train_on_prompt else float(1 - prompts.sum() / max(1, lengths.sum()))
