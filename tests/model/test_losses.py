@@ -58,6 +58,26 @@ def test_equals_the_plain_form_in_every_precision(monkeypatch, dtype, autocast, 
         torch.testing.assert_close(ours, theirs, rtol=rounding, atol=rounding)
 
 
+def test_gradients_of_tokens_that_are_all_but_certain_do_not_vanish_in_fp16() -> None:
+    """As under fp16's gradient scaler: the loss is multiplied, and what comes out is divided again."""
+    torch.manual_seed(0)
+    head = nn.Linear(64, 100, bias=False).requires_grad_(False)
+    targets = torch.arange(50)[None]
+    ahead = torch.cat([targets[:, 1:], targets[:, :1]], 1)
+    hidden = (head.weight[ahead[0]] * 60)[None]
+    head, scale = head.half(), 65536 / 4096
+    exact = hidden.half().double().requires_grad_()
+    plain = F.cross_entropy(
+        F.linear(exact, head.weight.double())[:, :-1].reshape(-1, 100), targets[0, 1:], reduction="sum"
+    )
+    (plain * scale).backward()
+    rows = hidden.half().requires_grad_()
+    (summed_cross_entropy(rows, targets, head)[0] * scale).backward()
+    size, error = exact.grad[0, :-1].norm(dim=-1), (rows.grad - exact.grad)[0, :-1].norm(dim=-1)
+    assert 0 < size.median() / scale < 2**-14  # where fp16 begins to lose its digits
+    assert (error / size).median() < 0.1  # 0.12 where the factor comes after the rounding
+
+
 def test_logits_are_never_held_and_a_frozen_head_gets_no_gradient() -> None:
     """2,000 rows of 50,000 logits would be 400 MB; a chunk of them is 205."""
     head = nn.Linear(8, 50_000, bias=False).requires_grad_(False)

@@ -84,12 +84,15 @@ def run(args: Sequence[str]) -> None:
             after = Generator.load(None, str(out), use_4bit=False, compile=False)
             _tell(agreement(before, after, pairs), config.dtype)
         if config.to == "vllm":
+            from peft import LoraConfig
+
             from typst_lit.exporting.engines import vllm_commands
             from typst_lit.model.backbones import known_elsewhere
 
             base = config.base_model or adapter_base(adapter) or ""
-            plain = getattr(peft_config, "peft_type", None) == "LORA" and not peft_config.use_dora
-            rank = peft_config.r if plain and not peft_config.modules_to_save and known_elsewhere(base) else None
+            rank = None
+            if isinstance(peft_config, LoraConfig) and not (peft_config.use_dora or peft_config.modules_to_save):
+                rank = peft_config.r if known_elsewhere(base) else None
             print("Serve it with one of:")
             for command in vllm_commands(out, base, adapter, rank, context):
                 print(f"  {command}")

@@ -46,6 +46,7 @@ class Batch(NamedTuple):
         origins: where each record stood, for messages.
         position_ids: (1, T) places that begin anew with each packed example; None when they are not packed.
         documents: where the packed examples are.
+        predicting: `predicting_places` of the labels.
     """
 
     input_ids: Tensor
@@ -55,10 +56,20 @@ class Batch(NamedTuple):
     origins: list[str]
     position_ids: Tensor | None = None
     documents: Documents | None = None
+    predicting: Tensor | None = None
+
+
+def predicting_places(labels: Tensor) -> Tensor:
+    """Returns the places (N) in labels (B, T), laid out flat, whose next token is to be predicted."""
+    ahead = torch.zeros_like(labels, dtype=torch.bool)
+    ahead[:, :-1] = labels[:, 1:] != IGNORED
+    return ahead.flatten().nonzero()[:, 0]
 
 
 def split(batch: Batch, parts: int) -> list[Batch]:
     """Returns a batch's examples in so many batches, or as many as it has examples, in order."""
+    if parts == 1:
+        return [batch]
     count = len(batch.lengths)
     ends = batch.documents.ends if batch.documents else list(range(count + 1))
     places = sorted({int(np.abs(np.array(ends) - ends[-1] * part / parts).argmin()) for part in range(parts + 1)})
@@ -110,7 +121,8 @@ class Collator:
             input_ids[row, :length] = torch.tensor(example.input_ids)
             labels[row, :length] = torch.tensor(example.labels)
         prompt_lengths = [example.prompt_length for example in examples]
-        return Batch(input_ids, labels, lengths, prompt_lengths, [example.origin for example in examples])
+        origins = [example.origin for example in examples]
+        return Batch(input_ids, labels, lengths, prompt_lengths, origins, predicting=predicting_places(labels))
 
 
 class PackingCollator:
@@ -119,15 +131,17 @@ class PackingCollator:
     def __call__(self, examples: Sequence[Example]) -> Batch:
         lengths = [len(example.input_ids) for example in examples]
         ends = [0, *np.cumsum(lengths).tolist()]
+        # The first label of each is nobody's to predict: what stands before it is another document.
+        labels = torch.tensor([[label for example in examples for label in (IGNORED, *example.labels[1:])]])
         return Batch(
             torch.tensor([[token for example in examples for token in example.input_ids]]),
-            # The first label of each is nobody's to predict: what stands before it is another document.
-            torch.tensor([[label for example in examples for label in (IGNORED, *example.labels[1:])]]),
+            labels,
             lengths,
             [example.prompt_length for example in examples],
             [example.origin for example in examples],
             torch.cat([torch.arange(length) for length in lengths])[None],
             Documents(ends, torch.tensor(ends, dtype=torch.int32), max(lengths)),
+            predicting_places(labels),
         )
 
 

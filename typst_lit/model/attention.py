@@ -88,12 +88,12 @@ def kernel_of(
         for count in (heads, groups, groups)
     )
     documents = Documents([0, 16, 32], torch.tensor([0, 16, 32], dtype=torch.int32, device=device), 16)
-    with _Operators() as seen:
+    with Operators() as seen:
         attention(nn.Module(), query, key, value, None, documents=documents if packed else None)
     return next((KERNELS[name] for name in seen.names if name in KERNELS), PLAIN)
 
 
-class _Operators(TorchDispatchMode):
+class Operators(TorchDispatchMode):
     """Keeps the names of the operators that run."""
 
     def __init__(self) -> None:
@@ -136,6 +136,10 @@ def attention(
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout, scaling, sliding_window=sliding_window, **kwargs
         )
+    device = query.device.type
+    if torch.is_autocast_enabled(device):  # fp32 norms and rotations leave queries and keys in fp32
+        dtype = torch.get_autocast_dtype(device)
+        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     window = sliding_window if sliding_window and sliding_window < query.shape[2] else None
     if documents and _has_varlen(query.device, query.dtype):
         return _varlen(query, key, value, documents, scaling, window), None
@@ -183,7 +187,8 @@ def _varlen(
     q, k, v = (each[0].transpose(0, 1).contiguous() for each in (query, key, value))
     bounds, longest = documents.bounds, documents.longest
     output: Any = varlen_attn(q, k, v, bounds, bounds, longest, longest, **options)
-    return output[None]  # type: ignore[no-any-return]
+    result: Tensor = output[None]
+    return result
 
 
 def _mask(*args: Any, q_length: int, kv_length: int, attention_mask: Tensor | None = None, **kwargs: Any) -> Any:

@@ -88,7 +88,7 @@ def load_first_qwen(name: str, **options: Any) -> Qwen2ForCausalLM:
     # From here on it is a Qwen2, for PEFT and for saving: neither shall go back to the old names.
     model.__class__ = Qwen2ForCausalLM
     model._weight_conversions = None
-    return model  # type: ignore[no-any-return]
+    return model
 
 
 def load_first_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenizerFast:

@@ -10,12 +10,15 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F  # noqa: N812
 from torch.utils.checkpoint import checkpoint
 
-from typst_lit.data.encoding import IGNORED
+from typst_lit.data.batching import predicting_places
 
 CHUNK_ROWS = 512
+HALF_SCALE = 1024.0  # in fp16, gradients are kept times this: those of tokens that are all but certain would round to 0
 
 
-def summed_cross_entropy(hidden: Tensor, labels: Tensor, head: nn.Module) -> tuple[Tensor, Tensor]:
+def summed_cross_entropy(
+    hidden: Tensor, labels: Tensor, head: nn.Module, predicting: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Returns the loss of predicting each next labelled token, summed, and how many such tokens there are.
 
     Rows without a label never reach the head, and the rest pass it in chunks, so that no more than ``CHUNK_ROWS`` rows
@@ -25,13 +28,17 @@ def summed_cross_entropy(hidden: Tensor, labels: Tensor, head: nn.Module) -> tup
         hidden: (B, T, D) last hidden states.
         labels: (B, T) ids, or `IGNORED`; the label at t + 1 is predicted from the hidden state at t.
         head: the module that turns hidden states into logits (.., V).
+        predicting: `predicting_places` of the labels. Without them they are found here, for which the CPU has to wait
+            until a GPU has done all it was given.
 
     Returns:
         Scalar fp32 sum, differentiable in ``hidden`` and the head's weights, and the count as an integer scalar.
     """
-    targets = labels[:, 1:]
-    labelled = targets != IGNORED
-    return rows_cross_entropy(hidden[:, :-1][labelled], targets[labelled], head), labelled.sum()
+    if predicting is None:
+        predicting = predicting_places(labels)
+    rows = hidden.flatten(0, 1).index_select(0, predicting)
+    targets = labels.flatten().index_select(0, predicting + 1)
+    return rows_cross_entropy(rows, targets, head), torch.full((), len(rows), device=rows.device)
 
 
 def rows_cross_entropy(rows: Tensor, targets: Tensor, head: nn.Module) -> Tensor:
@@ -63,6 +70,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         """Returns the summed loss (fp32) of rows (N, D) and the head's weight (V, D) for targets (N)."""
         device = rows.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+        factor = HALF_SCALE if dtype is torch.float16 else 1.0
         want_rows, want_weight, _ = ctx.needs_input_grad
         cast = weight.to(dtype)
         row_gradient = torch.empty_like(rows) if want_rows else None
@@ -80,13 +88,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 # softmax minus one-hot, in the logits' own memory
                 gradient = logits.sub_(normaliser).exp_()
                 gradient.scatter_add_(-1, wanted, torch.full_like(normaliser, -1.0))
-                gradient = gradient.to(dtype)
+                gradient = gradient.mul_(factor).to(dtype)
                 if row_gradient is not None:
                     row_gradient[here] = gradient @ cast
                 if weight_gradient is not None:
                     weight_gradient += gradient.T @ part
         ctx.save_for_backward(row_gradient, weight_gradient)
-        ctx.weight_dtype = weight.dtype
+        ctx.weight_dtype, ctx.factor = weight.dtype, factor
         return total
 
     @staticmethod
@@ -94,6 +102,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         """Returns the gradients times that of the sum."""
         rows, weight = ctx.saved_tensors
+        upstream = upstream / ctx.factor
         return (
             None if rows is None else rows * upstream.to(rows.dtype),
             None if weight is None else (weight * upstream).to(ctx.weight_dtype),

@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric, Metric
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from typst_lit.data.batching import Batch, PromptBatch
+from typst_lit.data.batching import Batch, PromptBatch, split
 from typst_lit.data.prompts import PromptTemplate
 from typst_lit.errors import UserError
 from typst_lit.model.adapters import (
@@ -42,6 +42,7 @@ from typst_lit.model.sampling import GenerationSettings
 from typst_lit.model.schedules import Schedule, learning_rate_factor
 
 log = logging.getLogger(__name__)
+Result = TypeVar("Result")
 
 # The loss that is differentiated is the sum over tokens divided by this, and the gradients are divided by the step's
 # true token count when the step is complete. Any power of two gives the same bits; this one is near a usual step's
@@ -245,7 +246,7 @@ class TypstModule(LightningModule):
     def summed_loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Returns the loss summed over the batch's labelled tokens, and their count."""
         head = self.model.get_output_embeddings()
-        return summed_cross_entropy(self.hidden_states(batch), batch.labels, head)
+        return summed_cross_entropy(self.hidden_states(batch), batch.labels, head, batch.predicting)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         self._seed(batch_idx)
@@ -263,26 +264,31 @@ class TypstModule(LightningModule):
         torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1)[0]))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        loss, tokens = self._loss_that_fits(batch, batch_idx) if self.split_when_full else self.summed_loss(batch)
+        if self.split_when_full or self.parts > 1:
+            loss, tokens = self._that_fits(batch, lambda: self._loss_in_parts(batch, batch_idx))
+        else:
+            loss, tokens = self.summed_loss(batch)
         self._window.append((loss.detach(), tokens, batch.origins))
         # Lightning divides by the number of micro-batches, which on_before_optimizer_step has no use for.
         return loss / TOKEN_SCALE * self.trainer.accumulate_grad_batches
 
-    def _loss_that_fits(self, batch: Batch, batch_idx: int) -> tuple[Tensor, Tensor]:
-        """Returns `summed_loss`, and whenever memory runs out, tries again with less at a time."""
+    def _loss_in_parts(self, batch: Batch, batch_idx: int) -> tuple[Tensor, Tensor]:
+        """Returns `summed_loss` with its gradients, computed from parts of the batch."""
+        self._seed(batch_idx)
         scale = torch.full((), 1 / TOKEN_SCALE, device=self.device)
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
         parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        return loss_in_parts(self.summed_loss, batch, self.parts, parameters, scaler.scale(scale) if scaler else scale)
+
+    def _that_fits(self, batch: Batch, compute: Callable[[], Result]) -> Result:
+        """Returns what is computed from a batch, and whenever memory runs out, tries again with less at a time."""
         while True:
             try:
-                factor = scaler.scale(scale) if scaler else scale
-                return loss_in_parts(self.summed_loss, batch, self.parts, parameters, factor)
+                return compute()
             except Exception as error:
-                if not is_out_of_memory(error) or not self._take_less(batch):
+                if not (self.split_when_full and is_out_of_memory(error) and self._take_less(batch)):
                     raise
-            # Only here, past the exception, is the memory of the frames it came through free.
-            torch.cuda.empty_cache()
-            self._seed(batch_idx)
+            torch.cuda.empty_cache()  # only here, past the exception, is the memory of the frames it came through free
 
     def _take_less(self, batch: Batch) -> bool:
         """Runs what follows in more parts, or keeps less for the backward pass; returns whether it could."""
@@ -343,8 +349,9 @@ class TypstModule(LightningModule):
         )
 
     def _evaluate(self, batch: Batch) -> None:
-        loss, tokens = self.summed_loss(batch)
-        self.eval_loss.update(loss / tokens.clamp(min=1), weight=tokens)
+        found = self._that_fits(batch, lambda: [self.summed_loss(part) for part in split(batch, self.parts)])
+        for loss, tokens in found:
+            self.eval_loss.update(loss / tokens.clamp(min=1), weight=tokens)
 
     def _log_evaluation(self, stage: str) -> None:
         loss = self.eval_loss.compute()

@@ -129,7 +129,8 @@ def meta_model(
             for module in base.modules():
                 if type(module) is nn.Linear and module is not head:
                     module.__class__ = FourBitLinear
-                    module.pack(dtype)
+                    packed: Any = module
+                    packed.pack(dtype)
         use_own_attention(base)
         whole = base if adapter is None else attach_adapter(base, adapter)
         for parameter in whole.parameters():
