@@ -52,7 +52,6 @@ def trial(options: dict[str, Any]) -> dict[str, Any]:
         "allocated": allocated - before,
         "reserved": reserved - before,
         "seconds": (time.perf_counter() - began) / STEPS,
-        "out_of_memory": False,
     }
 
 
@@ -80,8 +79,10 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     head = "| batch | length | rank | weights | checkpointing | measured | predicted | off | floor | guide (GB) |"
     lines = [head, "|" + "---|" * 10]
     for row in rows:
-        measured = "out of memory" if row["out_of_memory"] else f"{row['allocated'] / GIB:.2f}"
-        off = "" if row["out_of_memory"] else f"{100 * (row['predicted'] / row['allocated'] - 1):+.0f} %"
+        measured, off = row.get("failed", "out of memory"), ""
+        if "allocated" in row:
+            measured = f"{row['allocated'] / GIB:.2f}"
+            off = f"{100 * (row['predicted'] / row['allocated'] - 1):+.0f} %"
         bits = "4-bit" if row["use_4bit"] else "16-bit"
         lines.append(
             f"| {row['batch']} | {row['length']} | {row['rank']} | {bits} | {row['policy']} | {measured} | "
@@ -95,9 +96,9 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
     """Draws measured peaks against predicted ones."""
     figure, axes = plt.subplots(figsize=(6, 5), layout="constrained")
     for policy in dict.fromkeys(row["policy"] for row in rows):
-        some = [row for row in rows if row["policy"] == policy and not row["out_of_memory"]]
+        some = [row for row in rows if row["policy"] == policy and "allocated" in row]
         axes.plot([r["predicted"] / GIB for r in some], [r["allocated"] / GIB for r in some], "o", label=policy)
-    most = max((row["predicted"] / GIB for row in rows if not row["out_of_memory"]), default=1.0)
+    most = max((row["predicted"] / GIB for row in rows if "allocated" in row), default=1.0)
     axes.plot([0, most], [0, most], color="gray", linewidth=0.8)
     axes.set(xlabel="predicted GiB", ylabel="measured GiB")
     axes.legend()
@@ -118,6 +119,7 @@ def main() -> None:
     parser.add_argument("--use-4bit", nargs="+", default=["true"], choices=["true", "false"])
     parser.add_argument("--limit-gib", type=float)
     args = parser.parse_args()
+    args.output.parent.mkdir(parents=True, exist_ok=True)
     rows = []
     for batch, length, rank, policy, bits in itertools.product(
         args.batch, args.length, args.rank, args.policy, args.use_4bit
@@ -135,8 +137,7 @@ def main() -> None:
             }
         )
         print(table(rows[-1:]).splitlines()[-1], flush=True)
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    args.output.with_suffix(".json").write_text(json.dumps({**about(), "trials": rows}, indent=2) + "\n", "utf-8")
+        args.output.with_suffix(".json").write_text(json.dumps({**about(), "trials": rows}, indent=2) + "\n", "utf-8")
     draw(rows, args.output.with_suffix(".png"))
     print("\n" + table(rows))
 

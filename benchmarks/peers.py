@@ -6,8 +6,10 @@
 The same base model in 4 bits, the same records that fit the length, LoRA r 16 on attention and MLP, loss on the
 completions, one epoch, precision by device. Every run is a process of its own, and they take turns. `ours` pads to
 batches of similar length, or packs with `--packing`; `trl` has its best settings for the device: samples grouped by
-length, its loss without full logits, packing where it has the kernel for it (CUDA); `plain` pads every sample to the
-maximum length and computes all logits, as the usual guide does. Writes OUTPUT.json and prints the table.
+length, its loss without full logits, and with `--packing` packing too where flash_attn is installed; `plain` pads every
+sample to the maximum length and computes all logits, as the usual guide does. Each sees the samples in an order of its
+own; that they learn the same is seen from the loss on all of them before and after, computed in one way for all. Writes
+OUTPUT.json and prints the table.
 
 It needs `pip install trl`, and for a model of random weights `python -m benchmarks.random_model`.
 """
@@ -15,17 +17,20 @@ It needs `pip install trl`, and for a model of random weights `python -m benchma
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from benchmarks.trials import GIB, about, in_a_process
+from typst_lit.data.encoding import IGNORED
+from typst_lit.model.losses import summed_cross_entropy
 
 RATE = 1e-3
 WHO = ("ours", "trl", "plain")
@@ -44,8 +49,33 @@ def texts(path: str, tokenizer: Any, longest: int, count: int) -> list[tuple[str
     return found[:count]
 
 
-def ours(options: dict[str, Any]) -> tuple[float, list[float]]:
-    """Returns the seconds of the epoch, and the loss of each step."""
+class Fitted(NamedTuple):
+    """What a run gives: its seconds, the loss of each step, and the model."""
+
+    seconds: float
+    losses: list[float]
+    model: Any
+
+
+def loss_on(model: Any, tokenizer: Any, pairs: Sequence[tuple[str, str]]) -> float:
+    """Returns the mean loss of the completions' tokens, the same way whoever fitted the model."""
+    base = model.get_base_model()
+    total, count = 0.0, 0
+    model.eval()
+    with torch.inference_mode():
+        for prompt, completion in pairs:
+            ids = [*tokenizer(prompt + completion).input_ids, tokenizer.eos_token_id]
+            labels = torch.tensor([ids], device=model.device)
+            hidden = base.get_decoder()(input_ids=labels, use_cache=False)[0]
+            labels = labels.clone()
+            labels[:, : len(tokenizer(prompt).input_ids)] = IGNORED
+            loss, tokens = summed_cross_entropy(hidden, labels, base.get_output_embeddings())
+            total, count = total + float(loss), count + int(tokens)
+    return total / count
+
+
+def ours(options: dict[str, Any]) -> Fitted:
+    """Fits by this project."""
     from lightning.pytorch import Callback, Trainer
     from peft import LoraConfig
 
@@ -100,15 +130,19 @@ def ours(options: dict[str, Any]) -> tuple[float, list[float]]:
         **default_precision("auto"),
     )  # fmt: skip
     trainer.fit(module, datamodule=data)
-    return clock.seconds, clock.losses
+    return Fitted(clock.seconds, clock.losses, module.model)
 
 
-def _model(options: dict[str, Any], dtype: torch.dtype) -> Any:
+def _has_flash() -> bool:
+    return torch.cuda.is_available() and importlib.util.find_spec("flash_attn") is not None
+
+
+def _model(options: dict[str, Any], dtype: torch.dtype, attention: str = "sdpa") -> Any:
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
     return AutoModelForCausalLM.from_pretrained(
         options["model"], dtype=dtype, device_map={"": 0 if torch.cuda.is_available() else "cpu"},
-        attn_implementation="sdpa",
+        attn_implementation=attention,
         quantization_config=BitsAndBytesConfig(
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
         ),
@@ -133,34 +167,34 @@ def _arguments(options: dict[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _timed(trainer: Any) -> tuple[float, list[float]]:
+def _timed(trainer: Any) -> Fitted:
     trainer.train()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     seconds = next(entry["train_runtime"] for entry in trainer.state.log_history if "train_runtime" in entry)
-    return float(seconds), [float(loss) for loss in losses]
+    return Fitted(float(seconds), [float(loss) for loss in losses], trainer.model)
 
 
-def trl(options: dict[str, Any]) -> tuple[float, list[float]]:
+def trl(options: dict[str, Any]) -> Fitted:
     """As `ours`, by TRL."""
     from datasets import Dataset
     from transformers import AutoTokenizer
     from trl import SFTConfig, SFTTrainer
 
-    cuda = torch.cuda.is_available()
+    cuda, flash = torch.cuda.is_available(), _has_flash()
     tokenizer = AutoTokenizer.from_pretrained(options["model"])
     pairs = texts(options["path"], tokenizer, options["max_length"], options["records"])
     rows = Dataset.from_list([{"prompt": prompt, "completion": completion} for prompt, completion in pairs])
     config = SFTConfig(
         **_arguments(options), max_length=options["max_length"], completion_only_loss=True,
-        packing=cuda and options["packing"], train_sampling_strategy="group_by_length",
+        packing=flash and options["packing"], train_sampling_strategy="group_by_length",
     )  # fmt: skip
-    model = _model(options, torch.bfloat16 if cuda else torch.float32)
+    model = _model(options, torch.bfloat16 if cuda else torch.float32, "flash_attention_2" if flash else "sdpa")
     return _timed(
         SFTTrainer(model=model, args=config, train_dataset=rows, processing_class=tokenizer, peft_config=_lora())
     )
 
 
-def plain(options: dict[str, Any]) -> tuple[float, list[float]]:
+def plain(options: dict[str, Any]) -> Fitted:
     """As `ours`, by a Trainer on samples that are padded to the maximum length."""
     from peft import get_peft_model, prepare_model_for_kbit_training
     from transformers import AutoTokenizer, Trainer, TrainingArguments
@@ -195,16 +229,20 @@ def trial(options: dict[str, Any]) -> dict[str, Any]:
 
     from typst_lit.callbacks.vram import MemoryMeter
 
-    run: Callable[[dict[str, Any]], tuple[float, list[float]]] = globals()[options["who"]]
+    run: Callable[[dict[str, Any]], Fitted] = globals()[options["who"]]
     tokenizer = AutoTokenizer.from_pretrained(options["model"])
     pairs = texts(options["path"], tokenizer, options["max_length"], options["records"])
     tokens = sum(len(tokenizer("".join(pair)).input_ids) + 1 for pair in pairs)
     meter = MemoryMeter(torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu"))
     meter.reset()
-    seconds, losses = run(options)
+    fitted = run(options)
+    peak = meter.peak()[0] / GIB
+    after = loss_on(fitted.model, tokenizer, pairs)
+    with fitted.model.disable_adapter():
+        before = loss_on(fitted.model, tokenizer, pairs)
     return {
-        "who": options["who"], "tokens": tokens, "seconds": seconds, "tokens_per_s": tokens / seconds,
-        "peak_gib": meter.peak()[0] / GIB, "losses": losses,
+        "who": options["who"], "tokens": tokens, "seconds": fitted.seconds, "tokens_per_s": tokens / fitted.seconds,
+        "peak_gib": peak, "losses": fitted.losses, "before": before, "after": after,
     }  # fmt: skip
 
 
@@ -239,9 +277,9 @@ def main(args: Sequence[str]) -> None:
         if found
     }
     base = middle.get("ours")
-    print("| | tokens/s | ours to it | peak GiB | ours to it | loss, first and last step |\n|---|---|---|---|---|---|")
+    print("| | tokens/s | ours to it | peak GiB | ours to it | loss before, after |\n|---|---|---|---|---|---|")
     for who, values in middle.items():
-        losses = measured[who][0]["losses"]
+        first = measured[who][0]
         fast, small = (
             (f"{base['tokens_per_s'] / values['tokens_per_s']:.2f}", f"{base['peak_gib'] / values['peak_gib']:.2f}")
             if base
@@ -249,7 +287,7 @@ def main(args: Sequence[str]) -> None:
         )
         print(
             f"| {who} | {values['tokens_per_s']:.1f} | {fast} | {values['peak_gib']:.2f} | {small} | "
-            f"{losses[0]:.3f}, {losses[-1]:.3f} |"
+            f"{first['before']:.4f}, {first['after']:.4f} |"
         )
     arguments = {key: value for key, value in options.items() if key not in ("path", "model")}
     given.output.with_suffix(".json").write_text(

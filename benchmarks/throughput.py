@@ -2,6 +2,7 @@
 
     python -m benchmarks.throughput OUTPUT MODEL_DIR [--batch 4] [--length 2048] [--rank 16] [--policy full none]
                                     [--use-4bit true false] [--packed 0] [--compile] [--steps 10] [--limit-gib 15]
+                                    [--liger] [--peft-lora]
 
 The tokens are random, and all of them are learned, so none is padding. The rate of the device is that of one large
 matrix product in the precision of the fit. The share counts the products that have to be: forward and backward through
@@ -122,6 +123,8 @@ def main() -> None:
     parser.add_argument("--use-4bit", nargs="+", default=["true"], choices=["true", "false"])
     parser.add_argument("--packed", type=int, nargs="+", default=[0], help="documents a row; 0 packs nothing")
     parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--liger", action="store_true")
+    parser.add_argument("--peft-lora", action="store_true", help="leave LoRA's forward pass to PEFT, to compare")
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--limit-gib", type=float)
     args = parser.parse_args()
@@ -133,7 +136,8 @@ def main() -> None:
     ):
         options = {
             "model": args.model, "batch": batch, "length": length, "rank": args.rank, "policy": policy,
-            "use_4bit": bits == "true", "packed": packed, "compile": args.compile, "steps": args.steps,
+            "use_4bit": bits == "true", "packed": packed, "compile": args.compile, "liger": args.liger,
+            "peft_lora": args.peft_lora, "steps": args.steps,
             "limit_gib": args.limit_gib,
         }  # fmt: skip
         found = in_a_process("benchmarks.throughput", options)

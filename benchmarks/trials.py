@@ -55,7 +55,8 @@ def fit_on_random_tokens(options: dict[str, Any], steps: int, callbacks: Sequenc
 
     Args:
         options: ``model``, ``batch``, ``length``, ``rank``, ``policy``, ``use_4bit``; and ``limit_gib``, ``packed``
-            (documents a row) and ``compile`` if they are given. With a limit, the precision is that of a T4.
+            (documents a row), ``compile``, ``liger`` and ``peft_lora`` (PEFT's own forward pass) if they are given.
+            With a limit, the precision is that of a T4.
         steps: optimizer steps, of one batch each.
         callbacks: those of the trainer.
     """
@@ -65,8 +66,11 @@ def fit_on_random_tokens(options: dict[str, Any], steps: int, callbacks: Sequenc
 
     from typst_lit.data.batching import Batch, PackingCollator
     from typst_lit.data.encoding import Example
+    from typst_lit.model import module as trained
     from typst_lit.model.module import TypstModule
 
+    if options.get("peft_lora"):
+        trained.use_lean_lora = lambda model: None
     batch, length, packed = options["batch"], options["length"], options.get("packed") or 0
     generator = torch.Generator().manual_seed(0)
 
@@ -81,7 +85,7 @@ def fit_on_random_tokens(options: dict[str, Any], steps: int, callbacks: Sequenc
     module = TypstModule(
         options["model"], use_4bit=options["use_4bit"], gradient_checkpointing=options["policy"],
         adapter=LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=0.05, target_modules="attention+mlp"),
-        compile=bool(options.get("compile")),
+        compile=bool(options.get("compile")), liger=bool(options.get("liger")),
     )  # fmt: skip
     small_card = bool(options.get("limit_gib"))
     trainer = Trainer(

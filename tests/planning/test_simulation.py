@@ -13,6 +13,7 @@ from typst_lit.model.adapters import attach_adapter
 from typst_lit.model.attention import use_own_attention
 from typst_lit.model.backbones import PretrainedBackbone
 from typst_lit.model.checkpointing import enable_checkpointing, kept_on_host
+from typst_lit.model.kernels import use_lean_lora
 from typst_lit.model.losses import rows_cross_entropy
 from typst_lit.planning.simulation import LiveMemory, simulated_step
 
@@ -33,6 +34,7 @@ def real_step(folder: str, adapter: LoraConfig, use_4bit: bool, policy: Any, row
     base = PretrainedBackbone().load_model(folder, None, False, use_4bit, torch.device("cpu"))
     use_own_attention(base)
     model = attach_adapter(base, adapter)
+    use_lean_lora(model)
     enable_checkpointing(base, policy)
     model.train()
     memory = LiveMemory()

@@ -36,6 +36,7 @@ from typst_lit.model.backbones import Backbone, PretrainedBackbone, compute_dtyp
 from typst_lit.model.checkpointing import Checkpointing, enable_checkpointing, kept_on_host, policy_of
 from typst_lit.model.drafting import Shelf
 from typst_lit.model.generation import Completion, generate
+from typst_lit.model.kernels import use_lean_lora, use_liger
 from typst_lit.model.losses import summed_cross_entropy
 from typst_lit.model.memory import is_out_of_memory, loss_in_parts
 from typst_lit.model.sampling import GenerationSettings
@@ -69,6 +70,8 @@ class TypstModule(LightningModule):
             each layer, "selective" for all of it but its attention, "offload" for each layer with its input kept in
             the host's memory, false or "none" for nothing.
         optimizer: AdamW, or that of bitsandbytes with a state of 8 bits, which may also be paged to the host (CUDA).
+        liger: use Liger's Triton kernels for norms, rotations and gated layers (an NVIDIA or AMD GPU, and
+            ``pip install liger-kernel``).
         compile: compile each layer with torch.compile: minutes at the start, faster steps after it.
         generation: how documents are sampled.
         metrics: further metrics by name, beside those that every evaluation takes. A `DocumentMetric` is given
@@ -91,6 +94,7 @@ class TypstModule(LightningModule):
         schedule: Schedule = "linear",
         gradient_checkpointing: Checkpointing | bool = True,
         optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"] = "adamw",
+        liger: bool = False,
         compile: bool = False,
         generation: GenerationSettings = GenerationSettings(),
         metrics: dict[str, Metric] | None = None,
@@ -116,6 +120,7 @@ class TypstModule(LightningModule):
         self.schedule = schedule
         self.gradient_checkpointing = policy_of(gradient_checkpointing)
         self.optimizer = optimizer
+        self.liger = liger
         self.compile_layers = compile
         self.generation = generation
         self.metrics = nn.ModuleDict(metrics or {})
@@ -167,6 +172,9 @@ class TypstModule(LightningModule):
         if training:
             keep_differentiable(self.model)
             use_own_attention(model)
+            use_lean_lora(self.model)
+            if self.liger:
+                use_liger(model)
             packing = getattr(self.trainer.datamodule, "packing", False)  # type: ignore[attr-defined]
             if packing:
                 self._check_packing(model)

@@ -23,6 +23,7 @@ from typst_lit.model.adapters import attach_adapter
 from typst_lit.model.attention import use_own_attention
 from typst_lit.model.backbones import NF4_BLOCK
 from typst_lit.model.checkpointing import Checkpointing, enable_checkpointing
+from typst_lit.model.kernels import use_lean_lora
 from typst_lit.model.losses import rows_cross_entropy
 
 BLOCK = 512  # bytes that the CUDA allocator rounds up to
@@ -133,6 +134,7 @@ def meta_model(
                     packed.pack(dtype)
         use_own_attention(base)
         whole = base if adapter is None else attach_adapter(base, adapter)
+        use_lean_lora(whole)
         for parameter in whole.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
