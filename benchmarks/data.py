@@ -4,8 +4,9 @@
 
 The records are chapters of made-up reports under titles of their own. Three processes, one after the other: the data
 module with an empty cache, the same again, and the bare tokenizer on the same texts, with as many processes. Memory is
-that of the whole tree of processes, 20 times a second: `anonymous` is what only they can have, `resident` has the
-mapped pages of the tables too, which the system takes back whenever it likes. Writes OUTPUT.json and prints it.
+that of the whole tree of processes, four times a second, pages that several of them have counted once (PSS):
+`anonymous` is what only they can have, `resident` has the mapped pages of files too, which the system takes back
+whenever it likes. Writes OUTPUT.json and prints it.
 """
 
 from __future__ import annotations
@@ -65,14 +66,14 @@ class Watch(threading.Thread):
             anonymous = resident = 0
             for process in [me, *me.children(recursive=True)]:
                 try:
-                    status = Path(f"/proc/{process.pid}/status").read_text()
+                    status = Path(f"/proc/{process.pid}/smaps_rollup").read_text()
                 except OSError:  # it has just ended
                     continue
-                sizes = {line.split(":")[0]: line.split()[1] for line in status.splitlines() if line.startswith("Rss")}
-                anonymous += int(sizes.get("RssAnon", 0)) * 1024
-                resident += sum(map(int, sizes.values())) * 1024
+                sizes = {line.split(":")[0]: line.split()[1] for line in status.splitlines() if line.startswith("Pss")}
+                anonymous += int(sizes.get("Pss_Anon", 0)) * 1024
+                resident += int(sizes.get("Pss", 0)) * 1024
             self.anonymous, self.resident = max(self.anonymous, anonymous), max(self.resident, resident)
-            time.sleep(0.05)
+            time.sleep(0.25)
 
 
 def load(tokenizer_name: str, count: int, processes: int) -> dict[str, Any]:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import copy
+
 import pytest
 
 from typst_lit.data.encoding import IGNORED, Encoder, make_example
@@ -41,6 +43,18 @@ def test_text_is_never_read_as_a_special_token(encoder, pairs) -> None:
     assert encoder.tokenizer.decode(encoded["input_ids"][0][encoded["prompt_length"][0] : -1]) == (
         f"Typst with {end} in it"
     )
+
+
+def test_ids_are_those_of_the_tokenizers_own_call_and_its_settings_are_kept(tokenizer, pairs) -> None:
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer(["one", "one two"], padding="max_length", truncation=True, max_length=7)
+    backend = tokenizer.backend_tokenizer
+    before = backend.padding, backend.truncation, backend.encode_special_tokens
+    assert before[0] and before[1]
+    texts = [pair["output"] for pair in pairs] + ["", "汉字 é 🙂\u0000\n\t  x" * 50, f"{tokenizer.eos_token} in a text"]
+    found = Encoder(tokenizer, ReportPrompt()).encode_texts(texts)
+    assert (backend.padding, backend.truncation, backend.encode_special_tokens) == before
+    assert found == tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
 
 
 def test_a_begin_token_is_put_first_where_the_tokenizer_does_so(tokenizer) -> None:

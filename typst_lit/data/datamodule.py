@@ -263,7 +263,7 @@ class TypstDataModule(LightningDataModule):
         encoded = table.map(
             _encode_rows,
             batched=True,
-            batch_size=200,
+            batch_size=1000,
             num_proc=processes if processes > 1 else None,
             fn_kwargs={"encoder": encoder, "names": names},
             new_fingerprint=digest("encode-1", table._fingerprint, encoder.fingerprint),

@@ -63,7 +63,7 @@ class Encoder:
     @cached_property
     def fingerprint(self) -> str:
         """A key that changes whenever the ids of a record would."""
-        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        backend: Any = getattr(self.tokenizer, "backend_tokenizer", None)
         vocabulary = backend.to_str() if backend is not None else sorted(self.tokenizer.get_vocab().items())
         return digest(vocabulary, self.prefix, self.tokenizer.eos_token_id, self.template.describe())
 
@@ -108,8 +108,22 @@ class Encoder:
         return prompt(low)
 
     def _ids(self, texts: Sequence[str]) -> list[list[int]]:
-        ids = self.tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True)["input_ids"]
-        return list(ids)
+        backend: Any = getattr(self.tokenizer, "backend_tokenizer", None)
+        if not hasattr(backend, "encode_batch_fast"):
+            return list(self.tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True)["input_ids"])
+        # The same by the library beneath, a quarter faster: it need not note where in the text each token stood.
+        before = backend.encode_special_tokens, backend.padding, backend.truncation
+        backend.encode_special_tokens = True
+        backend.no_padding()
+        backend.no_truncation()
+        try:
+            return [encoding.ids for encoding in backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+        finally:
+            backend.encode_special_tokens = before[0]
+            if before[1] is not None:
+                backend.enable_padding(**before[1])
+            if before[2] is not None:
+                backend.enable_truncation(**before[2])
 
 
 def make_example(

@@ -10,6 +10,9 @@ from collections.abc import Sequence
 import numpy as np
 
 SKETCH_SIZE = 32
+MOST_PLACES = 100  # of a run of words that are looked at: where more texts have it, any of them serves
+MOST_COMPARED = 10  # texts, those that share most, whose similarity is computed
+ROWS_AT_ONCE = 10_000
 WORDS_A_SHINGLE = 5
 
 
@@ -69,12 +72,13 @@ def near_duplicates(
         ``(held index, train index, similarity)`` of those at ``threshold`` or above; the similarity estimates the
         Jaccard index of the two sets of word runs, from 0 to 1.
     """
-    where: dict[int, list[int]] = defaultdict(list)
     wanted = {value for values in held for value in values}
-    for index, values in enumerate(train):
-        for value in values:
-            if value in wanted:
-                where[value].append(index)
+    where: dict[int, list[int]] = {value: [] for value in wanted}
+    for at in range(0, len(train), ROWS_AT_ONCE):  # row by row, a table of a million takes minutes
+        for index, values in enumerate(train[at : at + ROWS_AT_ONCE], at):
+            for value in wanted.intersection(values):
+                if len(where[value]) < MOST_PLACES:
+                    where[value].append(index)
     pairs = []
     for index, values in enumerate(held):
         shared: dict[int, int] = defaultdict(int)
@@ -82,7 +86,7 @@ def near_duplicates(
             for other in where.get(value, ()):
                 shared[other] += 1
         best, similarity = -1, 0.0
-        for other in shared:
+        for other in sorted(shared, key=lambda other: -shared[other])[:MOST_COMPARED]:
             union = sorted({*values, *train[other]})[:SKETCH_SIZE]
             both = len(set(union) & set(values) & set(train[other])) / len(union)
             if both > similarity:
