@@ -48,6 +48,10 @@ def test_merged_weights_do_what_the_adapter_did(run, able_adapter, able_pairs, t
     assert again.status == 0, again.err
     refused = run(*args)
     assert refused.status == 1 and "not empty" in refused.err
+    # A model without an adapter, as one that was trained whole, is exported like one with.
+    whole = run("export", "--model", out, "--to", "gguf", "--output", tmp_path / "whole", "--records", records)
+    assert whole.status == 0, whole.err
+    assert figures(whole.out)[2:] == (4, 4)
 
 
 @pytest.mark.parametrize("kind", ["f16", "q8_0"])

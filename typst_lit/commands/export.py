@@ -23,7 +23,7 @@ LARGEST_CHANGE = {"float32": 1e-3, "float16": 0.02, "bfloat16": 0.05, "f16": 0.0
 def parser() -> ArgumentParser:
     """Returns the command's parser."""
     made = SmallParser(prog="typst-lit export", description=run.__doc__)
-    made.add_argument("--model", type=str, required=True, help="The adapter's directory, or a run's.")
+    made.add_argument("--model", type=str, required=True, help="A run's directory, or an adapter's or a model's.")
     made.add_argument("--to", type=Literal["merged", "gguf", "ollama", "vllm", "hub"], required=True, help="For what.")
     made.add_argument(
         "--output", type=str, required=True, help="The folder to write; it must be empty or not be there."
@@ -64,10 +64,10 @@ def run(args: Sequence[str]) -> None:
     from typst_lit.exporting.gguf import read_gguf, splitter_of, write_gguf
     from typst_lit.exporting.merging import agreement, write_merged
     from typst_lit.inference import Generator
-    from typst_lit.model.adapters import adapter_base, adapter_directory
+    from typst_lit.model.adapters import adapter_base
 
-    adapter = adapter_directory(config.model)
-    before = Generator.load(adapter, config.base_model, use_4bit=False, compile=False)
+    adapter, base_model = _trained(config)
+    before = Generator.load(adapter, base_model, use_4bit=False, compile=False)
     tokenizer = before.encoder().tokenizer
     if config.to in ("gguf", "ollama"):
         splitter_of(tokenizer)  # before anything is written
@@ -80,7 +80,7 @@ def run(args: Sequence[str]) -> None:
         write_merged(before, out, getattr(torch, config.dtype), config.shard_size)
         print(f"Merged: {out}")
         if config.check:
-            before = Generator.load(adapter, config.base_model, use_4bit=False, compile=False)
+            before = Generator.load(adapter, base_model, use_4bit=False, compile=False)
             after = Generator.load(None, str(out), use_4bit=False, compile=False)
             _tell(agreement(before, after, pairs), config.dtype)
         if config.to == "vllm":
@@ -89,8 +89,8 @@ def run(args: Sequence[str]) -> None:
             from typst_lit.exporting.engines import vllm_commands
             from typst_lit.model.backbones import known_elsewhere
 
-            base = config.base_model or adapter_base(adapter) or ""
-            rank = None
+            base = base_model or (adapter_base(adapter) if adapter else None) or ""
+            rank = None  # of an adapter that vLLM can put on the base model by itself
             if isinstance(peft_config, LoraConfig) and not (peft_config.use_dora or peft_config.modules_to_save):
                 rank = peft_config.r if known_elsewhere(base) else None
             print("Serve it with one of:")
@@ -104,7 +104,7 @@ def run(args: Sequence[str]) -> None:
     write_gguf(merge(before), tokenizer, path, config.gguf)
     print(f"GGUF ({config.gguf}): {path}")
     if config.check:
-        before = Generator.load(adapter, config.base_model, use_4bit=False, compile=False)
+        before = Generator.load(adapter, base_model, use_4bit=False, compile=False)
         after = Generator(read_gguf(path, model_config), tokenizer, before.templates)
         _tell(agreement(before, after, pairs), config.gguf)
     if config.to == "ollama":
@@ -112,6 +112,14 @@ def run(args: Sequence[str]) -> None:
 
         (out / "Modelfile").write_text(modelfile(path.name, context, tokenizer.eos_token), "utf-8")
         print(f"Modelfile: {out / 'Modelfile'}\n  ollama create typst-lit -f {out / 'Modelfile'}")
+
+
+def _trained(config: Namespace) -> tuple[Path | None, str | None]:
+    """Returns the adapter and the base model that are meant; no adapter where a model was trained whole."""
+    from typst_lit.model.adapters import adapter_directory, model_directory
+
+    whole = model_directory(config.model)
+    return (None, str(whole)) if whole else (adapter_directory(config.model), config.base_model)
 
 
 def _tell(found: Agreement, kind: str) -> None:
@@ -155,18 +163,17 @@ def _pairs(config: Namespace, generator: Generator) -> list[dict[str, Any]]:
 def _prepare_for_hub(config: Namespace, out: Path) -> None:
     from typst_lit.exporting.engines import hub_folder, scores_of
     from typst_lit.inference import Generator
-    from typst_lit.model.adapters import adapter_directory
     from typst_lit.typesetting.compiling import Typesetter
 
-    adapter = adapter_directory(config.model)
+    adapter, base_model = _trained(config)
     picture = None
     if config.check:
-        generator = Generator.load(adapter, config.base_model, compile=False)
+        generator = Generator.load(adapter, base_model, compile=False)
         source = generator.generate_one(_pairs(config, generator)[0]["input"]).source
         with Typesetter() as typesetter:
             result = typesetter.compile(source, ppi=72)
         picture = result.pages[0] if result.ok and result.pages else None
-    hub_folder(adapter, out, scores_of(Path(config.model)), picture)
+    hub_folder(adapter or Path(base_model or ""), out, scores_of(Path(config.model)), picture)
     print(f"Prepared, not uploaded: {out}")
     for file in sorted(out.iterdir()):
         print(f"  {file.name}  {file.stat().st_size:,} bytes")

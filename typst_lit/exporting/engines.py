@@ -22,7 +22,7 @@ def modelfile(weights: str, context: int, end: str) -> str:
     )
 
 
-def vllm_commands(merged: Path, base: str, adapter: Path, rank: int | None, context: int) -> list[str]:
+def vllm_commands(merged: Path, base: str, adapter: Path | None, rank: int | None, context: int) -> list[str]:
     """Returns the commands that serve the merged model, and the adapter beside its base where vLLM can."""
     commands = [f"vllm serve {shlex.quote(str(merged))} --served-model-name typst-lit --max-model-len {context}"]
     if rank is not None:

@@ -115,6 +115,16 @@ def adapter_directory(directory: str | Path) -> Path:
     )
 
 
+def model_directory(directory: str | Path) -> Path | None:
+    """Returns the folder of a model that was trained whole: the one given, or ``model/best`` or ``last`` in a run's."""
+    path = Path(directory).expanduser()
+    for candidate in (path, path / "best", path / "last", path / "model" / "best", path / "model" / "last"):
+        weights = any(candidate.glob("model*.safetensors"))
+        if weights and (candidate / "config.json").is_file() and not (candidate / "adapter_config.json").is_file():
+            return candidate
+    return None
+
+
 def adapter_base(directory: Path) -> str | None:
     """Returns the name of the base model that an adapter was made for, if it says so."""
     try:
