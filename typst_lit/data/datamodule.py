@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.trainer.states import TrainerFn
 from torch.utils.data import DataLoader
@@ -198,8 +198,7 @@ class TypstDataModule(LightningDataModule):
         if fn == TrainerFn.PREDICTING:
             self._tables = {"predict": self._read(self.predict_path, "predict_path", needs_reference=False)}
             return
-        records = self._read_pairs(fn)
-        encoded = {name: self._encode(table) for name, table in records.items()}
+        encoded = self._read_pairs(fn)
         if {"train", "val"} <= encoded.keys():
             self._warn_of_leaks(encoded["train"], encoded["val"])
         longest = max(int(column(table, "length").max()) for table in encoded.values())
@@ -208,21 +207,23 @@ class TypstDataModule(LightningDataModule):
         self._tables = {name: policy.apply(name, table, self.encoder) for name, table in encoded.items()}
 
     def _read_pairs(self, fn: TrainerFn | str | None) -> dict[str, Dataset]:
-        """Reads and checks every record before anything else is loaded, and splits them."""
+        """Reads and checks every record before anything else is done, tokenises and splits them."""
         if fn == TrainerFn.TESTING and self.test_path is not None:
-            return {"test": self._read(self.test_path, "test_path")}
+            return {"test": self._encode(self._read(self.test_path, "test_path"))}
         if fn != TrainerFn.FITTING and self.val_path is not None:
-            return {"val": self._read(self.val_path, "val_path")}
+            return {"val": self._encode(self._read(self.val_path, "val_path"))}
         table = self.pairs()
         if self.val_path is not None:
-            return {"train": table, "val": self._read(self.val_path, "val_path")}
+            held_out = self._read(self.val_path, "val_path")
+            return {"train": self._encode(table), "val": self._encode(held_out)}
         if self.val_fraction == 0:
-            return {"train": table}
+            return {"train": self._encode(table)}
         if len(table) < 2:
             log.warning("Nothing is held out for validation: there is only one record.")
-            return {"train": table}
+            return {"train": self._encode(table)}
         train, val = split_by_group(self._groups(table), self.val_fraction, self.seed)
-        return {"train": table.select(train), "val": table.select(val)}
+        encoded = self._encode(table)
+        return {"train": encoded.select(train), "val": encoded.select(val)}
 
     def _read(
         self, path: str | None, name: str, needs_reference: bool = True, source: RecordSource | None = None
@@ -260,17 +261,20 @@ class TypstDataModule(LightningDataModule):
         encoder = self.encoder
         processes = self.num_proc or max(1, min(os.cpu_count() or 1, len(table) // ROWS_A_PROCESS))
         names = [field.name for field in self.prompt_template.fields]
-        encoded = table.map(
+        # Only what is new is written, and the table's own columns are put beside it as they are.
+        encoded = table.select_columns([*names, "reference"]).map(
             _encode_rows,
             batched=True,
             batch_size=1000,
             num_proc=processes if processes > 1 else None,
             fn_kwargs={"encoder": encoder, "names": names},
-            new_fingerprint=digest("encode-1", table._fingerprint, encoder.fingerprint),
+            remove_columns=[*names, "reference"],
+            new_fingerprint=digest("encode-2", table._fingerprint, encoder.fingerprint),
             desc="Tokenising",
         )
-        assert isinstance(encoded, Dataset)
-        return encoded
+        whole = concatenate_datasets([table, encoded], axis=1)
+        assert isinstance(whole, Dataset)
+        return whole
 
     def _warn_of_leaks(self, train: Dataset, val: Dataset) -> None:
         share = len(val) / (len(train) + len(val))
@@ -426,5 +430,7 @@ def _encode_rows(columns: Mapping[str, list[Any]], encoder: Encoder, names: Sequ
     records = [dict(zip(names, values, strict=True)) for values in zip(*(columns[name] for name in names), strict=True)]
     encoded = encoder.encode(records, columns["reference"])
     encoded["length"] = [len(ids) for ids in encoded["input_ids"]]
+    # As arrays, they need not be looked through number by number before they are written.
+    encoded["input_ids"] = [np.array(ids, dtype=np.int32) for ids in encoded["input_ids"]]
     encoded["sketch"] = [sketch(record[encoder.template.body_field]) for record in records]
     return encoded

@@ -44,7 +44,7 @@ def split_by_group(groups: Sequence[str], fraction: float, seed: int) -> tuple[n
     return np.flatnonzero(~out), np.flatnonzero(out)
 
 
-def sketch(text: str) -> list[int]:
+def sketch(text: str) -> np.ndarray:
     """Returns the smallest hashes of the text's runs of five words: a bottom-k sketch (Broder, 1997).
 
     Two texts share about as large a part of their sketches as of their runs of words, whatever the order of their
@@ -52,7 +52,7 @@ def sketch(text: str) -> list[int]:
     """
     words = [zlib.crc32(word.encode("utf-8")) for word in re.findall(r"\w+", text.lower())]
     if not words:
-        return []
+        return np.empty(0, dtype=np.int64)
     values = np.array(words, dtype=np.uint64)
     width = min(WORDS_A_SHINGLE, len(values))
     mixed = np.zeros(len(values) - width + 1, dtype=np.uint64)
@@ -60,7 +60,7 @@ def sketch(text: str) -> list[int]:
         mixed = mixed * np.uint64(0x9E3779B97F4A7C15) + values[offset : offset + len(mixed)]
     mixed ^= mixed >> np.uint64(31)
     mixed *= np.uint64(0xBF58476D1CE4E5B9)
-    return [int(value) for value in np.unique(mixed >> np.uint64(1))[:SKETCH_SIZE]]
+    return np.unique(mixed >> np.uint64(1))[:SKETCH_SIZE].astype(np.int64)
 
 
 def near_duplicates(
