@@ -284,7 +284,7 @@ class TypstDataModule(LightningDataModule):
                 "Whole groups are held out, so validation has %.0f %% of the records where %.0f %% were asked for. "
                 "More groups, or --data.val_path, give a finer split.", 100 * share, 100 * self.val_fraction,
             )  # fmt: skip
-        pairs = near_duplicates(train["sketch"], val["sketch"])
+        pairs = near_duplicates(train, val)
         if pairs:
             origins = [
                 f"{val[held]['origin']} is like {train[trained]['origin']} (similarity {similarity:.2f})"

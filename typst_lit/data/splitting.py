@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections import defaultdict
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 
 import numpy as np
+from datasets import Dataset
 
 SKETCH_SIZE = 32
 MOST_PLACES = 100  # of a run of words that are looked at: where more texts have it, any of them serves
@@ -63,34 +64,43 @@ def sketch(text: str) -> np.ndarray:
     return np.unique(mixed >> np.uint64(1))[:SKETCH_SIZE].astype(np.int64)
 
 
-def near_duplicates(
-    train: Sequence[Sequence[int]], held: Sequence[Sequence[int]], threshold: float = 0.5
-) -> list[tuple[int, int, float]]:
-    """Finds for each held-out sketch the most similar one to train on.
+def near_duplicates(train: Dataset, held: Dataset, threshold: float = 0.5) -> list[tuple[int, int, float]]:
+    """Finds for each held-out text the most similar one to train on, by the sketches in the column ``sketch``.
 
     Returns:
         ``(held index, train index, similarity)`` of those at ``threshold`` or above; the similarity estimates the
         Jaccard index of the two sets of word runs, from 0 to 1.
     """
-    wanted = {value for values in held for value in values}
-    where: dict[int, list[int]] = {value: [] for value in wanted}
-    for at in range(0, len(train), ROWS_AT_ONCE):  # row by row, a table of a million takes minutes
-        for index, values in enumerate(train[at : at + ROWS_AT_ONCE], at):
-            for value in wanted.intersection(values):
-                if len(where[value]) < MOST_PLACES:
-                    where[value].append(index)
+    sketches = [values for _, _, part in _sketches(held) for values in part]
+    where: dict[int, list[int]] = {int(value): [] for values in sketches for value in values}
+    wanted = np.array(sorted(where), dtype=np.int64)
+    candidates: dict[int, np.ndarray] = {}
+    for first, flat, part in _sketches(train):
+        rows = np.repeat(np.arange(len(part)), [len(values) for values in part])
+        hits = np.isin(flat, wanted)
+        for value, row in zip(flat[hits].tolist(), rows[hits].tolist(), strict=True):
+            if len(where[value]) < MOST_PLACES:
+                where[value].append(first + row)
+                candidates.setdefault(first + row, part[row])
     pairs = []
-    for index, values in enumerate(held):
-        shared: dict[int, int] = defaultdict(int)
-        for value in values:
-            for other in where.get(value, ()):
-                shared[other] += 1
+    for index, values in enumerate(sketches):
+        shared = Counter(other for value in values.tolist() for other in where[value])
         best, similarity = -1, 0.0
-        for other in sorted(shared, key=lambda other: -shared[other])[:MOST_COMPARED]:
-            union = sorted({*values, *train[other]})[:SKETCH_SIZE]
-            both = len(set(union) & set(values) & set(train[other])) / len(union)
-            if both > similarity:
-                best, similarity = other, both
+        for other, _ in shared.most_common(MOST_COMPARED):
+            union = np.union1d(values, candidates[other])[:SKETCH_SIZE]
+            both = np.intersect1d(values, candidates[other])
+            share = len(np.intersect1d(union, both)) / len(union)
+            if share > similarity:
+                best, similarity = other, share
         if similarity >= threshold:
             pairs.append((index, best, similarity))
     return pairs
+
+
+def _sketches(table: Dataset) -> Iterator[tuple[int, np.ndarray, list[np.ndarray]]]:
+    """Yields some thousand rows at a time: the place of the first, their hashes laid out flat, and by row."""
+    arrow = table.select_columns(["sketch"]).with_format("arrow")
+    for first in range(0, len(table), ROWS_AT_ONCE):
+        part = arrow[first : first + ROWS_AT_ONCE]["sketch"].combine_chunks()
+        flat, bounds = part.flatten().to_numpy(zero_copy_only=False), part.offsets.to_numpy()
+        yield first, flat, np.split(flat, bounds[1:-1] - bounds[0])
