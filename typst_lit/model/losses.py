@@ -80,14 +80,16 @@ class _LinearCrossEntropy(torch.autograd.Function):
             for at in range(0, len(rows), CHUNK_ROWS):
                 here = slice(at, at + CHUNK_ROWS)
                 part, wanted = rows[here].to(dtype), targets[here, None]
+                # All of it in the logits' own memory: logsumexp would need as much again.
                 logits = (part @ cast.T).float()
-                normaliser = logits.logsumexp(-1, keepdim=True)
-                total += (normaliser - logits.gather(-1, wanted)).sum()
+                logits.sub_(logits.amax(-1, keepdim=True))
+                chosen = logits.gather(-1, wanted)
+                summed = logits.exp_().sum(-1, keepdim=True)
+                total += (summed.log() - chosen).sum()
                 if not (want_rows or want_weight):
                     continue
-                # softmax minus one-hot, in the logits' own memory
-                gradient = logits.sub_(normaliser).exp_()
-                gradient.scatter_add_(-1, wanted, torch.full_like(normaliser, -1.0))
+                gradient = logits.div_(summed)  # softmax, and now minus one-hot
+                gradient.scatter_add_(-1, wanted, torch.full_like(summed, -1.0))
                 gradient = gradient.mul_(factor).to(dtype)
                 if row_gradient is not None:
                     row_gradient[here] = gradient @ cast
