@@ -32,6 +32,7 @@ STEPS = 3
 
 def trial(options: dict[str, Any]) -> dict[str, Any]:
     """Fits a model for a few steps on random tokens, and returns what it held."""
+    import typst_lit.training  # noqa: F401 - the libraries' own memory shall not count: all are loaded here
     from typst_lit.callbacks.vram import MemoryMeter
     from typst_lit.model.memory import is_out_of_memory
 
