@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from benchmarks.trials import GIB, about, in_a_process
+from benchmarks.trials import GIB, about, answered, in_a_process
 
 LAYERS, HIDDEN, FFN, HEADS, VOCABULARY, LAYERS_A_SHARD = 24, 2048, 5504, 16, 151_936, 6
 
@@ -100,8 +100,7 @@ def trial(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def main(args: Sequence[str]) -> None:
-    if args[:1] == ["--trial"]:
-        print(json.dumps(trial(json.loads(args[1]))))
+    if answered(args, trial):
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output", type=Path)

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from benchmarks.trials import GIB, about, in_a_process
+from benchmarks.trials import GIB, about, answered, in_a_process
 from typst_lit.callbacks.vram import MemoryMeter
 from typst_lit.model.losses import rows_cross_entropy
 
@@ -78,8 +78,7 @@ def trial(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def main(args: Sequence[str]) -> None:
-    if args[:1] == ["--trial"]:
-        print(json.dumps(trial(json.loads(args[1]))))
+    if answered(args, trial):
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output", type=Path)

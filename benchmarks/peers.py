@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from benchmarks.trials import GIB, about, in_a_process
+from benchmarks.trials import GIB, about, answered, in_a_process
 from typst_lit.data.encoding import IGNORED
 from typst_lit.model.losses import summed_cross_entropy
 
@@ -247,8 +247,7 @@ def trial(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def main(args: Sequence[str]) -> None:
-    if args[:1] == ["--trial"]:
-        print(json.dumps(trial(json.loads(args[1]))))
+    if answered(args, trial):
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output", type=Path)

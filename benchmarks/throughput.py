@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback
 
-from benchmarks.trials import about, fit_on_random_tokens, in_a_process, limit_memory
+from benchmarks.trials import about, answered, fit_on_random_tokens, in_a_process, limit_memory
 
 WARM_UP = 3  # steps that are not measured
 
@@ -110,8 +110,7 @@ def trial(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def main() -> None:
-    if sys.argv[1:2] == ["--trial"]:
-        print(json.dumps(trial(json.loads(sys.argv[2]))))
+    if answered(sys.argv[1:], trial):
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output", type=Path)
