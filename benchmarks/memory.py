@@ -61,6 +61,7 @@ def predicted(options: dict[str, Any]) -> dict[str, float]:
     from peft import LoraConfig
     from transformers import AutoConfig
 
+    from typst_lit.planning.applying import OUTSIDE_GIB
     from typst_lit.planning.simulation import meta_model, simulated_step
 
     config = AutoConfig.from_pretrained(options["model"])
@@ -72,7 +73,8 @@ def predicted(options: dict[str, Any]) -> dict[str, float]:
     _, whole = meta_model(config, adapter, options["use_4bit"], dtype)
     weights = sum(p.numel() * p.element_size() * (4 if p.requires_grad else 1) for p in whole.parameters())
     inputs = batch * length * config.hidden_size * config.num_hidden_layers * dtype.itemsize
-    return {"predicted": peaks.most, "floor": weights + inputs}
+    outside = 0 if torch.cuda.is_available() else OUTSIDE_GIB["cpu"] * GIB  # torch counts tensors only
+    return {"predicted": peaks.most + outside, "floor": weights + inputs}
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:

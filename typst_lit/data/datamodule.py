@@ -30,11 +30,14 @@ from typst_lit.data.lengths import LengthReport
 from typst_lit.data.prompts import PromptTemplate, ReportPrompt
 from typst_lit.data.sources import RecordSource, open_source
 from typst_lit.data.splitting import near_duplicates, sketch, split_by_group
-from typst_lit.data.store import column, digest, load_records
+from typst_lit.data.store import column, digest, load_records, origins
 from typst_lit.errors import UserError, listing
 
 log = logging.getLogger(__name__)
 ROWS_A_PROCESS = 2000  # starting one more tokenising process pays from about here on
+# Rows tokenised by the same processes: what they map of the table's file stays in their memory until they end, and what
+# is done is not done again when a run is stopped meanwhile.
+ROWS_A_PART = 100_000
 
 
 class Examples(torch.utils.data.Dataset[Example]):
@@ -262,16 +265,21 @@ class TypstDataModule(LightningDataModule):
         processes = self.num_proc or max(1, min(os.cpu_count() or 1, len(table) // ROWS_A_PROCESS))
         names = [field.name for field in self.prompt_template.fields]
         # Only what is new is written, and the table's own columns are put beside it as they are.
-        encoded = table.select_columns([*names, "reference"]).map(
-            _encode_rows,
-            batched=True,
-            batch_size=1000,
-            num_proc=processes if processes > 1 else None,
-            fn_kwargs={"encoder": encoder, "names": names},
-            remove_columns=[*names, "reference"],
-            new_fingerprint=digest("encode-2", table._fingerprint, encoder.fingerprint),
-            desc="Tokenising",
-        )
+        columns = table.select_columns([*names, "reference"])
+        parts = [
+            columns.select(range(first, min(first + ROWS_A_PART, len(table)))).map(
+                _encode_rows,
+                batched=True,
+                batch_size=1000,
+                num_proc=processes if processes > 1 else None,
+                fn_kwargs={"encoder": encoder, "names": names},
+                remove_columns=[*names, "reference"],
+                new_fingerprint=digest("encode-3", table._fingerprint, encoder.fingerprint, first),
+                desc="Tokenising" if len(table) <= ROWS_A_PART else f"Tokenising from record {first:,}",
+            )
+            for first in range(0, len(table), ROWS_A_PART)
+        ]
+        encoded = concatenate_datasets(parts)
         whole = concatenate_datasets([table, encoded], axis=1)
         assert isinstance(whole, Dataset)
         return whole
@@ -286,14 +294,13 @@ class TypstDataModule(LightningDataModule):
             )  # fmt: skip
         pairs = near_duplicates(train, val)
         if pairs:
-            origins = [
-                f"{val[held]['origin']} is like {train[trained]['origin']} (similarity {similarity:.2f})"
-                for held, trained, similarity in pairs
-            ]
+            held, trained, similarities = zip(*pairs, strict=True)
+            places = zip(origins(val, held), origins(train, trained), similarities, strict=True)
+            like = [f"{one} is like {other} (similarity {similarity:.2f})" for one, other, similarity in places]
             log.warning(
                 "%d of %d held-out records have a near-duplicate among those to train on: val_loss will look better "
                 "than it is. Hold out whole groups with --data.group_by FIELD.\n%s",
-                len(pairs), len(val), listing(origins, 10),
+                len(pairs), len(val), listing(like, 10),
             )  # fmt: skip
 
     def pairs(self) -> Dataset:

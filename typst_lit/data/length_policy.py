@@ -10,7 +10,7 @@ import numpy as np
 from datasets import Dataset, concatenate_datasets
 
 from typst_lit.data.encoding import Encoder
-from typst_lit.data.store import column
+from typst_lit.data.store import column, origins
 from typst_lit.errors import UserError, listing
 
 log = logging.getLogger(__name__)
@@ -41,7 +41,8 @@ class LengthPolicy:
         if not len(over):
             return table
         longest = int(lengths.max())
-        places = [f"{table[int(index)]['origin']}: {lengths[index]} tokens" for index in over]
+        named = zip(origins(table, over), lengths[over], strict=True)
+        places = [f"{origin}: {length} tokens" for origin, length in named]
         told = (
             f"{len(over)} of {len(table)} {name} samples are longer than {self.limit} tokens (the longest: {longest})"
         )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -66,6 +66,11 @@ def load_records(
 def column(table: Dataset, name: str) -> np.ndarray:
     """Returns a column of plain values: (N,)."""
     return np.asarray(table.with_format("numpy")[name][:])
+
+
+def origins(table: Dataset, places: Sequence[int] | np.ndarray) -> list[str]:
+    """Returns where the records at some places of a table stood; the rest of their rows is not read."""
+    return list(table.select_columns(["origin"]).select(places)["origin"])
 
 
 def digest(*parts: Any) -> str:

@@ -87,6 +87,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 summed = logits.exp_().sum(-1, keepdim=True)
                 total += (summed.log() - chosen).sum()
                 if not (want_rows or want_weight):
+                    del logits
                     continue
                 gradient = logits.div_(summed)  # softmax, and now minus one-hot
                 gradient.scatter_add_(-1, wanted, torch.full_like(summed, -1.0))
@@ -95,6 +96,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                     row_gradient[here] = gradient @ cast
                 if weight_gradient is not None:
                     weight_gradient += gradient.T @ part
+                del logits, gradient  # or the next chunk's would stand beside them
         ctx.save_for_backward(row_gradient, weight_gradient)
         ctx.weight_dtype, ctx.factor = weight.dtype, factor
         return total

@@ -38,7 +38,7 @@ from typst_lit.model.drafting import Shelf
 from typst_lit.model.generation import Completion, generate
 from typst_lit.model.kernels import use_lean_lora, use_liger
 from typst_lit.model.losses import summed_cross_entropy
-from typst_lit.model.memory import is_out_of_memory, loss_in_parts
+from typst_lit.model.memory import is_out_of_memory, loss_in_parts, return_freed_memory
 from typst_lit.model.sampling import GenerationSettings
 from typst_lit.model.schedules import Schedule, learning_rate_factor
 
@@ -170,6 +170,8 @@ class TypstModule(LightningModule):
         else:
             self.model = model
         if training:
+            if self.device_to_load_on.type == "cpu":
+                return_freed_memory()
             keep_differentiable(self.model)
             use_own_attention(model)
             use_lean_lora(self.model)

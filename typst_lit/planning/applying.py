@@ -20,7 +20,9 @@ from typst_lit.model.module import TypstModule
 from typst_lit.planning.prediction import DEVICES, GIB, Device, Job, Option, Predictor, choose
 
 log = logging.getLogger(__name__)
-CONTEXT_GIB = 0.8  # the CUDA context and the allocator's gaps
+# What a process holds beside its tensors: the CUDA context and the allocator's gaps; on the CPU, what fitting a model
+# of next to no weights adds.
+OUTSIDE_GIB = {"cuda": 0.8, "cpu": 0.03}
 Overlay = dict[str, dict[str, Any]]  # settings by group
 
 
@@ -35,15 +37,17 @@ def device_of(name: str, gib: float | None = None) -> tuple[Device, torch.dtype]
     if name == "cuda":
         properties = torch.cuda.get_device_properties(0)
         bf16 = (properties.major, properties.minor) >= (8, 0)
-        device = Device(properties.total_memory / GIB - CONTEXT_GIB, None, bf16)
+        device = Device(properties.total_memory / GIB - OUTSIDE_GIB["cuda"], None, bf16)
     elif name == "cpu":
-        device = Device(psutil.virtual_memory().available / GIB, None, False)
+        device = Device(psutil.virtual_memory().available / GIB - OUTSIDE_GIB["cpu"], None, False)
     elif name in DEVICES:
         device = DEVICES[name]
     else:
         raise UserError(f"--device {name} is not known. Known: auto, cpu, {', '.join(DEVICES)}; or give --gib.")
     dtype = torch.float32 if name == "cpu" else torch.bfloat16 if device.bf16 else torch.float16
-    return (device if gib is None else device._replace(gib=gib - (CONTEXT_GIB if name != "cpu" else 0))), dtype
+    if gib is not None:
+        device = device._replace(gib=gib - OUTSIDE_GIB["cpu" if name == "cpu" else "cuda"])
+    return device, dtype
 
 
 def job_of(module: TypstModule, data: TypstDataModule, dtype: torch.dtype) -> Job:
