@@ -14,7 +14,7 @@ from typst_lit.model.module import TypstModule
 
 def make(tiny_model, trainer_options=None, data_options=None, callbacks=(), **options):
     module = TypstModule(str(tiny_model), **options)
-    data = TypstDataModule(path=str(SAMPLES), val_fraction=0, **{"batch_size": 2, **(data_options or {})})
+    data = TypstDataModule(path=str(SAMPLES), **{"val_fraction": 0, "batch_size": 2, **(data_options or {})})
     trainer = Trainer(
         accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False, callbacks=list(callbacks), use_distributed_sampler=False, num_sanity_val_steps=0,
@@ -41,6 +41,22 @@ class SameEight(TypstDataModule):
         size = self.batch_size
         loader.batch_sampler.batches = lambda epoch: [list(range(at, at + size)) for at in range(0, 8, size)]
         return loader
+
+
+def test_val_loss_is_the_mean_over_tokens_whatever_the_batches(tiny_model) -> None:
+    found, by_sample = [], []
+    for size in (4, 3, 1):
+        options = {"val_fraction": 0.5, "group_by": "none", "eval_batch_size": size}
+        module, data, trainer = make(tiny_model, data_options=options)
+        (values,) = trainer.validate(module, data, verbose=False)
+        found.append(values["val_loss"])
+        if size == 1:
+            with torch.inference_mode():
+                by_sample = [module.summed_loss(batch) for batch in data.val_dataloader()]
+    assert found[1] == pytest.approx(found[0], rel=1e-4) and found[2] == pytest.approx(found[0], rel=1e-4)
+    mean = sum(float(loss) for loss, _ in by_sample) / sum(int(tokens) for _, tokens in by_sample)
+    unweighted = sum(float(loss / tokens) for loss, tokens in by_sample) / len(by_sample)
+    assert found[2] == pytest.approx(mean, rel=1e-5) != pytest.approx(unweighted, rel=1e-5)
 
 
 @pytest.mark.parametrize("batch_size", [4, 2, 1])

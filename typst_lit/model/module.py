@@ -16,7 +16,7 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.trainer.states import TrainerFn
 from peft import LoraConfig, PeftConfig, PeftModel, PrefixTuningConfig
 from torch import Tensor, nn
-from torchmetrics import MeanMetric, Metric
+from torchmetrics import Metric, SumMetric
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from typst_lit.data.batching import Batch, PromptBatch, split
@@ -128,7 +128,9 @@ class TypstModule(LightningModule):
         self.warmup_steps = 0  # set by the warm-up callback, which knows how long the run is
         self.strict_loading = False  # a checkpoint holds the trainable weights only; on_load_checkpoint checks those
         self.model: Any = None  # PreTrainedModel, with an adapter PeftModel; loaded by configure_model
-        self.eval_loss = MeanMetric(nan_strategy="disable")  # a sample that overflows must show
+        # Two sums instead of torchmetrics' MeanMetric, which forgets the weights where NaN is not to be hidden.
+        self.eval_loss = SumMetric(nan_strategy="disable").set_dtype(torch.float64)
+        self.eval_tokens = SumMetric(nan_strategy="disable").set_dtype(torch.float64)
         self.split_when_full = False  # set by a plan: run batches that don't fit in parts
         self.parts = 1  # that each batch is run in
         self._window: list[tuple[Tensor, Tensor, list[str]]] = []  # loss sum, tokens and origins of each micro-batch
@@ -361,12 +363,14 @@ class TypstModule(LightningModule):
     def _evaluate(self, batch: Batch) -> None:
         found = self._that_fits(batch, lambda: [self.summed_loss(part) for part in split(batch, self.parts)])
         for loss, tokens in found:
-            self.eval_loss.update(loss / tokens.clamp(min=1), weight=tokens)
+            self.eval_loss.update(loss)
+            self.eval_tokens.update(tokens)
 
     def _log_evaluation(self, stage: str) -> None:
-        loss = self.eval_loss.compute()
+        loss = (self.eval_loss.compute() / self.eval_tokens.compute()).float()
         self.eval_loss.reset()
-        # The metric has added up all processes already; averaging equal values only keeps Lightning from warning.
+        self.eval_tokens.reset()
+        # The metrics have added up all processes already; averaging equal values only keeps Lightning from warning.
         self.log(f"{stage}_loss", loss, prog_bar=True, sync_dist=True)
         self.log(f"{stage}_perplexity", loss.exp(), sync_dist=True)
 
