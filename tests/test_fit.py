@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -102,7 +104,7 @@ def test_the_loss_falls_when_all_weights_are_trained(run, fit_args, tmp_path) ->
 def test_killed_and_resumed_equals_never_stopped(
     run, fit_args, tmp_path, killed, validating, accumulate, validate_every
 ) -> None:
-    args = [*fit_args, "--trainer.accumulate_grad_batches", accumulate, "--checkpoint.every_n_steps", 1]
+    args = [*fit_args, "--trainer.accumulate_grad_batches", accumulate, "--adapter_checkpoint.every_n_steps", 1]
     args += ["--trainer.val_check_interval", validate_every]
     order = tmp_path / "order"
     straight = run(*args, "--run_dir", tmp_path / "straight", *callback("SeeOrder", path=f"{order}-1"))
@@ -126,7 +128,7 @@ def test_killed_and_resumed_equals_never_stopped(
 
 
 def test_a_loss_that_is_not_finite_leaves_the_last_good_checkpoint(run, fit_args, tmp_path) -> None:
-    stopped = run(*fit_args, "--checkpoint.every_n_steps", 1, *callback("PoisonAtBatch", batch=2))
+    stopped = run(*fit_args, "--adapter_checkpoint.every_n_steps", 1, *callback("PoisonAtBatch", batch=2))
     assert stopped.status == 1 and "Traceback" not in stopped.err
     assert "not finite at step 2" in stopped.err and "record" in stopped.err and "--ckpt_path last" in stopped.err
     path = tmp_path / "run/checkpoints/last.ckpt"
@@ -139,7 +141,7 @@ def test_a_loss_that_is_not_finite_leaves_the_last_good_checkpoint(run, fit_args
 
 def test_slow_steps_are_saved_by_the_clock(run, fit_args, tmp_path) -> None:
     stopped = outside(
-        *fit_args, "--checkpoint.every_n_steps", 1000, "--checkpoint.every_minutes", 1e-6,
+        *fit_args, "--adapter_checkpoint.every_n_steps", 1000, "--adapter_checkpoint.every_minutes", 1e-6,
         *callback("KillAtBatch", batch=3),
     )  # fmt: skip
     assert stopped.returncode == -9, stopped.stderr
@@ -188,7 +190,7 @@ def test_going_on_from_an_adapter_starts_with_its_weights(run, fit_args, tmp_pat
 
 def test_resuming_what_is_not_there(run, fit_args, tmp_path) -> None:
     result = run(*fit_args, "--ckpt_path", "last")
-    assert result.status == 1 and "there is no checkpoint" in result.err
+    assert result.status == 1 and "there is no whole checkpoint" in result.err
     assert run(*fit_args, "--trainer.max_steps", 1).status == 0
     result = run(*fit_args, "--run_dir", tmp_path / "other", "--ckpt_path", "last")
     assert result.status == 1 and str(tmp_path / "run") in result.err  # the run that has one
@@ -222,19 +224,53 @@ def test_a_changed_batch_size_is_said_when_resuming(run, fit_args) -> None:
     assert result.status == 0 and "goes on in another order" in result.err, result.err
 
 
-def test_ctrl_c_says_how_to_go_on(fit_args) -> None:
+def stopped_by(number: int, args: list[object], **environment: str) -> subprocess.CompletedProcess[str]:
+    """Runs a fit of many epochs in a process of its own and sends it a signal within one."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "typst_lit", *map(str, fit_args), "--trainer.max_epochs", "100000"],
-        stderr=subprocess.PIPE, text=True,
+        [sys.executable, "-m", "typst_lit", *map(str, args), "--trainer.max_epochs", "1000"],
+        stderr=subprocess.PIPE, text=True, env={**os.environ, **environment},
     )  # fmt: skip
     assert process.stderr is not None
     for line in process.stderr:
         if line.startswith("validation at step 8"):
             break
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     rest = process.stderr.read()
-    assert process.wait() == 130
-    assert "--ckpt_path last" in rest and "Traceback" not in rest
+    return subprocess.CompletedProcess(process.args, process.wait(), "", rest)
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(run, fit_args, tmp_path, number, status) -> None:
+    stopped = stopped_by(number, [*fit_args, "--adapter_checkpoint.every_n_steps", 10**6])
+    assert stopped.returncode == status and "Traceback" not in stopped.stderr
+    step = int(re.findall(r"after step (\d+), which is saved", stopped.stderr)[0])
+    command = stopped.stderr.rstrip().splitlines()[-1].strip()
+    assert command.startswith("typst-lit fit ") and command.endswith("--ckpt_path last")
+    resumed = run(*shlex.split(command)[1:], "--trainer.max_epochs", 1000, "--trainer.max_steps", step + 4)
+    assert resumed.status == 0 and f"Resuming after step {step}," in resumed.err
+    straight = run(
+        *fit_args, "--run_dir", tmp_path / "straight", "--trainer.max_epochs", 1000, "--trainer.max_steps", step + 4
+    )
+    assert straight.status == 0
+    one, other = (
+        torch.load(tmp_path / name / "checkpoints/last.ckpt", weights_only=True) for name in ("straight", "run")
+    )
+    assert one["global_step"] == other["global_step"] == step + 4
+    assert same(one["state_dict"], other["state_dict"]) and same(one["optimizer_states"], other["optimizer_states"])
+
+
+def test_under_slurm_the_job_is_queued_again_and_goes_on(run, fit_args, tmp_path, monkeypatch) -> None:
+    scontrol = tmp_path / "bin/scontrol"
+    scontrol.parent.mkdir()
+    scontrol.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/called\n')
+    scontrol.chmod(0o755)
+    path = f"{scontrol.parent}:{os.environ['PATH']}"
+    stopped = stopped_by(signal.SIGUSR1, fit_args, SLURM_JOB_ID="417", PATH=path)
+    assert stopped.returncode == 0 and "queued again" in stopped.stderr, stopped.stderr
+    assert (tmp_path / "called").read_text() == "requeue 417\n"
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    resumed = run(*fit_args, "--trainer.max_epochs", 30, "--trainer.max_steps", 200)
+    assert resumed.status == 0 and "Resuming after step" in resumed.err, resumed.err
 
 
 def test_validate_can_use_a_checkpoint_and_never_ignores_one(run, fit_args) -> None:
@@ -247,7 +283,7 @@ def test_validate_can_use_a_checkpoint_and_never_ignores_one(run, fit_args) -> N
     found = float(re.findall(r"val_loss[^\d]+(\d+\.\d+)", measured.out)[0])
     assert found == pytest.approx(float(loss), abs=2e-3)  # evaluation uses the faster, rounder 4-bit kernel
     missing = run("validate", *args[1:], "--run_dir", "nowhere", "--ckpt_path", "last")
-    assert missing.status == 1 and "there is no checkpoint" in missing.err
+    assert missing.status == 1 and "there is no whole checkpoint" in missing.err
 
 
 def test_resuming_with_another_adapter_says_so(run, fit_args) -> None:
@@ -257,11 +293,31 @@ def test_resuming_with_another_adapter_says_so(run, fit_args) -> None:
 
 
 def test_a_damaged_checkpoint_says_so(run, fit_args, tmp_path) -> None:
-    path = tmp_path / "run/checkpoints/last.ckpt"
+    path = tmp_path / "run/checkpoints/mine.ckpt"
     path.parent.mkdir(parents=True)
     path.write_bytes(b"not a checkpoint")
-    result = run(*fit_args, "--ckpt_path", "last")
+    result = run(*fit_args, "--ckpt_path", path)
     assert result.status == 1 and "is not a checkpoint" in result.err and "Traceback" not in result.err
+
+
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before_it(run, fit_args, tmp_path) -> None:
+    assert run(*fit_args, "--adapter_checkpoint.every_n_steps", 1, "--trainer.max_steps", 3).status == 0
+    newest = (tmp_path / "run/checkpoints/last.ckpt").resolve()
+    newest.write_bytes(newest.read_bytes()[:-100])
+    result = run(*fit_args, "--ckpt_path", "last")
+    assert result.status == 0 and "passed over" in result.err and newest.name in result.err
+    assert "Resuming after step 2" in result.err
+
+
+def test_a_file_asks_for_a_checkpoint_and_copies_go_elsewhere(run, fit_args, tmp_path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/SAVE").touch()
+    drive = tmp_path / "drive"
+    result = run(*fit_args, "--adapter_checkpoint.copy_to", drive, "--trainer.max_steps", 3)
+    assert result.status == 0 and "Saved as SAVE asks" in result.err, result.err
+    assert "step-1.ckpt" in result.err and not (tmp_path / "run/SAVE").exists()
+    resumed = run(*fit_args, "--run_dir", tmp_path / "elsewhere", "--ckpt_path", drive)
+    assert resumed.status == 0 and "Resuming after step 3" in resumed.err, resumed.err
 
 
 def test_out_of_memory_says_what_to_lower_in_order(run, fit_args) -> None:

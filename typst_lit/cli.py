@@ -5,11 +5,12 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import shlex
 import sys
 import warnings
 from collections.abc import Callable, Sequence
 
-from typst_lit.errors import UsageError, UserError
+from typst_lit.errors import Stopped, UsageError, UserError
 from typst_lit.version import __version__
 
 
@@ -77,6 +78,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     _set_up_logging()
     try:
         COMMANDS[args[0]][1](args[1:])
+    except Stopped as stop:
+        again = shlex.join(["typst-lit", *_without_checkpoint(args), "--ckpt_path", "last"])
+        print(f"{stop}\nGo on with:\n  {again}", file=sys.stderr)
+        return stop.status
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
@@ -98,6 +103,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: out of memory: {str(error).strip().splitlines()[0]}", file=sys.stderr)
         return 1
     return 0
+
+
+def _without_checkpoint(args: Sequence[str]) -> list[str]:
+    """Returns a command's arguments without those that say where it goes on."""
+    kept, skip = [], False
+    for arg in args:
+        if not skip and not arg.startswith("--ckpt_path"):
+            kept.append(arg)
+        skip = arg == "--ckpt_path"
+    return kept
 
 
 def _interrupted() -> int:

@@ -12,6 +12,19 @@ class UserError(Exception):
     """
 
 
+class Stopped(UserError):  # noqa: N818 - it is what was asked for
+    """A run that was asked to stop, and has saved what it did.
+
+    Args:
+        text: what happened.
+        status: the exit status, 128 and the signal's number.
+    """
+
+    def __init__(self, text: str, status: int) -> None:
+        super().__init__(text)
+        self.status = status
+
+
 class UsageError(UserError):
     """A command line or configuration that can't be understood: exit status 2."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.trainer.connectors.accelerator_connector import _AcceleratorConnector
 
 from typst_lit.callbacks.adapter_checkpoint import AdapterCheckpoint
-from typst_lit.callbacks.checkpoint import LAST, ResumableCheckpoint
+from typst_lit.callbacks.checkpoint_files import fault_of, newest_good
 from typst_lit.callbacks.evaluation import Evaluation
 from typst_lit.callbacks.learning_curve import EarlyStop, LearningCurve
 from typst_lit.callbacks.prediction_writer import PredictionWriter
@@ -107,7 +108,6 @@ class TypstCLI(LightningCLI):
         for callback, group in (
             (Warmup, "warmup"),
             (AdapterCheckpoint, "adapter_checkpoint"),
-            (ResumableCheckpoint, "checkpoint"),
             (EarlyStop, "early_stopping"),
             (VramProfile, "vram"),
             (Evaluation, "eval"),
@@ -147,6 +147,8 @@ class TypstCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         config = self.config[self.command]
         run = Path(config.run_dir)
+        if self.command == "fit" and not config.ckpt_path and int(os.environ.get("SLURM_RESTART_COUNT") or 0):
+            config.ckpt_path = "last"  # the job was queued again: the same command goes on
         if config.ckpt_path:
             config.ckpt_path = str(checkpoint_of(config.ckpt_path, run))
         if self.command == "fit" and not (
@@ -211,19 +213,29 @@ class TypstCLI(LightningCLI):
 
 
 def checkpoint_of(ckpt_path: str, run: Path) -> Path:
-    """Returns the checkpoint file that ``--ckpt_path`` means: ``last`` is that of the run directory.
+    """Returns the checkpoint that ``--ckpt_path`` means: a file, or the newest whole one of a directory or, for
+    ``last``, of the run directory. Damaged ones that are newer are named and passed over.
 
     Raises:
-        UserError: when there is none, naming the runs beside it that have one.
+        UserError: when there is none, naming the runs beside it that have one; or the file named is damaged.
     """
-    path = run / "checkpoints" / LAST if ckpt_path == "last" else Path(ckpt_path)
+    path = run if ckpt_path == "last" else Path(ckpt_path)
     if path.is_file():
+        fault = fault_of(path.resolve()) if path.resolve().with_suffix(".json").is_file() else None
+        if fault:
+            raise UserError(f"--ckpt_path {ckpt_path}: {fault}. --ckpt_path {path.parent} takes the newest good one.")
         return path
-    others = sorted(str(p.parent.parent) for p in run.parent.glob(f"*/checkpoints/{LAST}"))
+    folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
+    found, faults = newest_good(folder)
+    for fault in faults:
+        log.warning("%s: it is passed over.", fault)
+    if found:
+        return found
+    others = sorted({str(p.parent.parent) for p in run.parent.glob("*/checkpoints/*.json")})
     way_out = f"Runs that have one: {', '.join(others)} (name it with --run_dir)." if others else (
         "It was stopped before the first one was saved; start without --ckpt_path."
     )  # fmt: skip
-    raise UserError(f"--ckpt_path {ckpt_path}: there is no checkpoint {path}. {way_out}")
+    raise UserError(f"--ckpt_path {ckpt_path}: there is no whole checkpoint in {folder}. {way_out}")
 
 
 def check_nothing_is_overwritten(run: Path) -> None:
@@ -232,12 +244,12 @@ def check_nothing_is_overwritten(run: Path) -> None:
     Raises:
         UserError: naming the ways to go on.
     """
-    last = run / "checkpoints" / LAST
+    last, _ = newest_good(run / "checkpoints")
     found = next((p.parent for p in sorted(run.glob("*/best/*.safetensors"))), None)
-    if found is None and not last.is_file():
+    if found is None and last is None:
         return
     ways = ["--run_dir ANOTHER   starts a new run beside it"]
-    if last.is_file():
+    if last is not None:
         ways.insert(0, "--ckpt_path last   goes on where that run stopped, with its optimizer")
     if found is not None:
         flag = "--model.adapter_path" if found.parent.name == "adapter" else "--model.base_model"

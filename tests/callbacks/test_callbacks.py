@@ -2,17 +2,11 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import resource
-import signal
-import subprocess
 import sys
-import time
 
 import pytest
 import torch
 
-from typst_lit.callbacks.checkpoint import AtomicCheckpointIO
 from typst_lit.callbacks.learning_curve import reading
 from typst_lit.callbacks.vram import MemoryMeter, is_out_of_memory
 from typst_lit.callbacks.warmup import Warmup
@@ -66,55 +60,6 @@ def test_the_meter_sees_a_peak_that_has_passed() -> None:
     assert meter.peak()[0] - before > 200 * 2**20
     meter.reset()
     assert meter.peak()[0] - before < 100 * 2**20
-
-
-SAVER = """
-import sys, torch
-from typst_lit.callbacks.checkpoint import AtomicCheckpointIO
-step = 0
-while True:
-    step += 1
-    AtomicCheckpointIO().save_checkpoint({"step": step, "weights": torch.full((500_000,), float(step))}, sys.argv[1])
-    print(step, flush=True)
-"""
-
-
-def test_a_save_that_is_killed_leaves_a_whole_checkpoint(tmp_path) -> None:
-    path = tmp_path / "last.ckpt"
-    for kill_after_s in (0.005, 0.013, 0.029):
-        process = subprocess.Popen(
-            [sys.executable, "-c", SAVER, str(path)], stdout=subprocess.PIPE, text=True, env={**os.environ}
-        )
-        assert process.stdout is not None
-        process.stdout.readline()
-        time.sleep(kill_after_s)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        loaded = AtomicCheckpointIO().load_checkpoint(path)
-        assert torch.equal(loaded["weights"], torch.full((500_000,), float(loaded["step"])))
-
-
-def test_a_disk_that_is_full_keeps_the_old_checkpoint_and_says_so(tmp_path) -> None:
-    path = tmp_path / "last.ckpt"
-    AtomicCheckpointIO().save_checkpoint({"step": 1}, path)
-    old = resource.getrlimit(resource.RLIMIT_FSIZE)
-    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, old[1]))  # a write past it fails, as on a full disk
-    try:
-        with pytest.raises(UserError, match=r"could not be written.*is whole"):
-            AtomicCheckpointIO().save_checkpoint({"step": 2, "weights": torch.zeros(10**6)}, path)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, old)
-        signal.signal(signal.SIGXFSZ, ignored)
-    assert AtomicCheckpointIO().load_checkpoint(path) == {"step": 1}
-    assert [file.name for file in tmp_path.iterdir()] == ["last.ckpt"]
-
-
-def test_a_checkpoint_that_would_run_code_is_refused(tmp_path) -> None:
-    path = tmp_path / "last.ckpt"
-    torch.save({"run": os.system}, path)
-    with pytest.raises(UserError, match="not a checkpoint"):
-        AtomicCheckpointIO().load_checkpoint(path)
 
 
 def test_a_growing_list_is_json_after_every_write_and_survives_a_cut(tmp_path) -> None:

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint
 from peft import PeftModel
 
+from typst_lit.callbacks.checkpoint import ResumableCheckpoint
 from typst_lit.model.adapters import save_weights
 from typst_lit.model.backbones import BUILT_IN
 from typst_lit.version import __version__
@@ -19,17 +19,30 @@ from typst_lit.version import __version__
 log = logging.getLogger(__name__)
 
 
-class AdapterCheckpoint(Checkpoint):
+class AdapterCheckpoint(ResumableCheckpoint):
     """Saves ``adapter/best`` (lowest val_loss) and ``adapter/last`` in the run directory, after every validation.
 
     Each holds the weights in safetensors with the tokenizer, the prompt template and a model card. A run that trains
-    all weights saves the whole model in ``model/`` instead.
+    all weights saves the whole model in ``model/`` instead. Beside them it keeps checkpoints that the run can go on
+    from.
 
     Args:
         monitor: the logged value that decides what is best; lower is better.
+        every_n_steps: optimizer steps from one resumable checkpoint to the next within an epoch.
+        every_minutes: save earlier where so many steps take longer than this.
+        keep: how many of the newest checkpoints to keep.
+        copy_to: a second directory for the newest checkpoints, on a disk that outlives the machine (Colab: Drive).
     """
 
-    def __init__(self, monitor: str = "val_loss") -> None:
+    def __init__(
+        self,
+        monitor: str = "val_loss",
+        every_n_steps: int = 20,
+        every_minutes: float = 2.0,
+        keep: int = 2,
+        copy_to: str | None = None,
+    ) -> None:
+        super().__init__(every_n_steps, every_minutes, keep, copy_to)
         self.monitor = monitor
         self.best: float | None = None
 
@@ -40,13 +53,14 @@ class AdapterCheckpoint(Checkpoint):
         self.best = state_dict["best"]
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.sanity_checking or (not trainer.training and trainer.state.fn != "fit"):
+        if trainer.sanity_checking or trainer.state.fn != "fit":
             return
         value = trainer.callback_metrics.get(self.monitor)
         self._save(trainer, pl_module, "last", value)
         if value is not None and math.isfinite(value) and (self.best is None or float(value) < self.best):
             self.best = float(value)
             self._save(trainer, pl_module, "best", value)
+        super().on_validation_end(trainer, pl_module)  # afterwards: it keeps what is best so far
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.global_step == 0:

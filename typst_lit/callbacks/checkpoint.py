@@ -1,131 +1,183 @@
-"""Resumable checkpoints: small, complete, and never half written."""
+"""Resumable checkpoints: when one is made, and how a run stops without losing anything."""
 
 from __future__ import annotations
 
-import contextlib
+import logging
 import os
-import tempfile
+import signal
+import subprocess
+import threading
 import time
 from pathlib import Path
 from typing import Any
 
-import torch
-from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
-from typst_lit.errors import UserError
+from typst_lit.callbacks.checkpoint_files import (
+    AtomicCheckpointIO,
+    copy_checkpoint,
+    keep_newest,
+    next_path,
+    remove_stale,
+)
+from typst_lit.errors import Stopped, UserError
 
-LAST = "last.ckpt"
-
-
-class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes to a temporary file in the same directory, flushes it to the disk, and renames it.
-
-    Whatever happens meanwhile, the name holds the old checkpoint or the new one. Only plain data is ever loaded.
-    """
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, scratch = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-        try:
-            with os.fdopen(handle, "wb") as stream:
-                torch.save(checkpoint, stream)
-                stream.flush()
-                os.fsync(stream.fileno())
-            Path(scratch).replace(path)
-            sync_directory(path.parent)
-        except (OSError, RuntimeError) as error:  # torch's writer turns a full disk into a RuntimeError
-            kept = "the last one before it is whole" if path.exists() else "there is none yet"
-            raise UserError(
-                f"the checkpoint {path} could not be written ({error}); {kept}. Free some space."
-            ) from error
-        finally:
-            with contextlib.suppress(FileNotFoundError):
-                Path(scratch).unlink()
-
-    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
-        try:
-            return super().load_checkpoint(path, map_location=map_location or _to_cpu, weights_only=True)
-        except Exception as error:
-            raise UserError(f"{path}: is not a checkpoint of this trainer: {str(error).splitlines()[0]}") from error
-
-
-def _to_cpu(storage: Any, location: str) -> Any:
-    return storage
-
-
-def sync_directory(path: Path) -> None:
-    """Flushes a directory, so that a rename in it survives a power cut."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+log = logging.getLogger(__name__)
+SAVE_NOW = "SAVE"  # a file of this name in the run directory asks for a checkpoint
 
 
 class ResumableCheckpoint(Checkpoint):
-    """Keeps ``checkpoints/last.ckpt`` in the run directory: trainable weights, optimizer, counters, order of the data.
+    """Keeps checkpoints in the run directory: trainable weights, optimizer, counters, order of the data.
 
-    It is written after every epoch (with its validation), every so many optimizer steps, and when some minutes have
-    passed, always when a step is complete: no gradient of a half accumulated step is lost.
+    One is made after every epoch (with its validation), every so many optimizer steps, when some minutes have passed,
+    and when a file ``SAVE`` appears in the run directory; always when a step is complete, so that no gradient of a half
+    accumulated step is lost.
+
+    SIGTERM and Ctrl-C finish the step, save and stop; a second one stops at once. So does SIGUSR1 under SLURM, and puts
+    the job into the queue again.
 
     Args:
         every_n_steps: optimizer steps from one to the next within an epoch.
         every_minutes: save earlier where so many steps take longer than this.
+        keep: how many of the newest to keep.
+        copy_to: a second directory for the newest ones, on a disk that outlives the machine.
     """
 
-    def __init__(self, every_n_steps: int = 20, every_minutes: float = 2.0) -> None:
-        if every_n_steps < 1 or every_minutes <= 0:
-            raise UserError("checkpoint.every_n_steps must be 1 or more, and checkpoint.every_minutes above 0.")
+    def __init__(
+        self, every_n_steps: int = 20, every_minutes: float = 2.0, keep: int = 2, copy_to: str | None = None
+    ) -> None:
+        if every_n_steps < 1 or every_minutes <= 0 or keep < 1:
+            raise UserError("adapter_checkpoint.every_n_steps and .keep must be 1 or more, and .every_minutes above 0.")
         self.every_n_steps = every_n_steps
         self.every_minutes = every_minutes
+        self.keep = keep
+        self.copy_to = copy_to
+        self.signals = Signals()
         self._saved_at = 0
         self._saved_time = 0.0
         self._after_validation = False
 
     @staticmethod
-    def path(trainer: Trainer) -> Path:
-        """Returns where the checkpoint of a trainer's run lies."""
-        return Path(trainer.default_root_dir) / "checkpoints" / LAST
+    def folder(trainer: Trainer) -> Path:
+        """Returns where the checkpoints of a trainer's run are."""
+        return Path(trainer.default_root_dir) / "checkpoints"
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         if trainer.is_global_zero:
-            for stale in self.path(trainer).parent.glob(f".{LAST}-*"):  # a save that was killed
-                stale.unlink(missing_ok=True)
+            remove_stale(self.folder(trainer))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._saved_at = trainer.global_step
         self._saved_time = time.monotonic()
+        self.signals.catch()
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self.signals.release()
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
-        if trainer.global_step == self._saved_at or trainer.fit_loop._should_accumulate():
+        if trainer.fit_loop._should_accumulate():
             return
-        long_ago = time.monotonic() - self._saved_time >= 60 * self.every_minutes
-        # Saving takes all processes, and their clocks differ: they have to agree.
-        due = trainer.strategy.reduce_boolean_decision(long_ago, all=False)
-        if not due and trainer.global_step % self.every_n_steps != 0:
+        new = trainer.global_step != self._saved_at
+        asked = Path(trainer.default_root_dir) / SAVE_NOW
+        wanted = time.monotonic() - self._saved_time >= 60 * self.every_minutes or asked.exists()
+        # Saving takes all processes, and neither their clocks nor their signals agree: they have to.
+        wanted = trainer.strategy.reduce_boolean_decision(wanted, all=False)
+        stop = trainer.strategy.reduce_boolean_decision(self.signals.received is not None, all=False)
+        if not stop and not (new and (wanted or trainer.global_step % self.every_n_steps == 0)):
             return
         # Resumed between a step and its validation, a run would leave the validation out: save after it instead.
         fit_loop = trainer.fit_loop
         if fit_loop.epoch_loop._should_check_val_fx(fit_loop._data_fetcher):  # type: ignore[arg-type]
             self._after_validation = True
         elif not fit_loop.epoch_loop.batch_progress.is_last_batch:
-            self._save(trainer)
+            self._save_and_maybe_stop(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._after_validation and not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
-            self._save(trainer)
+            self._save_and_maybe_stop(trainer)
         self._after_validation = False
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._save(trainer)
+        self._save_and_maybe_stop(trainer)
 
-    def _save(self, trainer: Trainer) -> None:
+    def _save_and_maybe_stop(self, trainer: Trainer) -> None:
+        self._save_checkpoint(trainer)
+        if trainer.strategy.reduce_boolean_decision(self.signals.received is not None, all=False):
+            self._stop(trainer)
+
+    def _save_checkpoint(self, trainer: Trainer) -> None:
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         self._saved_at = trainer.global_step
         self._saved_time = time.monotonic()
-        trainer.save_checkpoint(self.path(trainer))
+        folder = self.folder(trainer)
+        path = trainer.strategy.broadcast(next_path(folder, trainer.global_step))
+        trainer.save_checkpoint(path)
+        if not trainer.is_global_zero:
+            return
+        keep_newest(folder, self.keep)
+        asked = Path(trainer.default_root_dir) / SAVE_NOW
+        if asked.exists():
+            asked.unlink()
+            log.info("Saved as %s asks: %s", SAVE_NOW, path)
+        if self.copy_to:
+            try:
+                copy_checkpoint(path, Path(self.copy_to), self.keep)
+            except OSError as error:  # the run is worth more than its copy
+                log.warning("The checkpoint was not copied to %s: %s", self.copy_to, error)
+
+    def _stop(self, trainer: Trainer) -> None:
+        received = self.signals.received or signal.SIGTERM  # another process's
+        where = f"after step {trainer.global_step}, which is saved in {self.folder(trainer)}"
+        if received == REQUEUE:
+            done = _requeue() if trainer.is_global_zero else "the job is queued again"
+            raise Stopped(f"Stopped by SLURM's {received.name} {where}; {done}.", 0)
+        raise Stopped(f"Stopped by {received.name} {where}.", 128 + received)
+
+
+REQUEUE = getattr(signal, "SIGUSR1", None)  # Windows has none
+
+
+class Signals:
+    """Takes note of the signals that ask a run to stop, instead of stopping at once."""
+
+    def __init__(self) -> None:
+        self.received: signal.Signals | None = None
+        self._before: dict[signal.Signals, Any] = {}
+
+    def catch(self) -> None:
+        """Begins to take note; only the main thread can."""
+        if threading.current_thread() is not threading.main_thread():
+            return
+        caught = [signal.SIGTERM, signal.SIGINT]
+        if REQUEUE is not None and "SLURM_JOB_ID" in os.environ:
+            caught.append(REQUEUE)
+        for number in caught:
+            self._before[number] = signal.signal(number, self._note)
+
+    def release(self) -> None:
+        """Gives the signals back to those who had them."""
+        while self._before:
+            number, handler = self._before.popitem()
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: Any) -> None:
+        if self.received is not None and number != REQUEUE:
+            raise KeyboardInterrupt
+        self.received = signal.Signals(number)
+        log.warning("%s: the step is finished and saved first. Once more stops at once.", self.received.name)
+
+
+def _requeue() -> str:
+    """Puts this SLURM job into the queue again and says so."""
+    environment = os.environ
+    job = environment["SLURM_JOB_ID"]
+    if "SLURM_ARRAY_JOB_ID" in environment:
+        job = f"{environment['SLURM_ARRAY_JOB_ID']}_{environment['SLURM_ARRAY_TASK_ID']}"
+    try:
+        done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, check=False)
+    except OSError as error:
+        return f"job {job} could not be queued again ({error})"
+    return f"job {job} is queued again" if done.returncode == 0 else f"scontrol said: {done.stderr.strip()}"

@@ -1,0 +1,132 @@
+"""Checkpoints on the disk: whole or not there, whatever happens while they are written."""
+
+from __future__ import annotations
+
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from typst_lit.callbacks.checkpoint_files import (
+    LAST,
+    AtomicCheckpointIO,
+    copy_checkpoint,
+    fault_of,
+    keep_newest,
+    newest_good,
+    next_path,
+)
+from typst_lit.errors import UserError
+
+SAVER = """
+import sys, torch
+from pathlib import Path
+from typst_lit.callbacks.checkpoint_files import AtomicCheckpointIO, keep_newest, next_path
+folder, step = Path(sys.argv[1]), 0
+while True:
+    step += 1
+    made = {"global_step": step, "weights": torch.full((500_000,), float(step))}
+    AtomicCheckpointIO().save_checkpoint(made, next_path(folder, step))
+    keep_newest(folder, 2)
+    print(step, flush=True)
+"""
+
+
+def save(folder, step, **more):
+    path = next_path(folder, step)
+    AtomicCheckpointIO().save_checkpoint({"global_step": step, **more}, path)
+    return path
+
+
+def test_a_save_that_is_killed_leaves_a_whole_checkpoint(tmp_path) -> None:
+    for kill_after_s in (0.005, 0.013, 0.029):
+        process = subprocess.Popen(
+            [sys.executable, "-c", SAVER, str(tmp_path)], stdout=subprocess.PIPE, text=True, env={**os.environ}
+        )
+        assert process.stdout is not None
+        told = int(process.stdout.readline())
+        time.sleep(kill_after_s)
+        process.send_signal(signal.SIGKILL)
+        told = max([told, *map(int, process.stdout.read().split())])
+        process.wait()
+        path, _ = newest_good(tmp_path)
+        assert path is not None
+        loaded = AtomicCheckpointIO().load_checkpoint(path)
+        assert torch.equal(loaded["weights"], torch.full((500_000,), float(loaded["global_step"])))
+        assert loaded["global_step"] >= told  # what was said to be saved is there
+        assert (tmp_path / LAST).resolve().is_file()
+
+
+def test_the_newest_good_one_is_found_and_the_others_are_named(tmp_path) -> None:
+    good, damaged, cut, unfinished = (save(tmp_path, step, weights=torch.zeros(1000)) for step in (1, 2, 3, 4))
+    data = bytearray(damaged.read_bytes())
+    data[len(data) // 2] ^= 1
+    damaged.write_bytes(data)
+    cut.write_bytes(cut.read_bytes()[:-1])
+    unfinished.with_suffix(".json").unlink()
+    found, faults = newest_good(tmp_path)
+    assert found == good and len(faults) == 3
+    for path, fault, word in zip(
+        (unfinished, cut, damaged), faults, ("no manifest", "bytes instead", "not those"), strict=True
+    ):
+        assert str(path) in fault and word in fault
+
+
+def test_a_flipped_byte_or_a_cut_anywhere_is_found(tmp_path) -> None:
+    path = save(tmp_path, 1, weights=torch.arange(5000.0))
+    whole = path.read_bytes()
+    generator = random.Random(0)
+    for _ in range(40):
+        place = generator.randrange(len(whole))
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ (1 << generator.randrange(8))]) + whole[place + 1 :])
+        assert fault_of(path)
+        path.write_bytes(whole[:place])
+        assert fault_of(path)
+    path.write_bytes(whole)
+    assert fault_of(path) is None
+    for broken in (b"", b"{", b"[]", b'{"bytes": "x"}'):
+        path.with_suffix(".json").write_bytes(broken)
+        assert fault_of(path)
+
+
+def test_a_disk_that_is_full_keeps_the_old_checkpoint_and_says_so(tmp_path) -> None:
+    old = save(tmp_path, 1)
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limit[1]))  # a write past it fails, as on a full disk
+    try:
+        with pytest.raises(UserError, match=rf"could not be written.*{old.name}, is whole"):
+            save(tmp_path, 2, weights=torch.zeros(10**6))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert newest_good(tmp_path) == (old, [])
+    assert {file.name for file in tmp_path.iterdir()} == {old.name, old.with_suffix(".json").name, LAST}
+
+
+def test_so_many_are_kept_and_copies_too(tmp_path) -> None:
+    for step in range(1, 6):
+        path = save(tmp_path / "run", step)
+        keep_newest(tmp_path / "run", 2)
+        copy_checkpoint(path, tmp_path / "drive", 1)
+    assert [path.name for path in sorted((tmp_path / "run").glob("0*.ckpt"))] == [
+        "00004-step-4.ckpt",
+        "00005-step-5.ckpt",
+    ]
+    assert (tmp_path / "run" / LAST).resolve() == path
+    copied, faults = newest_good(tmp_path / "drive")
+    assert copied is not None and copied.read_bytes() == path.read_bytes() and not faults
+    assert len(list((tmp_path / "drive").iterdir())) == 2
+
+
+def test_a_checkpoint_that_would_run_code_is_refused(tmp_path) -> None:
+    path = tmp_path / "evil.ckpt"
+    torch.save({"run": os.system}, path)
+    with pytest.raises(UserError, match="not a checkpoint"):
+        AtomicCheckpointIO().load_checkpoint(path)
