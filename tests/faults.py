@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import resource
 import signal
@@ -102,3 +103,40 @@ class ShrinkMemory(Callback):
 def _address_space() -> int:
     pages = Path("/proc/self/statm").read_text().split()[0]
     return int(pages) * resource.getpagesize()
+
+
+class SignalToWorkers(Callback):
+    """Sends a signal to the processes that prepare batches, after the second batch.
+
+    Args:
+        number: of the signal.
+    """
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if batch_idx == 1:
+            for process in multiprocessing.active_children():
+                os.kill(process.pid or 0, self.number)
+
+
+class SpikeAtStep(Callback):
+    """Multiplies the head's weight for one step, which makes the loss leap.
+
+    Args:
+        step: which one, from 0.
+        factor: by how much.
+    """
+
+    def __init__(self, step: int, factor: float = 50.0) -> None:
+        self.step = step
+        self.factor = factor
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if trainer.global_step == self.step:
+            pl_module.model.get_output_embeddings().weight.data *= self.factor
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if trainer.global_step == self.step + 1:
+            pl_module.model.get_output_embeddings().weight.data /= self.factor

@@ -30,6 +30,10 @@ def _small(module: str) -> Callable[[Sequence[str]], None]:
     return run
 
 
+LOST_WORKER = (
+    "a process that prepares batches died ({}); most often there was too little memory for it. --data.num_workers 0 "
+    "does without. Go on from the last checkpoint with --ckpt_path last."
+)
 COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], None]]] = {
     "fit": ("train an adapter on pairs of record and Typst source", _train("fit")),
     "validate": ("measure the loss on held-out pairs", _train("validate")),
@@ -98,6 +102,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error.filename}: {error.strerror}.", file=sys.stderr)
         return 1
     except Exception as error:
+        if isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker"):
+            # torch raises this wherever the main thread happens to be, on the way out of another fault as well
+            print(f"error: {_cause(error) or LOST_WORKER.format(error)}", file=sys.stderr)
+            return 1
         if not _out_of_memory(error):
             raise
         print(f"error: out of memory: {str(error).strip().splitlines()[0]}", file=sys.stderr)
@@ -121,6 +129,12 @@ def _interrupted() -> int:
         file=sys.stderr,
     )
     return 130
+
+
+def _cause(error: BaseException) -> UserError | None:
+    """Returns the fault that was being handled when an exception came up, if it is one that says what to do."""
+    before = error.__context__
+    return before if before is None or isinstance(before, UserError) else _cause(before)
 
 
 def _out_of_memory(error: Exception) -> bool:

@@ -25,6 +25,7 @@ from typst_lit.callbacks.progress import progress_bar
 from typst_lit.callbacks.throughput import Throughput
 from typst_lit.callbacks.vram import VramProfile
 from typst_lit.callbacks.warmup import Warmup
+from typst_lit.callbacks.watchdog import Watchdog
 from typst_lit.commands import app, convert, doctor, export, generate, lengths, score, serve
 from typst_lit.commands import compile as compile_command
 from typst_lit.commands.parsing import parse_failure
@@ -109,6 +110,7 @@ class TypstCLI(LightningCLI):
             (Warmup, "warmup"),
             (AdapterCheckpoint, "adapter_checkpoint"),
             (EarlyStop, "early_stopping"),
+            (Watchdog, "watchdog"),
             (VramProfile, "vram"),
             (Evaluation, "eval"),
             (PredictionWriter, "predict"),
@@ -169,7 +171,8 @@ class TypstCLI(LightningCLI):
             overlay = planned(self.model, self.datamodule, self.trainer)
             if self.trainer.is_global_zero:
                 write_overlay(overlay, path)
-        self.model.split_when_full = True
+        watchdog = next(callback for callback in self.trainer.callbacks if isinstance(callback, Watchdog))  # type: ignore[attr-defined]
+        watchdog.out_of_memory = overlay["watchdog"]["out_of_memory"]
         self.model.gradient_checkpointing = overlay["model"]["gradient_checkpointing"]
         self.datamodule.batch_size = overlay["data"]["batch_size"]
         self.trainer.accumulate_grad_batches = overlay["trainer"]["accumulate_grad_batches"]

@@ -146,11 +146,13 @@ class Signals:
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
         self._before: dict[signal.Signals, Any] = {}
+        self._process = 0
 
     def catch(self) -> None:
         """Begins to take note; only the main thread can."""
         if threading.current_thread() is not threading.main_thread():
             return
+        self._process = os.getpid()
         caught = [signal.SIGTERM, signal.SIGINT]
         if REQUEUE is not None and "SLURM_JOB_ID" in os.environ:
             caught.append(REQUEUE)
@@ -164,6 +166,10 @@ class Signals:
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: Any) -> None:
+        if os.getpid() != self._process:  # a worker that was forked off, which shall just end
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+            return
         if self.received is not None and number != REQUEUE:
             raise KeyboardInterrupt
         self.received = signal.Signals(number)

@@ -115,7 +115,7 @@ def fault_of(path: Path) -> str | None:
 
 def newest_good(directory: Path) -> tuple[Path | None, list[str]]:
     """Returns the newest checkpoint that is whole, and what is wrong with those that are newer."""
-    faults = []
+    faults: list[str] = []
     for path in sorted(_all(directory), reverse=True):
         fault = fault_of(path)
         if fault is None:

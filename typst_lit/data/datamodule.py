@@ -27,6 +27,7 @@ from typst_lit.data.batching import (
 from typst_lit.data.encoding import Encoder, Example, make_example
 from typst_lit.data.length_policy import LengthPolicy
 from typst_lit.data.lengths import LengthReport
+from typst_lit.data.loader import WatchedLoader
 from typst_lit.data.prompts import PromptTemplate, ReportPrompt
 from typst_lit.data.sources import RecordSource, open_source
 from typst_lit.data.splitting import near_duplicates, sketch, split_by_group
@@ -51,6 +52,10 @@ class Examples(torch.utils.data.Dataset[Example]):
 
     def __len__(self) -> int:
         return len(self.table)
+
+    def origin(self, index: int) -> str:
+        """Returns where the record of an example stood."""
+        return str(self.table[index]["origin"])
 
     def __getitem__(self, index: int) -> Example:
         row = self.table[index]
@@ -94,6 +99,7 @@ class TypstDataModule(LightningDataModule):
         batch_size: samples a step and device.
         eval_batch_size: samples a validation step or records generated together; by default ``batch_size``.
         num_workers: processes that prepare batches; 0 prepares them in the training process.
+        worker_timeout: seconds to wait for a batch of such a process before the run stops; 0 waits for ever.
         num_proc: processes that tokenise; by default as many as the cores and the data are worth.
         cache_dir: where the tables are kept; by default the cache of the datasets library.
         seed: decides split and order.
@@ -119,6 +125,7 @@ class TypstDataModule(LightningDataModule):
         batch_size: int = 4,
         eval_batch_size: int | None = None,
         num_workers: int = 0,
+        worker_timeout: float = 600.0,
         num_proc: int | None = None,
         cache_dir: str | None = None,
         seed: int = 0,
@@ -132,6 +139,8 @@ class TypstDataModule(LightningDataModule):
         ):  # fmt: skip
             if isinstance(value, int) and value < 1:
                 raise UserError(f"data.{name} must be 1 or more, not {value}.")
+        if num_workers < 0 or worker_timeout < 0:
+            raise UserError("data.num_workers and data.worker_timeout must be 0 or more.")
         self.path = path
         self.val_path = val_path
         self.test_path = test_path
@@ -150,6 +159,7 @@ class TypstDataModule(LightningDataModule):
         self.batch_size = batch_size
         self._eval_batch_size = eval_batch_size
         self.num_workers = num_workers
+        self.worker_timeout = worker_timeout
         self.num_proc = num_proc
         self.cache_dir = cache_dir
         self.seed = seed
@@ -390,12 +400,13 @@ class TypstDataModule(LightningDataModule):
             tokenizer = self.encoder.tokenizer
             pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
             collate = Collator(pad, self.length_limit)
-        return DataLoader(
+        return WatchedLoader(
             examples,
             batch_sampler=sampler,
             collate_fn=collate,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
+            patience=self.worker_timeout,
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator().manual_seed(self.seed),  # otherwise it draws from the global one
         )

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
+import random
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import Any, Literal, TypeVar
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric, SumMetric
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from typst_lit.callbacks.watchdog import Watchdog
 from typst_lit.data.batching import Batch, PromptBatch, split
 from typst_lit.data.prompts import PromptTemplate
 from typst_lit.errors import UserError
@@ -131,7 +132,7 @@ class TypstModule(LightningModule):
         # Two sums instead of torchmetrics' MeanMetric, which forgets the weights where NaN is not to be hidden.
         self.eval_loss = SumMetric(nan_strategy="disable").set_dtype(torch.float64)
         self.eval_tokens = SumMetric(nan_strategy="disable").set_dtype(torch.float64)
-        self.split_when_full = False  # set by a plan: run batches that don't fit in parts
+        self.watchdog = Watchdog()  # the one among the trainer's callbacks takes its place
         self.parts = 1  # that each batch is run in
         self._window: list[tuple[Tensor, Tensor, list[str]]] = []  # loss sum, tokens and origins of each micro-batch
 
@@ -271,12 +272,15 @@ class TypstModule(LightningModule):
             group["weight_decay"] = self.weight_decay if group["decayed"] else 0.0
 
     def _seed(self, batch_idx: int) -> None:
-        # Dropout is a function of seed and step, so that a resumed run goes on as if it had never stopped.
+        # What chance decides is a function of seed and step, so that a resumed run goes on as if it had never stopped.
         place = [int(os.environ.get("PL_GLOBAL_SEED", 0)), self.current_epoch, batch_idx, self.global_rank]
-        torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1)[0]))
+        seed = int(np.random.SeedSequence(place).generate_state(1)[0])
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.manual_seed(seed)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        if self.split_when_full or self.parts > 1:
+        if self.watchdog.out_of_memory == "split" or self.parts > 1:
             loss, tokens = self._that_fits(batch, lambda: self._loss_in_parts(batch, batch_idx))
         else:
             loss, tokens = self.summed_loss(batch)
@@ -298,7 +302,8 @@ class TypstModule(LightningModule):
             try:
                 return compute()
             except Exception as error:
-                if not (self.split_when_full and is_out_of_memory(error) and self._take_less(batch)):
+                may_split = self.watchdog.out_of_memory == "split" and is_out_of_memory(error)
+                if not (may_split and self._take_less(batch)):
                     raise
             torch.cuda.empty_cache()  # only here, past the exception, is the memory of the frames it came through free
 
@@ -326,7 +331,7 @@ class TypstModule(LightningModule):
         """Turns the accumulated sum of gradients into the mean over all labelled tokens of the step, and logs it.
 
         Raises:
-            UserError: when the loss, or a gradient that no scaler watches, is not finite: before any weight changes.
+            UserError: when the watchdog stops the run.
         """
         losses = torch.stack([loss for loss, _, _ in self._window])
         tokens = torch.stack([count for _, count, _ in self._window]).sum()
@@ -339,26 +344,15 @@ class TypstModule(LightningModule):
         torch._foreach_mul_(gradients, TOKEN_SCALE * self.trainer.world_size / totals[1].clamp(min=1))
         norm = torch.nn.utils.get_total_norm(gradients)
         loss_sum, token_count, norm_value, *each = torch.cat([totals, norm[None], losses]).tolist()  # the only sync
-        scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None  # it skips overflows by itself
-        if not math.isfinite(loss_sum) or not (scaled or math.isfinite(norm_value)):
-            self._stop_at_non_finite(each, norm_value, origins)
-        self.log("train_loss", loss_sum / max(1.0, token_count), prog_bar=True)
-        self.log("grad_norm", norm_value)
+        loss = loss_sum / max(1.0, token_count)
+        scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
+        batches = list(zip(each, origins, strict=True))
+        if self.watchdog.allows(self.trainer, loss, norm_value, batches, overflow_allowed=scaled):
+            self.log("train_loss", loss, prog_bar=True)
+            self.log("grad_norm", norm_value)
+        else:
+            optimizer.zero_grad()  # without gradients, the optimizer changes nothing
         self.log("lr", optimizer.param_groups[0]["lr"])
-
-    def _stop_at_non_finite(self, losses: list[float], norm: float, origins: list[list[str]]) -> None:
-        guilty = [names for loss, names in zip(losses, origins, strict=True) if not math.isfinite(loss)]
-        if self.trainer.world_size > 1:
-            everywhere: list[Any] = [None] * self.trainer.world_size
-            torch.distributed.all_gather_object(everywhere, guilty)
-            guilty = [names for process in everywhere for names in process]
-        what = "the loss" if guilty else f"the gradient norm ({norm})"
-        named = "\n".join(f"  {name}" for names in guilty or origins for name in names)
-        raise UserError(
-            f"{what} is not finite at step {self.trainer.global_step}. The weights were not changed. The samples "
-            f"were:\n{named}\nLook at them; if they are sound, lower --model.learning_rate or raise --warmup.steps. "
-            "Go on from the last checkpoint with --ckpt_path last."
-        )
 
     def _evaluate(self, batch: Batch) -> None:
         found = self._that_fits(batch, lambda: [self.summed_loss(part) for part in split(batch, self.parts)])

@@ -74,6 +74,7 @@ def overlay_of(option: Option, samples: int) -> Overlay:
         "model": {"gradient_checkpointing": option.policy},
         "data": {"batch_size": option.rows},
         "trainer": {"accumulate_grad_batches": samples // option.rows},
+        "watchdog": {"out_of_memory": "split"},  # a prediction may be wrong
     }
 
 
