@@ -32,7 +32,14 @@ from typst_lit.data.records import parse_record
 from typst_lit.data.results import JsonListFile
 from typst_lit.data.sources import FileSource
 from typst_lit.errors import UserError, listing
-from typst_lit.model.adapters import adapter_base, adapter_directory, adapter_key, adapter_template, load_adapter
+from typst_lit.model.adapters import (
+    adapter_base,
+    adapter_directory,
+    adapter_key,
+    adapter_template,
+    check_adapter,
+    load_adapter,
+)
 from typst_lit.model.backbones import PretrainedBackbone
 from typst_lit.model.generation import Engine, Job
 from typst_lit.model.sampling import GenerationSettings
@@ -283,6 +290,9 @@ def _load(adapters: Mapping[str, str | Path], base_model: str | None, use_4bit: 
             log.warning("The adapter %s was made for %s; it is put on %s.", path, made_for, base)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     backbone = PretrainedBackbone()
+    architecture = backbone.load_config(base, None, False)
+    for path in directories.values():
+        check_adapter(path, base, architecture)
     tokenizer = backbone.load_tokenizer(base, None, False)
     log.info("Loading %s%s ...", base, " in 4 bits" if use_4bit else "")
     model: Any = backbone.load_model(base, None, False, use_4bit, device)

@@ -7,19 +7,16 @@ and SHA-256. The first number counts the saves of a run. ``last.ckpt`` is a link
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
-import os
 import shutil
-import tempfile
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 
 from typst_lit.errors import UserError
+from typst_lit.files import sha256, write_whole
 
 LAST = "last.ckpt"
 
@@ -51,43 +48,6 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 def _to_cpu(storage: Any, location: str) -> Any:
     return storage
-
-
-def write_whole(path: Path, write: Callable[[BinaryIO], Any]) -> None:
-    """Writes a file through a temporary one in its directory, flushed to the disk and renamed.
-
-    Whatever happens meanwhile, the name holds what it held before, or all that was written.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, scratch = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            write(stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        Path(scratch).replace(path)
-        sync_directory(path.parent)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            Path(scratch).unlink()
-
-
-def sync_directory(path: Path) -> None:
-    """Flushes a directory, so that a rename in it survives a power cut."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def sha256(path: Path) -> str:
-    """Returns the SHA-256 of a file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while part := stream.read(1 << 20):
-            digest.update(part)
-    return digest.hexdigest()
 
 
 def next_path(directory: Path, step: int) -> Path:

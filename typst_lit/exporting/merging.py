@@ -18,7 +18,7 @@ from typst_lit.data.batching import Collator
 from typst_lit.data.encoding import make_example
 from typst_lit.errors import UserError
 from typst_lit.inference import Generator
-from typst_lit.model.adapters import TEMPLATE_FILE
+from typst_lit.model.adapters import ABOUT_FILE
 from typst_lit.model.generation import end_tokens
 from typst_lit.model.losses import summed_cross_entropy
 from typst_lit.model.sampling import GenerationSettings
@@ -117,7 +117,7 @@ def write_merged(generator: Generator, out: Path, dtype: torch.dtype, shard_size
         tokenizer.save_pretrained(scratch)
         tokenizer.chat_template = kept
         about = {"template": encoder.template.describe()}
-        (scratch / TEMPLATE_FILE).write_text(json.dumps(about, indent=2) + "\n", "utf-8")
+        (scratch / ABOUT_FILE).write_text(json.dumps(about, indent=2) + "\n", "utf-8")
         scratch.chmod(0o755)  # mkdtemp's own would keep a server that runs as another user out
         if out.exists():
             out.rmdir()  # it is empty

@@ -11,14 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
+from safetensors import SafetensorError, safe_open
 from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from typst_lit.data.prompts import PromptTemplate, template_from
 from typst_lit.data.store import digest
 from typst_lit.errors import UserError
+from typst_lit.files import sha256, sync_directory
 
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
 TARGET_PRESETS: dict[str, list[str]] = {
@@ -26,8 +28,15 @@ TARGET_PRESETS: dict[str, list[str]] = {
     "attention+mlp": [*ATTENTION, "gate_proj", "up_proj", "down_proj"],
 }  # "all-linear" is PEFT's own: every linear layer but the head
 PISSA_HINT = " PiSSA starts from weights that are not quantised: use --model.use_4bit false."
-TEMPLATE_FILE = "typst_lit.json"
+ABOUT_FILE = "typst_lit.json"
 CARD_FILE = "README.md"
+DIGESTS = "sha256"  # in the about file: of the weights beside it, and of those that they are about to replace
+COPY_ANEW = "Copy the adapter's folder anew, or take `best` or `last` beside it."
+CONVERT = (  # weights_only: no code of the file is run
+    'python -c "import torch, safetensors.torch as s; '
+    "w = torch.load('{folder}/adapter_model.bin', weights_only=True); "
+    "s.save_file({{k: v.contiguous() for k, v in w.items()}}, '{folder}/adapter_model.safetensors')\""
+)
 
 
 def attach_adapter(model: PreTrainedModel, config: PeftConfig) -> PeftModel:
@@ -80,7 +89,7 @@ def load_adapter(
             model.load_adapter(str(path), adapter_name=name, is_trainable=trainable)
             return model
         return PeftModel.from_pretrained(model, str(path), adapter_name=name, is_trainable=trainable)
-    except (RuntimeError, ValueError, TypeError) as error:
+    except (RuntimeError, ValueError, TypeError, KeyError) as error:
         if "PiSSA" in str(error):
             raise UserError(f"model.adapter_path {path}: {error}{PISSA_HINT}") from error
         made_for = adapter_base(path) or "another model"
@@ -90,6 +99,75 @@ def load_adapter(
             "(--model.base_model, in generate and serve --base-model).\n"
             f"PEFT says: {str(error).splitlines()[0]}"
         ) from error
+
+
+def check_adapter(directory: Path, base: str, architecture: PretrainedConfig) -> None:
+    """Checks that a saved adapter is whole and fits a base model, from the headers alone: nothing is loaded.
+
+    Args:
+        directory: of the adapter.
+        base: name of the base model, for messages.
+        architecture: of the base model.
+
+    Raises:
+        UserError: naming the file and what is wrong with it.
+    """
+    weights, about = directory / SAFETENSORS_WEIGHTS_NAME, directory / ABOUT_FILE
+    theirs = _shapes(weights)
+    digests = _read_json(about).get(DIGESTS) if about.is_file() else None
+    if digests and sha256(weights) not in digests:
+        raise UserError(f"{weights}: is damaged: its bytes are not those that were saved. {COPY_ANEW}")
+    _read_json(directory / "adapter_config.json")
+    try:
+        config = PeftConfig.from_pretrained(str(directory))
+        if config.peft_type is None:
+            raise ValueError("no peft_type")
+    except Exception as error:
+        raise UserError(
+            f"{directory / 'adapter_config.json'}: is not a configuration that PEFT knows ({error}). {COPY_ANEW}"
+        ) from error
+    if not isinstance(config, LoraConfig):
+        return  # of the other methods, some can't be made without the base model's weights
+    config.init_lora_weights = False  # what it starts from makes no difference to the shapes
+    try:
+        with torch.device("meta"):
+            model = get_peft_model(AutoModelForCausalLM.from_config(architecture), config)
+    except ValueError as error:  # it targets modules that the base model has not
+        raise _unfit(directory, base, str(error).splitlines()[0]) from error
+    ours = {
+        name: tuple(value.shape)
+        for name, value in get_peft_model_state_dict(model, save_embedding_layers=False).items()
+    }
+    odd = sorted(name for name in ours if ours[name] != theirs.get(name)) or sorted(theirs.keys() - ours.keys())
+    if odd:
+        there, wanted = (shapes.get(odd[0], "missing") for shapes in (theirs, ours))
+        raise _unfit(directory, base, f"{len(odd)} weights differ, the first being {odd[0]}: {there} for {wanted}")
+
+
+def _unfit(directory: Path, base: str, what: str) -> UserError:
+    return UserError(
+        f"model.adapter_path {directory}: {SAFETENSORS_WEIGHTS_NAME} does not fit the base model {base} ({what}). It "
+        f"was made for {adapter_base(directory) or 'another model'}: give that one as the base model "
+        "(--model.base_model, in generate and serve --base-model), or the adapter's folder as it was saved."
+    )
+
+
+def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    try:
+        with safe_open(path, "pt") as file:
+            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path}: is damaged ({error}). {COPY_ANEW}") from error
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: is damaged ({error}). {COPY_ANEW}") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: is damaged (there is no JSON object in it). {COPY_ANEW}")
+    return found
 
 
 def adapter_directory(directory: str | Path) -> Path:
@@ -105,7 +183,8 @@ def adapter_directory(directory: str | Path) -> Path:
                 return candidate
             raise UserError(
                 f"model.adapter_path {candidate}: has no {SAFETENSORS_WEIGHTS_NAME}. Adapters are read from "
-                "safetensors only, because a .bin file can run code when it is opened: convert it first."
+                "safetensors only, because a .bin file can run code when it is opened. To convert one:\n"
+                f"  {CONVERT.format(folder=candidate)}"
             )
     there = "the folder holds: " + ", ".join(sorted(p.name for p in path.iterdir())[:12]) if path.is_dir() else (
         "there is no such folder"
@@ -128,8 +207,8 @@ def model_directory(directory: str | Path) -> Path | None:
 def adapter_base(directory: Path) -> str | None:
     """Returns the name of the base model that an adapter was made for, if it says so."""
     try:
-        return json.loads((directory / "adapter_config.json").read_text("utf-8")).get("base_model_name_or_path")
-    except (OSError, ValueError):
+        return _read_json(directory / "adapter_config.json").get("base_model_name_or_path")
+    except UserError:
         return None
 
 
@@ -141,7 +220,7 @@ def adapter_key(directory: Path) -> str:
 
 def adapter_template(directory: Path) -> PromptTemplate | None:
     """Returns the prompt template that an adapter was trained with, if it is one of ours."""
-    file = directory / TEMPLATE_FILE
+    file = directory / ABOUT_FILE
     if not file.is_file():
         return None
     try:
@@ -176,15 +255,28 @@ def save_weights(
     try:
         model.save_pretrained(str(scratch), **options)  # type: ignore[operator]
         tokenizer.save_pretrained(str(scratch))
-        about = {"template": template.describe()}
-        (scratch / TEMPLATE_FILE).write_text(json.dumps(about, indent=2) + "\n", "utf-8")
+        about = {"template": template.describe(), DIGESTS: _digests(scratch, directory)}
+        (scratch / ABOUT_FILE).write_text(json.dumps(about, indent=2) + "\n", "utf-8")
         (scratch / CARD_FILE).write_text(card, "utf-8")
         for file in sorted(scratch.iterdir(), key=lambda path: path.suffix == ".safetensors"):
             with file.open("rb") as stream:
                 os.fsync(stream.fileno())
             file.replace(directory / file.name)
+        sync_directory(directory)
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"{directory} could not be written ({error}). What was there before is whole. Free some space, or name "
+            "another place with --run_dir."
+        ) from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _digests(new: Path, old: Path) -> list[str]:
+    # The about file is moved in before the weights: for a moment it stands beside the old ones.
+    found = [sha256(folder / SAFETENSORS_WEIGHTS_NAME) for folder in (new, old)
+             if (folder / SAFETENSORS_WEIGHTS_NAME).is_file()]  # fmt: skip
+    return list(dict.fromkeys(found))
 
 
 def describe_adapter(model: nn.Module) -> str:

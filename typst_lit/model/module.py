@@ -28,6 +28,7 @@ from typst_lit.model.adapters import (
     adapter_directory,
     adapter_template,
     attach_adapter,
+    check_adapter,
     describe_adapter,
     load_adapter,
     trainable_names,
@@ -158,6 +159,9 @@ class TypstModule(LightningModule):
             log.warning("The adapter %s was made for %s; it is put on %s.", saved, made_for, self.base_model)
         if self._fitting:
             self._check_positions()
+        if saved:
+            config = self.backbone.load_config(self.base_model, self.revision, self.trust_remote_code)
+            check_adapter(saved, self.base_model, config)
         log.info("Loading %s%s ...", self.base_model, " in 4 bits" if self.use_4bit else "")
         model = self.backbone.load_model(
             self.base_model, self.revision, self.trust_remote_code, self.use_4bit, self.device_to_load_on
