@@ -89,23 +89,34 @@ def test_the_loss_falls_when_all_weights_are_trained(run, fit_args, tmp_path) ->
     assert (tmp_path / "run/model/best/model.safetensors").is_file()
 
 
-# 8 training pairs in batches of 2 make 4 batches an epoch, or 2 steps with accumulation 2.
+# 8 training pairs in batches of 2 make 4 batches an epoch, or 2 steps with accumulation 2. Dropout is on by default.
 @pytest.mark.parametrize(
-    ("killed", "validating", "accumulate", "validate_every"),
+    ("killed", "validating", "accumulate", "flags"),
     [
-        pytest.param(3, False, 1, 1.0, id="within an epoch"),
-        pytest.param(7, False, 2, 1.0, id="within an accumulated step"),
-        pytest.param(2, True, 1, 0.5, id="while validating within an epoch"),
-        pytest.param(4, True, 1, 1.0, id="while validating after an epoch", marks=pytest.mark.slow),
-        pytest.param(5, False, 1, 1.0, id="after an epoch", marks=pytest.mark.slow),
-        pytest.param(7, False, 1, 0.5, id="after a validation within an epoch", marks=pytest.mark.slow),
+        pytest.param(3, False, 1, [], id="within an epoch"),
+        pytest.param(7, False, 2, ["--data.num_workers", 3], id="within an accumulated step, with workers"),
+        pytest.param(2, True, 1, ["--trainer.val_check_interval", 0.5], id="while validating within an epoch"),
+        pytest.param(2, False, 1, ["--data.packing", "true", "--data.max_length", 700], id="after step 1, packed"),
+        pytest.param(2, False, 1, [], id="after step 1", marks=pytest.mark.slow),
+        pytest.param(3, False, 1, ["--data.num_workers", 3], id="within an epoch, workers", marks=pytest.mark.slow),
+        pytest.param(7, False, 2, [], id="within an accumulated step", marks=pytest.mark.slow),
+        pytest.param(4, True, 1, [], id="while validating after an epoch", marks=pytest.mark.slow),
+        pytest.param(5, False, 1, [], id="after an epoch", marks=pytest.mark.slow),
+        pytest.param(6, False, 1, [], id="one step after an epoch", marks=pytest.mark.slow),
+        pytest.param(
+            6, False, 1, ["--data.num_workers", 3, "--data.packing", "true", "--data.max_length", 700],
+            id="one step after an epoch, packed, workers", marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            7, False, 1, ["--trainer.val_check_interval", 0.5], id="after a validation within an epoch",
+            marks=pytest.mark.slow,
+        ),
     ],
-)
+)  # fmt: skip
 def test_killed_and_resumed_equals_never_stopped(
-    run, fit_args, tmp_path, killed, validating, accumulate, validate_every
+    run, fit_args, tmp_path, killed, validating, accumulate, flags
 ) -> None:
-    args = [*fit_args, "--trainer.accumulate_grad_batches", accumulate, "--adapter_checkpoint.every_n_steps", 1]
-    args += ["--trainer.val_check_interval", validate_every]
+    args = [*fit_args, "--trainer.accumulate_grad_batches", accumulate, "--adapter_checkpoint.every_n_steps", 1, *flags]
     order = tmp_path / "order"
     straight = run(*args, "--run_dir", tmp_path / "straight", *callback("SeeOrder", path=f"{order}-1"))
     assert straight.status == 0, straight.err
@@ -120,7 +131,13 @@ def test_killed_and_resumed_equals_never_stopped(
     one, other = (
         torch.load(tmp_path / name / "checkpoints/last.ckpt", weights_only=True) for name in ("straight", "run")
     )
-    assert one["global_step"] == other["global_step"] == 8 // accumulate
+    steps = len(seen) // accumulate
+    assert one["global_step"] == other["global_step"] == steps and steps == (len(seen) if accumulate == 1 else 4)
+    for name in ("best", "last"):
+        weights = [
+            tmp_path / run_name / "adapter" / name / "adapter_model.safetensors" for run_name in ("straight", "run")
+        ]
+        assert weights[0].read_bytes() == weights[1].read_bytes()
     assert same(one["state_dict"], other["state_dict"])
     assert same(one["optimizer_states"], other["optimizer_states"])
     curves = [next(v for k, v in c["callbacks"].items() if "LearningCurve" in k) for c in (one, other)]
@@ -224,15 +241,17 @@ def test_a_changed_batch_size_is_said_when_resuming(run, fit_args) -> None:
     assert result.status == 0 and "goes on in another order" in result.err, result.err
 
 
-def stopped_by(number: int, args: list[object], **environment: str) -> subprocess.CompletedProcess[str]:
-    """Runs a fit of many epochs in a process of its own and sends it a signal within one."""
+def stopped_by(
+    number: int, args: list[object], moment: str = "step 1/", **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Runs a fit of many epochs in a process of its own and sends it a signal when it says a certain line."""
     process = subprocess.Popen(
         [sys.executable, "-m", "typst_lit", *map(str, args), "--trainer.max_epochs", "1000"],
         stderr=subprocess.PIPE, text=True, env={**os.environ, **environment},
     )  # fmt: skip
     assert process.stderr is not None
     for line in process.stderr:
-        if line.startswith("validation at step 8"):
+        if line.startswith(moment):
             break
     process.send_signal(number)
     rest = process.stderr.read()
@@ -243,6 +262,7 @@ def stopped_by(number: int, args: list[object], **environment: str) -> subproces
 def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(run, fit_args, tmp_path, number, status) -> None:
     # The schedule shall not depend on the last step, which is not known yet.
     fit_args = [*fit_args, "--model.schedule", "constant", "--warmup.steps", 3]
+    fit_args += ["--trainer.check_val_every_n_epoch", 1000]  # a validation is not finished first
     stopped = stopped_by(number, [*fit_args, "--adapter_checkpoint.every_n_steps", 10**6])
     assert stopped.returncode == status and "Traceback" not in stopped.stderr
     step = int(re.findall(r"after step (\d+), which is saved", stopped.stderr)[0])
@@ -261,17 +281,25 @@ def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(run, fit_args, t
     assert same(one["state_dict"], other["state_dict"]) and same(one["optimizer_states"], other["optimizer_states"])
 
 
+def test_a_validation_is_not_finished_first(run, fit_args) -> None:
+    endless = ["--eval.every_n_epochs", 1, "--model.generation.max_tokens", 4000]
+    stopped = stopped_by(signal.SIGTERM, [*fit_args, *endless], "Generating documents")
+    assert stopped.returncode == 143 and "Traceback" not in stopped.stderr, stopped.stderr
+    assert "after step 4, within a validation; the last checkpoint is still to come" in stopped.stderr
+    assert not stopped.stderr.rstrip().endswith("--ckpt_path last")
+
+
 def test_under_slurm_the_job_is_queued_again_and_goes_on(run, fit_args, tmp_path, monkeypatch) -> None:
     scontrol = tmp_path / "bin/scontrol"
     scontrol.parent.mkdir()
     scontrol.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/called\n')
     scontrol.chmod(0o755)
     path = f"{scontrol.parent}:{os.environ['PATH']}"
-    stopped = stopped_by(signal.SIGUSR1, fit_args, SLURM_JOB_ID="417", PATH=path)
+    stopped = stopped_by(signal.SIGUSR1, fit_args, "validation at step 8", SLURM_JOB_ID="417", PATH=path)
     assert stopped.returncode == 0 and "queued again" in stopped.stderr, stopped.stderr
     assert (tmp_path / "called").read_text() == "requeue 417\n"
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
-    resumed = run(*fit_args, "--trainer.max_epochs", 30, "--trainer.max_steps", 200)
+    resumed = run(*fit_args, "--trainer.max_epochs", 30, "--trainer.max_steps", 20)
     assert resumed.status == 0 and "Resuming after step" in resumed.err, resumed.err
 
 

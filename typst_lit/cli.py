@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import logging
 import os
@@ -83,7 +84,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         COMMANDS[args[0]][1](args[1:])
     except Stopped as stop:
-        again = shlex.join(["typst-lit", *_without_checkpoint(args), "--ckpt_path", "last"])
+        resumed = ["--ckpt_path", "last"] if stop.resumable else []
+        again = shlex.join(["typst-lit", *_without_checkpoint(args), *resumed])
         print(f"{stop}\nGo on with:\n  {again}", file=sys.stderr)
         return stop.status
     except UserError as error:
@@ -97,9 +99,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _interrupted()
     except OSError as error:
-        if error.filename is None:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # found when a stream writes: it has no name
+        if error.filename is None and not full:
             raise
-        print(f"error: {error.filename}: {error.strerror}.", file=sys.stderr)
+        way_out = " Free some space, or name another place. What was finished before is whole." if full else ""
+        named = f"{error.filename}: " if error.filename else ""
+        print(f"error: {named}{error.strerror}.{way_out}", file=sys.stderr)
         return 1
     except Exception as error:
         if isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker"):

@@ -12,17 +12,21 @@ class UserError(Exception):
     """
 
 
-class Stopped(UserError):  # noqa: N818 - it is what was asked for
+class Stopped(BaseException):  # noqa: N818 - it is what was asked for
     """A run that was asked to stop, and has saved what it did.
+
+    Like KeyboardInterrupt no Exception: it may come up in a signal's handler, and nothing on the way shall swallow it.
 
     Args:
         text: what happened.
         status: the exit status, 128 and the signal's number.
+        resumable: whether there is a checkpoint to go on from.
     """
 
-    def __init__(self, text: str, status: int) -> None:
+    def __init__(self, text: str, status: int, resumable: bool = True) -> None:
         super().__init__(text)
         self.status = status
+        self.resumable = resumable
 
 
 class UsageError(UserError):

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -386,3 +388,27 @@ def test_real_reports_compile() -> None:
     with Typesetter(normalize_paths=True) as typesetter:
         results = list(typesetter.compile_many(sources))
     assert [result.reason for result in results if not result.ok] == []
+
+
+@pytest.mark.slow
+def test_workers_killed_at_random_answer_every_document_once(children) -> None:
+    chance = random.Random(0)
+    ended, kills = threading.Event(), []
+
+    def kill() -> None:
+        while not ended.wait(chance.uniform(0, 0.5)):
+            for child in children()[:1]:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    child.send_signal(signal.SIGKILL)
+                    kills.append(child.pid)
+
+    with Typesetter(workers=2) as typesetter:
+        killer = threading.Thread(target=kill)
+        killer.start()
+        sources = (f"= Document {number}\n#lorem(2000)" for number in range(2000))
+        found = [result.text.split("\n")[0] for result in typesetter.compile_many(sources)]
+        ended.set()
+        killer.join()
+    assert found == [f"Document {number}" for number in range(2000)]
+    print(f"{len(kills)} workers were killed")
+    assert len(kills) > 20

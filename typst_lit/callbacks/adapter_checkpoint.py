@@ -53,6 +53,7 @@ class AdapterCheckpoint(ResumableCheckpoint):
         self.best = state_dict["best"]
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.signals.at_once = None  # all other callbacks are done, and the files written from here on shall be whole
         if trainer.sanity_checking or trainer.state.fn != "fit":
             return
         value = trainer.callback_metrics.get(self.monitor)

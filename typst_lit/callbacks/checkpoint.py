@@ -8,6 +8,7 @@ import signal
 import subprocess
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from typst_lit.callbacks.checkpoint_files import (
     AtomicCheckpointIO,
     copy_checkpoint,
     keep_newest,
+    newest_good,
     next_path,
     remove_stale,
 )
@@ -35,7 +37,8 @@ class ResumableCheckpoint(Checkpoint):
     accumulated step is lost.
 
     SIGTERM and Ctrl-C finish the step, save and stop; a second one stops at once. So does SIGUSR1 under SLURM, and puts
-    the job into the queue again.
+    the job into the queue again. A validation is not finished first: its documents may take longer than anyone waits,
+    and the steps since the last checkpoint are made again.
 
     Args:
         every_n_steps: optimizer steps from one to the next within an epoch.
@@ -94,6 +97,11 @@ class ResumableCheckpoint(Checkpoint):
         elif not fit_loop.epoch_loop.batch_progress.is_last_batch:
             self._save_and_maybe_stop(trainer)
 
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.signals.at_once = lambda: self._stop(trainer, saved=False)
+        if self.signals.received is not None:
+            self.signals.at_once()
+
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._after_validation and not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
             self._save_and_maybe_stop(trainer)
@@ -105,7 +113,7 @@ class ResumableCheckpoint(Checkpoint):
     def _save_and_maybe_stop(self, trainer: Trainer) -> None:
         self._save_checkpoint(trainer)
         if trainer.strategy.reduce_boolean_decision(self.signals.received is not None, all=False):
-            self._stop(trainer)
+            self._stop(trainer, saved=True)
 
     def _save_checkpoint(self, trainer: Trainer) -> None:
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
@@ -128,13 +136,18 @@ class ResumableCheckpoint(Checkpoint):
             except OSError as error:  # the run is worth more than its copy
                 log.warning("The checkpoint was not copied to %s: %s", self.copy_to, error)
 
-    def _stop(self, trainer: Trainer) -> None:
+    def _stop(self, trainer: Trainer, saved: bool) -> None:
         received = self.signals.received or signal.SIGTERM  # another process's
-        where = f"after step {trainer.global_step}, which is saved in {self.folder(trainer)}"
+        where = f"after step {trainer.global_step}"
+        last, _ = newest_good(self.folder(trainer))
+        if saved:
+            where += f", which is saved in {self.folder(trainer)}"
+        else:
+            where += f", within a validation; the last checkpoint is {last or 'still to come'}"
         if received == REQUEUE:
             done = _requeue() if trainer.is_global_zero else "the job is queued again"
-            raise Stopped(f"Stopped by SLURM's {received.name} {where}; {done}.", 0)
-        raise Stopped(f"Stopped by {received.name} {where}.", 128 + received)
+            raise Stopped(f"Stopped by SLURM's {received.name} {where}; {done}.", 0, last is not None)
+        raise Stopped(f"Stopped by {received.name} {where}.", 128 + received, last is not None)
 
 
 REQUEUE = getattr(signal, "SIGUSR1", None)  # Windows has none
@@ -145,6 +158,7 @@ class Signals:
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
+        self.at_once: Callable[[], object] | None = None  # what to do where nothing has to be finished first
         self._before: dict[signal.Signals, Any] = {}
         self._process = 0
 
@@ -173,6 +187,8 @@ class Signals:
         if self.received is not None and number != REQUEUE:
             raise KeyboardInterrupt
         self.received = signal.Signals(number)
+        if self.at_once is not None:
+            self.at_once()
         log.warning("%s: the step is finished and saved first. Once more stops at once.", self.received.name)
 
 

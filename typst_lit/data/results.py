@@ -70,13 +70,27 @@ class JsonListFile:
         self.count = len(items)
 
     def append(self, items: Sequence[Any]) -> None:
-        """Adds items and flushes them to the disk."""
+        """Adds items and flushes them to the disk.
+
+        Raises:
+            UserError: when that fails, as on a full disk; the file then is as it was.
+        """
         body = b",\n".join(self._line(item) for item in items)
-        with self.path.open("r+b") as stream:
-            stream.seek(-len(self.END), os.SEEK_END)
-            stream.write((b",\n" if self.count else b"") + body + self.END)
-            stream.flush()
-            os.fsync(stream.fileno())
+        rest = memoryview((b",\n" if self.count else b"") + body + self.END)
+        with self.path.open("r+b", buffering=0) as stream:
+            end = stream.seek(-len(self.END), os.SEEK_END)
+            try:
+                while rest:
+                    rest = rest[stream.write(rest) :]
+                os.fsync(stream.fileno())
+            except OSError as error:
+                stream.truncate(end)
+                stream.seek(end)
+                stream.write(self.END)
+                raise UserError(
+                    f"{self.path}: could not be written ({error.strerror}). The {self.count} results before are whole: "
+                    "free some space, and give the same command again."
+                ) from error
         self.count += len(items)
 
     @staticmethod

@@ -1,0 +1,149 @@
+"""What holds for every text and every length: encoding, packing, splitting, truncating."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+
+from typst_lit.data.batching import (
+    LengthGroupedSampler,
+    PackedSampler,
+    PackingCollator,
+    best_fit,
+    predicting_places,
+    split,
+)
+from typst_lit.data.encoding import IGNORED, Encoder, Example, make_example
+from typst_lit.data.prompts import ReportPrompt
+from typst_lit.data.splitting import split_by_group
+
+quickly = settings(max_examples=200, deadline=None, database=None, derandomize=True,
+                   suppress_health_check=[HealthCheck.function_scoped_fixture])  # fmt: skip
+texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=80)
+
+
+def record_of(text: str) -> dict[str, Any]:
+    return {
+        "starting_page": 3,
+        "academic_year": "2025",
+        "department": text[:9],
+        "project_title": "T",
+        "contents_txt": text,
+    }
+
+
+@quickly
+@given(texts, texts)
+def test_labels_are_the_completion_and_its_end_and_never_the_prompt(tokenizer, text, completion) -> None:
+    encoder = Encoder(tokenizer, ReportPrompt())
+    encoded = encoder.encode([record_of(text)], [completion])
+    ids, prompt_length = encoded["input_ids"][0], encoded["prompt_length"][0]
+    example = make_example(ids, prompt_length, "", len(ids), train_on_prompt=False)
+    labels = [label for label in example.labels if label != IGNORED]
+    assert labels[-1] == tokenizer.eos_token_id and labels.count(tokenizer.eos_token_id) == 1
+    assert tokenizer.decode(labels[:-1], clean_up_tokenization_spaces=False) == completion
+    assert all(label == IGNORED for label in example.labels[:prompt_length])
+    assert tokenizer.decode(ids[:prompt_length], clean_up_tokenization_spaces=False) == ReportPrompt().render(
+        record_of(text)
+    )
+
+
+@quickly
+@given(texts, texts, st.integers(5, 120))
+def test_a_cut_keeps_the_front_and_never_teaches_an_end(tokenizer, text, completion, limit) -> None:
+    encoder = Encoder(tokenizer, ReportPrompt())
+    encoded = encoder.encode([record_of(text)], [completion])
+    ids, prompt_length = encoded["input_ids"][0], encoded["prompt_length"][0]
+    example = make_example(ids, prompt_length, "", limit, train_on_prompt=False)
+    assert list(example.input_ids) == ids[:limit] and len(example.labels) == len(example.input_ids)
+    assert (tokenizer.eos_token_id in example.labels) == (len(ids) <= limit)
+
+
+@quickly
+@given(texts, st.integers(0, 300))
+def test_shortening_a_record_fits_and_keeps_all_it_can(tokenizer, text, room) -> None:
+    encoder = Encoder(tokenizer, ReportPrompt())
+    whole = encoder.prompts([record_of(text)])[0]
+    found = encoder.shorten(record_of(text), 10, room + 10)
+    shortest = len(encoder.prompts([{**record_of(text), "contents_txt": ""}])[0])
+    if found is None:
+        assert shortest > room
+    else:
+        assert len(found) <= room
+        if len(whole) <= room:
+            assert found == whole
+
+
+lengths = st.lists(st.integers(1, 100), min_size=1, max_size=60)
+
+
+@quickly
+@given(lengths, st.integers(100, 300), st.integers(1, 4), st.integers(1, 3), st.integers(0, 99))
+def test_packing_has_every_sample_once_and_none_divided(sizes, capacity, batch_size, world_size, seed) -> None:
+    rows = best_fit(sorted(sizes, reverse=True), capacity)
+    assert sorted(place for row in rows for place in row) == list(range(len(sizes)))
+    falling = sorted(sizes, reverse=True)
+    assert all(sum(falling[place] for place in row) <= capacity for row in rows)
+    assert len(rows) <= 1.7 * -(-sum(sizes) // capacity) + 1  # best fit's own bound
+    seen: list[int] = []
+    for rank in range(world_size):
+        sampler = PackedSampler(sizes, batch_size, capacity, seed=seed, rank=rank, world_size=world_size)
+        batches = list(sampler)
+        assert len(batches) == len(sampler)
+        assert all(sum(sizes[index] for index in batch) <= batch_size * capacity for batch in batches)
+        seen += [index for batch in batches for index in batch]
+    assert set(seen) == set(range(len(sizes)))
+    if world_size == 1:
+        assert len(seen) == len(sizes)
+
+
+@quickly
+@given(lengths, st.integers(1, 5), st.integers(0, 99))
+def test_a_packed_batch_holds_each_token_and_what_predicts_it(sizes, parts, seed) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    examples = []
+    for number, size in enumerate(sizes):
+        ids = torch.randint(1, 500, (size,), generator=generator).tolist()
+        prompt = size // 3
+        examples.append(Example(ids, [IGNORED] * prompt + ids[prompt:], prompt, f"record {number}"))
+    batch = PackingCollator()(examples)
+    assert batch.input_ids.numel() == sum(sizes)  # no slot is wasted
+    assert batch.input_ids[0].tolist() == [token for example in examples for token in example.input_ids]
+    assert batch.documents is not None and batch.position_ids is not None and batch.predicting is not None
+    for (start, end), example in zip(
+        zip(batch.documents.ends, batch.documents.ends[1:], strict=False), examples, strict=True
+    ):
+        assert batch.input_ids[0, start:end].tolist() == list(example.input_ids)
+        assert batch.position_ids[0, start:end].tolist() == list(range(end - start))
+        assert int(batch.labels[0, start]) == IGNORED  # nothing of another document predicts it
+    targets = batch.labels.flatten()[batch.predicting + 1].tolist()
+    assert targets == [label for example in examples for label in example.labels[1:] if label != IGNORED]
+    pieces = split(batch, parts)
+    assert torch.cat([piece.input_ids for piece in pieces], 1).equal(batch.input_ids)
+    assert sum(len(predicting_places(piece.labels)) for piece in pieces) == len(targets)
+
+
+@quickly
+@given(lengths, st.integers(1, 8), st.integers(0, 5), st.integers(0, 99))
+def test_going_on_in_an_epoch_sees_what_is_left_and_nothing_twice(sizes, batch_size, done, seed) -> None:
+    whole = list(LengthGroupedSampler(sizes, batch_size, seed=seed))
+    done = min(done, len(whole))
+    rest = list(LengthGroupedSampler(sizes, batch_size, seed=seed, start=(0, done)))
+    assert whole[done:] == rest
+    assert sorted(index for batch in whole[:done] + rest for index in batch) == list(range(len(sizes)))
+
+
+@quickly
+@given(st.lists(st.sampled_from("abcdefgh"), min_size=2, max_size=60), st.floats(0.01, 0.9), st.integers(0, 99))
+def test_no_group_is_on_both_sides(groups, fraction, seed) -> None:
+    assume(len(set(groups)) > 1)
+    train, held = split_by_group(groups, fraction, seed)
+    assert sorted([*train, *held]) == list(range(len(groups)))
+    assert not {groups[index] for index in train} & {groups[index] for index in held}
+    assert len(held) and len(train)
+    again = split_by_group(groups, fraction, seed)
+    assert np.array_equal(train, again[0]) and np.array_equal(held, again[1])
