@@ -12,7 +12,7 @@ class UserError(Exception):
     """
 
 
-class Stopped(BaseException):  # noqa: N818 - it is what was asked for
+class Stopped(BaseException):
     """A run that was asked to stop, and has saved what it did.
 
     Like KeyboardInterrupt no Exception: it may come up in a signal's handler, and nothing on the way shall swallow it.
