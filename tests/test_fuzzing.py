@@ -119,7 +119,8 @@ def test_files_of_records(tmp_path, count, predict) -> None:
             read(path, "error")
         message = str(raised.value)
         for place, (_, good) in enumerate(made):
-            assert (f"{path}, record {place} " in message) != good, message
+            where = f"{path}, record {place} (" if form.startswith("list") else f"{path}, line {place + 1}:"
+            assert (where in message) != good, message
 
     times(count, st.tuples(st.lists(records() if predict else pairs(), min_size=1, max_size=4), FORMS), check)
 

@@ -263,7 +263,10 @@ def save_weights(
                 os.fsync(stream.fileno())
             file.replace(directory / file.name)
         sync_directory(directory)
-    except (OSError, SafetensorError) as error:
+    except Exception as error:
+        # The libraries beneath raise kinds of their own: SafetensorError, or a plain Exception.
+        if not isinstance(error, OSError) and "os error" not in str(error):
+            raise
         raise UserError(
             f"{directory} could not be written ({error}). What was there before is whole. Free some space, or name "
             "another place with --run_dir."
