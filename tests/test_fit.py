@@ -147,7 +147,7 @@ def test_killed_and_resumed_equals_never_stopped(
 def test_a_loss_that_is_not_finite_leaves_the_last_good_checkpoint(run, fit_args, tmp_path) -> None:
     stopped = run(*fit_args, "--adapter_checkpoint.every_n_steps", 1, *callback("PoisonAtBatch", batch=2))
     assert stopped.status == 1 and "Traceback" not in stopped.err
-    assert "not finite at step 2" in stopped.err and "record" in stopped.err and "--ckpt_path last" in stopped.err
+    assert "not finite at step 3" in stopped.err and "record" in stopped.err and "--ckpt_path last" in stopped.err
     path = tmp_path / "run/checkpoints/last.ckpt"
     checkpoint = torch.load(path, weights_only=True)
     assert checkpoint["global_step"] == 2

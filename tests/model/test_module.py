@@ -231,7 +231,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_change(tiny_model, v
 
     poison = Poison()
     module, data, trainer = make(tiny_model, {"accumulate_grad_batches": 2, "max_steps": 5}, callbacks=[poison])
-    with pytest.raises(UserError, match="not finite at step 0") as error:
+    with pytest.raises(UserError, match="not finite at step 1") as error:
         trainer.fit(module, data)
     assert all(name in str(error.value) for name in poison.names)
     after = {n: p for n, p in module.named_parameters() if p.requires_grad}
