@@ -63,7 +63,7 @@ def transformers_generate(
 ) -> list[list[int]]:
     """Returns the new ids of each prompt by transformers' own generate, in batches padded on the left."""
     pad = tokenizer.pad_token_id
-    ends = end_tokens(model, tokenizer)
+    ends = end_tokens(model.generation_config, tokenizer)
     config = GenerationConfig(
         max_new_tokens=most, do_sample=False, eos_token_id=ends, pad_token_id=pad, repetition_penalty=1.0,
         prompt_lookup_num_tokens=lookup,

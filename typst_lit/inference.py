@@ -16,14 +16,15 @@ import json
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
 from peft import PeftModel
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from typst_lit.attempts import Attempts, GeneratedDocument
 from typst_lit.data.encoding import Encoder
@@ -41,7 +42,8 @@ from typst_lit.model.adapters import (
     load_adapter,
 )
 from typst_lit.model.backbones import PretrainedBackbone
-from typst_lit.model.generation import Engine, Job
+from typst_lit.model.decoding import Row
+from typst_lit.model.generation import Decoding, Engine, Job
 from typst_lit.model.sampling import GenerationSettings
 from typst_lit.typesetting.compiling import Typesetter
 
@@ -53,7 +55,7 @@ class Generator:
     """A loaded model that turns records into documents.
 
     Args:
-        model: a causal language model in evaluation mode, with or without adapters.
+        model: a causal language model in evaluation mode, with or without adapters; None where a decoder has its own.
         tokenizer: its tokenizer.
         templates: the prompt template of each adapter, by its name; that of None is for a model without one.
         settings: how to sample.
@@ -62,11 +64,12 @@ class Generator:
         batch_size: documents at once.
         weights: which model and adapters these are, as plain values: a file of results is only gone on with if it was
             made with the same.
+        decoder: what decodes, if not the built-in decoder.
     """
 
     def __init__(
         self,
-        model: PreTrainedModel | PeftModel,
+        model: PreTrainedModel | PeftModel | None,
         tokenizer: PreTrainedTokenizerBase,
         templates: Mapping[str | None, PromptTemplate] | None = None,
         settings: GenerationSettings | None = None,
@@ -74,6 +77,7 @@ class Generator:
         attempts: int = 1,
         batch_size: int = 8,
         weights: Mapping[str, Any] | None = None,
+        decoder: Decoding | None = None,
     ) -> None:
         self.weights = dict(weights or {})
         if attempts < 1:
@@ -85,7 +89,7 @@ class Generator:
         self.attempts = attempts
         self.templates: dict[str | None, PromptTemplate] = dict(templates) if templates else {None: ReportPrompt()}
         self.encoders = {name: Encoder(tokenizer, template) for name, template in self.templates.items()}
-        self.engine = Engine(model, tokenizer, batch_size)
+        self.engine = Engine(model, tokenizer, batch_size, decoder=decoder)
 
     @classmethod
     def load(
@@ -96,6 +100,7 @@ class Generator:
         merge: bool = False,
         compile: bool = True,
         typesetter: Typesetter | None = None,
+        engine: str = "builtin",
         **options: Any,
     ) -> Generator:
         """Loads a model with its adapter, or with several.
@@ -108,13 +113,20 @@ class Generator:
                 faster.
             compile: compile every document.
             typesetter: what compiles, if not the usual one.
+            engine: what decodes: ``builtin`` or ``vllm``.
             options: those of `Generator`: settings, attempts, batch_size.
 
         Raises:
             UserError: when there is no such adapter or model, or they do not fit.
         """
-        named = dict(adapter) if isinstance(adapter, Mapping) else {} if adapter is None else {"default": adapter}
-        loaded = _load(named, base_model, use_4bit, merge)
+        chosen = choose(adapter, base_model, use_4bit, merge, engine)
+        if engine == "vllm":
+            from typst_lit.engines.on_vllm import load
+
+            settings = options.get("settings") or GenerationSettings()
+            loaded = load(chosen, use_4bit, settings, options.get("batch_size", 8))
+        else:
+            loaded = _load(chosen, use_4bit, merge)
         return cls(**loaded._asdict(), typesetter=(typesetter or Typesetter()) if compile else None, **options)
 
     @property
@@ -128,10 +140,7 @@ class Generator:
         Raises:
             UserError: when no adapter has this name.
         """
-        name = adapter or next(iter(self.encoders))
-        if name not in self.encoders:
-            raise UserError(f"there is no adapter '{name}'; there is: {', '.join(self.adapters) or 'none'}.")
-        return self.encoders[name]
+        return self.encoders[known_adapter(self.encoders, adapter)]
 
     def check(self, record: object, adapter: str | None = None) -> tuple[dict[str, Any], list[str]]:
         """Returns a record's fields and what is wrong with them. The record may also stand in ``{"input": ...}``."""
@@ -166,43 +175,94 @@ class Generator:
         faults = [f"record {place}: {fault}" for place, (_, found) in enumerate(checked) for fault in found]
         if faults:
             raise UserError(f"{len(faults)} faults in {len(records)} records:\n{listing(faults)}")
-        tries = [self.attempt(fields, adapter) for fields, _ in checked]
-        name = adapter or next(iter(self.encoders))
-        done: list[tuple[int, Job]] = []
+        for place, answer in self.answers(records, adapter):
+            if isinstance(answer, Exception):
+                raise answer
+            yield place, answer
 
-        def submit(place: int) -> None:
-            job = Job(tries[place].row(), name, on_done=lambda job: done.append((place, job)))
+    def answers(
+        self, records: Sequence[object], adapter: str | None = None
+    ) -> Iterator[tuple[int, GeneratedDocument | Exception]]:
+        """Generates a document a record, and yields each, or what went wrong with it, with its record's place.
+
+        While some are decoded, others are compiled. Where a step of the decoder fails, as for want of memory, those
+        that were under way begin anew, half as many at once; a document that fails alone is answered with its error.
+        """
+        name = known_adapter(self.encoders, adapter)
+        tries: dict[int, Attempts] = {}
+        for place, record in enumerate(records):
+            fields, faults = self.check(record, name)
+            if faults:
+                yield place, UserError("; ".join(faults))
+            else:
+                tries[place] = self.attempt(fields, name)
+        under_way: dict[Job, int] = {}
+        decoded: list[Job] = []
+        judged: dict[Future[GeneratedDocument | None], int] = {}
+
+        def submit(place: int, row: Row) -> None:
+            job = Job(row, name, on_done=decoded.append)
+            under_way[job] = place
             self.engine.submit(job)
 
-        for place in sorted(range(len(tries)), key=lambda place: -len(tries[place].prompt)):
-            submit(place)
-        told, finished = time.monotonic(), 0
-        while self.engine.pump() or done:
-            if time.monotonic() - told > SECONDS_BETWEEN_LINES:
-                told = time.monotonic()
-                log.info("  %d of %d documents, %d tokens under way", finished, len(tries), self.engine.tokens)
-            for place, job in done[:]:
-                done.remove((place, job))
-                if job.error is not None:
-                    raise job.error
-                assert job.completion is not None
-                document = tries[place].judge(job.completion)
-                if document is None:
-                    submit(place)
-                else:
-                    finished += 1
-                    yield place, document
+        for place in sorted(tries, key=lambda place: -len(tries[place].prompt)):
+            submit(place, tries[place].row())
+        told, finished, batch_size = time.monotonic(), 0, self.engine.batch_size
+        pool = ThreadPoolExecutor(self.typesetter.workers if self.typesetter else 1, "judging")
+        try:
+            while under_way or judged:
+                company = self._step()
+                while decoded:
+                    job = decoded.pop()
+                    place = under_way.pop(job)
+                    if job.completion is not None:
+                        judged[pool.submit(tries[place].judge, job.completion)] = place
+                    elif company > 1:
+                        self.engine.batch_size = max(1, company // 2)
+                        submit(place, Row(job.row.prompt, job.row.settings, job.row.seed))
+                    else:
+                        self.engine.batch_size = batch_size
+                        finished += 1
+                        yield place, job.error or RuntimeError("the document was given up")
+                if judged and not under_way:
+                    wait(judged, return_when=FIRST_COMPLETED)
+                for future in [future for future in judged if future.done()]:
+                    place = judged.pop(future)
+                    document = future.result()
+                    if document is None:
+                        submit(place, tries[place].row())
+                    else:
+                        finished += 1
+                        yield place, document
+                if time.monotonic() - told > SECONDS_BETWEEN_LINES:
+                    told = time.monotonic()
+                    log.info("  %d of %d documents, %d tokens under way", finished, len(tries), self.engine.tokens)
+        finally:
+            self.engine.batch_size = batch_size
+            for job in under_way:
+                self.engine.cancel(job)
+            pool.shutdown()
+
+    def _step(self) -> int:
+        """Decodes one step; returns how many documents failed with it."""
+        try:
+            self.engine.pump()
+        except torch.AcceleratorError:
+            raise  # the device does nothing more for this process
+        except Exception as error:
+            company = self.engine.running
+            if company > 1:
+                log.warning(
+                    "Decoding %d documents at once failed (%s); they begin anew, fewer at once.", company, error
+                )
+            self.engine.fail(error.with_traceback(None))  # it would keep the step's tensors
+            return company
+        return 0
 
     def _making(self, adapter: str | None) -> dict[str, Any]:
         """Returns what documents depend on, beside their records."""
-        return {
-            **self.weights,
-            "adapter": adapter,
-            "template": self.encoder(adapter).template.describe(),
-            **{f"generation.{key}": value for key, value in asdict(self.settings).items()},
-            "attempts": self.attempts,
-            "compile": self.typesetter is not None,
-        }
+        template = self.encoder(adapter).template
+        return making(self.weights, adapter, template, self.settings, self.attempts, self.typesetter is not None)
 
     def generate_one(self, record: object, adapter: str | None = None) -> GeneratedDocument:
         """Generates the document of one record."""
@@ -263,16 +323,68 @@ def _key(record: object) -> str:
     return json.dumps(record, sort_keys=True, ensure_ascii=False)
 
 
-class Loaded(NamedTuple):
-    """What a `Generator` is made of."""
+def known_adapter(named: Mapping[str | None, Any], adapter: str | None) -> str | None:
+    """Returns the name of an adapter among those there are, the first by default; None where there is none.
 
-    model: PreTrainedModel | PeftModel
-    tokenizer: PreTrainedTokenizerBase
+    Raises:
+        UserError: when no adapter has this name.
+    """
+    name = adapter or next(iter(named))
+    if name not in named:
+        there = ", ".join(each for each in named if each is not None)
+        raise UserError(f"there is no adapter '{name}'; there is: {there or 'none'}.")
+    return name
+
+
+def making(
+    weights: Mapping[str, Any],
+    adapter: str | None,
+    template: PromptTemplate,
+    settings: GenerationSettings,
+    attempts: int,
+    compiles: bool,
+) -> dict[str, Any]:
+    """Returns what documents depend on, beside their records, as plain values."""
+    return {
+        **weights,
+        "adapter": adapter,
+        "template": template.describe(),
+        **{f"generation.{key}": value for key, value in asdict(settings).items()},
+        "attempts": attempts,
+        "compile": compiles,
+    }
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which model and adapters a `Generator` is to have; nothing of them is loaded yet.
+
+    Attributes:
+        base: the base model's name.
+        directories: of the adapters, by name.
+        templates: the prompt template of each adapter, by its name, or that of None.
+        weights: all this as plain values, which change when the weights do.
+    """
+
+    base: str
+    directories: dict[str, Path]
     templates: dict[str | None, PromptTemplate]
     weights: dict[str, Any]
 
 
-def _load(adapters: Mapping[str, str | Path], base_model: str | None, use_4bit: bool, merge: bool) -> Loaded:
+def choose(
+    adapter: str | Path | Mapping[str, str | Path] | None = None,
+    base_model: str | None = None,
+    use_4bit: bool = True,
+    merge: bool = False,
+    engine: str = "builtin",
+) -> Choice:
+    """Finds the adapters and the base model that they are for; the arguments are those of `Generator.load`.
+
+    Raises:
+        UserError: when there is no such adapter, or no model is named.
+    """
+    adapters = adapter if isinstance(adapter, Mapping) else {} if adapter is None else {"default": adapter}
     directories = {name: adapter_directory(path) for name, path in adapters.items()}
     first = next(iter(directories.values()), None)
     base = base_model or (adapter_base(first) if first else None)
@@ -284,33 +396,63 @@ def _load(adapters: Mapping[str, str | Path], base_model: str | None, use_4bit: 
         )
     if merge and (use_4bit or len(directories) != 1):
         raise UserError("merging needs one adapter and --no-4bit: 4-bit weights would lose what is added to them.")
+    if merge and engine != "builtin":
+        raise UserError(f"--merge is for the built-in engine; for {engine}, `typst-lit export --to merged` merges.")
     for path in directories.values():
         made_for = adapter_base(path)
         if made_for and made_for != base:
             log.warning("The adapter %s was made for %s; it is put on %s.", path, made_for, base)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    backbone = PretrainedBackbone()
-    architecture = backbone.load_config(base, None, False)
-    for path in directories.values():
-        check_adapter(path, base, architecture)
-    tokenizer = backbone.load_tokenizer(base, None, False)
-    log.info("Loading %s%s ...", base, " in 4 bits" if use_4bit else "")
-    model: Any = backbone.load_model(base, None, False, use_4bit, device)
-    templates: dict[str | None, PromptTemplate] = {}
-    for name, path in directories.items():
-        model = load_adapter(model, path, trainable=False, name=name)
-        templates[name] = adapter_template(path) or ReportPrompt()
+    templates: dict[str | None, PromptTemplate] = {
+        name: adapter_template(path) or ReportPrompt() for name, path in directories.items()
+    }
     if merge:
-        model = model.merge_and_unload()
         templates = {None: next(iter(templates.values()))}
+    # that of None is for a base model that was trained whole, or merged
+    templates = templates or {None: adapter_template(Path(base)) or ReportPrompt()}
     weights = {
         "base_model": base,
         "use_4bit": use_4bit,
         "merge": merge,
         "adapters": {name: adapter_key(path) for name, path in directories.items()},
+        **({} if engine == "builtin" else {"engine": engine}),
     }
-    alone = adapter_template(Path(base)) or ReportPrompt()  # of a base model that was trained whole, or merged
-    return Loaded(model.eval(), tokenizer, templates or {None: alone}, weights)
+    return Choice(base, directories, templates, weights)
+
+
+class Loaded(NamedTuple):
+    """What a `Generator` is made of."""
+
+    model: PreTrainedModel | PeftModel | None
+    tokenizer: PreTrainedTokenizerBase
+    templates: dict[str | None, PromptTemplate]
+    weights: dict[str, Any]
+    decoder: Decoding | None = None
+
+
+def check_choice(chosen: Choice) -> PretrainedConfig:
+    """Returns the base model's architecture, after a check that the adapters are whole and fit it.
+
+    Raises:
+        UserError: when there is no such model, or an adapter does not fit.
+    """
+    architecture = PretrainedBackbone().load_config(chosen.base, None, False)
+    for path in chosen.directories.values():
+        check_adapter(path, chosen.base, architecture)
+    return architecture
+
+
+def _load(chosen: Choice, use_4bit: bool, merge: bool) -> Loaded:
+    check_choice(chosen)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    backbone = PretrainedBackbone()
+    tokenizer = backbone.load_tokenizer(chosen.base, None, False)
+    log.info("Loading %s%s ...", chosen.base, " in 4 bits" if use_4bit else "")
+    model: Any = backbone.load_model(chosen.base, None, False, use_4bit, device)
+    for name, path in chosen.directories.items():
+        model = load_adapter(model, path, trainable=False, name=name)
+    if merge:
+        model = model.merge_and_unload()
+    return Loaded(model.eval(), tokenizer, chosen.templates, chosen.weights)
 
 
 # The three functions below are the ones that users of the usual inference script know.
@@ -331,8 +473,9 @@ def load_model_and_tokenizer(
     Raises:
         UserError: when there is no such model or adapter, or they do not fit.
     """
-    adapters = {"default": adapter_path} if adapter_path is not None else {}
-    loaded = _load(adapters, base_model_name, use_4bit, merge=False)
+    chosen = choose(adapter_path, base_model_name, use_4bit)
+    loaded = _load(chosen, use_4bit, merge=False)
+    assert loaded.model is not None
     _ABOUT[loaded.model] = {"templates": loaded.templates, "weights": loaded.weights}
     return loaded.model, loaded.tokenizer
 

@@ -43,12 +43,7 @@ class JsonListFile:
         """
         items = self.read()
         if items and self._about.is_file():
-            before = json.loads(self._about.read_text("utf-8"))
-            now = json.loads(json.dumps(making))
-            if changed := sorted(key for key in now if before.get(key) != now[key]):
-                raise UserError(
-                    f"{self.path}: holds results that were made with other settings ({', '.join(changed)}). {way_out}"
-                )
+            refuse_other(self.path, json.loads(self._about.read_text("utf-8")), making, way_out)
         return items
 
     def begin(self, items: Sequence[Any], making: Mapping[str, Any]) -> None:
@@ -96,6 +91,23 @@ class JsonListFile:
     @staticmethod
     def _line(item: Any) -> bytes:
         return json.dumps(item, ensure_ascii=False).encode("utf-8")
+
+
+def refuse_other(path: Path, before: Mapping[str, Any], making: Mapping[str, Any], way_out: str) -> None:
+    """Refuses to go on with results that were made in another way.
+
+    Args:
+        path: of the results.
+        before: how they were made, as it was read from a file.
+        making: how more would be made now.
+        way_out: what the user can do.
+
+    Raises:
+        UserError: naming what differs.
+    """
+    now = json.loads(json.dumps(making))
+    if changed := sorted(key for key in {**before, **now} if before.get(key) != now.get(key)):
+        raise UserError(f"{path}: holds results that were made with other settings ({', '.join(changed)}). {way_out}")
 
 
 def file_name(index: int, record: dict[str, Any]) -> str:

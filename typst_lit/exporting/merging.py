@@ -103,7 +103,7 @@ def write_merged(generator: Generator, out: Path, dtype: torch.dtype, shard_size
         UserError: when the adapter is of a kind that can't be merged.
     """
     model, encoder = merge(generator), generator.encoder()
-    ends = sorted(end_tokens(model, encoder.tokenizer))
+    ends = sorted(end_tokens(model.generation_config, encoder.tokenizer))
     model.generation_config = GenerationConfig(
         do_sample=True, temperature=0.7, top_p=0.95, top_k=50, eos_token_id=ends,
         pad_token_id=encoder.tokenizer.pad_token_id,

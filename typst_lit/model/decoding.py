@@ -61,6 +61,19 @@ class Row:
         """The tokens so far, the end token not among them."""
         return self.text.tokens[len(self.prompt) :]
 
+    def fit(self, context: int | None, offset: int = 0) -> None:
+        """Limits the document to what a model's context leaves, after a soft prompt of ``offset`` tokens.
+
+        Raises:
+            UserError: when the prompt leaves no room for a document.
+        """
+        if context is not None:
+            self.most = min(self.most, context - offset - len(self.prompt))
+        if self.most < 1:
+            raise UserError(
+                f"a record's prompt has {len(self.prompt)} tokens, and the model reads {context}: shorten its text."
+            )
+
 
 class Decoder:
     """Decodes rows together.
@@ -95,13 +108,7 @@ class Decoder:
             UserError: when a prompt leaves no room in the model's context for a document.
         """
         for row in rows:
-            if self._context is not None:
-                row.most = min(row.most, self._context - self._offset - len(row.prompt))
-            if row.most < 1:
-                raise UserError(
-                    f"a record's prompt has {len(row.prompt)} tokens, and the model reads {self._context}: shorten its "
-                    "text."
-                )
+            row.fit(self._context, self._offset)
         caches = [self._read(row) for row in rows]
         for row in rows:
             row.drafter = Drafter(row.text, self.shelf)
@@ -128,6 +135,11 @@ class Decoder:
             self._accept(row, draft, chosen[: len(draft) + 1])
             del chosen[: len(draft) + 1]
         self._drop_finished()
+
+    def set_adapter(self, name: str) -> None:
+        """Lets the adapter of this name answer, where there are adapters. No row is under way then."""
+        if isinstance(self.model, PeftModel):
+            self.model.set_adapter(name)
 
     def remove(self, row: Row) -> None:
         """Takes a row out that nobody waits for any longer."""

@@ -8,10 +8,11 @@ import zlib
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from peft import PeftModel
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from typst_lit.model.decoding import Decoder, Row
 from typst_lit.model.drafting import Shelf
@@ -61,29 +62,52 @@ class Job:
     began: float = 0.0
 
 
+class Decoding(Protocol):
+    """What an `Engine` decodes with: the built-in `Decoder`, or another engine's in its form."""
+
+    def add(self, rows: Sequence[Row]) -> None:
+        """Takes rows in, which then take part in every step until they have a finish reason."""
+
+    def step(self) -> None:
+        """Decodes some tokens of every row, and notes in each that ends why."""
+
+    def remove(self, row: Row) -> None:
+        """Takes a row out that nobody waits for any longer."""
+
+    def set_adapter(self, name: str) -> None:
+        """Lets the adapter of this name answer the rows to come."""
+
+
 class Engine:
     """Decodes the prompts that are waiting, so many at once, and takes up the next as soon as one is done.
 
     Jobs may be submitted and cancelled from any thread; one thread calls `pump`, again and again.
 
     Args:
-        model: a model in evaluation mode, with or without adapters.
+        model: a model in evaluation mode, with or without adapters; None where another decoder has its own.
         tokenizer: its tokenizer.
         batch_size: documents at once.
         shelf: texts to copy from, beside the prompt; finished ones are added.
+        decoder: what decodes, if not the built-in `Decoder` over the model.
     """
 
     def __init__(
         self,
-        model: PreTrainedModel | PeftModel,
+        model: PreTrainedModel | PeftModel | None,
         tokenizer: PreTrainedTokenizerBase,
         batch_size: int = 8,
         shelf: Shelf | None = None,
+        decoder: Decoding | None = None,
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self.batch_size = batch_size
-        self._decoder = Decoder(model, end_tokens(model, tokenizer), Shelf() if shelf is None else shelf)
+        if decoder is None:
+            assert model is not None
+            decoder = Decoder(
+                model, end_tokens(model.generation_config, tokenizer), Shelf() if shelf is None else shelf
+            )
+        self._decoder = decoder
         self._waiting: deque[Job] = deque()
         self._running: list[Job] = []
         self._adapter: str | None = None  # of the jobs that run: one forward pass has one adapter
@@ -162,8 +186,8 @@ class Engine:
                 self._running.append(job)
 
     def _set_adapter(self, name: str | None) -> None:
-        if name is not None and isinstance(self.model, PeftModel):
-            self.model.set_adapter(name)
+        if name is not None:
+            self._decoder.set_adapter(name)
         self._adapter = name
 
     def _finish(self, job: Job) -> None:
@@ -185,9 +209,14 @@ class Engine:
         return str(self.tokenizer.decode(row.output, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
 
-def end_tokens(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Returns every id that ends a document: the tokenizer's end token, which training uses, and the model's own."""
-    own = getattr(model.generation_config, "eos_token_id", None)
+def end_tokens(config: GenerationConfig | None, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Returns every id that ends a document: the tokenizer's end token, which training uses, and the model's own.
+
+    Args:
+        config: the model's.
+        tokenizer: its tokenizer.
+    """
+    own = getattr(config, "eos_token_id", None)
     own = own if isinstance(own, list) else [own]
     ends = dict.fromkeys([tokenizer.eos_token_id, *own])
     return [end for end in ends if end is not None]
