@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import tempfile
+import secrets
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -17,17 +17,17 @@ def write_whole(path: Path, write: Callable[[BinaryIO], Any]) -> None:
     Whatever happens meanwhile, the name holds what it held before, or all that was written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, scratch = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    scratch = path.with_name(f".{path.name}-{secrets.token_hex(8)}")  # a name of its own, with the usual permissions
     try:
-        with os.fdopen(handle, "wb") as stream:
+        with scratch.open("xb") as stream:
             write(stream)
             stream.flush()
             os.fsync(stream.fileno())
-        Path(scratch).replace(path)
+        scratch.replace(path)
         sync_directory(path.parent)
     finally:
         with contextlib.suppress(FileNotFoundError):
-            Path(scratch).unlink()
+            scratch.unlink()
 
 
 def sync_directory(path: Path) -> None:

@@ -6,13 +6,15 @@ import logging
 import sys
 import tempfile
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from jsonargparse import ActionYesNo, ArgumentParser, Namespace
 
 from typst_lit.commands.parsing import SmallParser
 from typst_lit.data.results import file_name
+from typst_lit.data.sources import SUFFIXES
 from typst_lit.errors import UserError
 from typst_lit.typesetting.compiling import Typesetter
 
@@ -31,13 +33,31 @@ def parser() -> ArgumentParser:
         "--input",
         type=str,
         required=True,
-        help='A JSON file: one record, {"input": {...}}, or a list; - reads standard input.',
+        help='A JSON file: one record, {"input": {...}}, or a list; - reads standard input. With --engine ray also '
+        "JSON lines and Parquet, or a folder of all these.",
     )
     made.add_argument(
         "--output",
         type=str | None,
         default=None,
-        help="The JSON list to write, document by document; it goes on where it stopped. Without it, prints the list.",
+        help="The JSON list to write, document by document; it goes on where it stopped. Without it, prints the list. "
+        "With --engine ray, a folder of shards and their manifest.",
+    )
+    made.add_argument(
+        "--engine",
+        type=Literal["builtin", "ray", "vllm"],
+        default="builtin",
+        help="ray: the built-in engine on every device of a Ray cluster. vllm: vLLM on this machine's GPU.",
+    )
+    made.add_argument("--shard-size", type=int, default=1000, help="With --engine ray: records a file.")
+    made.add_argument(
+        "--actors", type=int | None, default=None, help="With --engine ray: models; by default one a GPU, else a node."
+    )
+    made.add_argument(
+        "--ray-address",
+        type=str | None,
+        default=None,
+        help="With --engine ray: the cluster's; by default one that runs on this machine, or is started on it.",
     )
     made.add_argument(
         "--overwrite", action=ActionYesNo(no_prefix="no-"), default=False, help="Start anew where results are already."
@@ -116,7 +136,7 @@ def check(config: Namespace) -> tuple[dict[str, str], GenerationSettings]:
     return dict(named), settings
 
 
-def load(config: Namespace) -> Generator:
+def load(config: Namespace, engine: str = "builtin") -> Generator:
     """Returns the generator that the arguments describe, after `check`."""
     adapters, settings = check(config)
     from typst_lit.inference import Generator
@@ -131,13 +151,18 @@ def load(config: Namespace) -> Generator:
         batch_size=config.batch_size,
         typesetter=config.typesetting,
         compile=config.compile,
+        engine=engine,
     )
 
 
 def run(args: Sequence[str]) -> None:
     """Turns records into Typst documents, compiles them, and mends those that almost compile."""
     made = parser()
-    config = made.instantiate_classes(made.parse_args(list(args)))
+    plain = made.parse_args(list(args))
+    config = made.instantiate_classes(plain)
+    if config.engine == "ray":
+        _generate_on_ray(plain)
+        return
     if config.pdf and not config.compile:
         raise UserError("--pdf needs the documents compiled: leave --no-compile out.")
     if config.output and Path(config.output).suffix != ".json":
@@ -151,7 +176,7 @@ def run(args: Sequence[str]) -> None:
             raise UserError(f"--input {source}: there is no such file.")
         output = Path(config.output) if config.output else Path(scratch) / "documents.json"
         try:
-            _generate(load(config), source, output, config)
+            _generate(load(config, config.engine), source, output, config)
         except UserError as error:
             raise UserError(str(error).replace(str(source), source.stem)) if config.input == "-" else error from error
         if not config.output:
@@ -175,6 +200,50 @@ def _generate(generator: Generator, source: Path, output: Path, config: Namespac
                 document.result.save_pdf(file.with_suffix(".pdf"))
     if config.output:
         log.info("%d documents in %s%s.", count, output, f", as files in {folder}" if writes else "")
+    _tell_of_failed(failed, count)
+
+
+def _generate_on_ray(plain: Namespace) -> None:
+    for flag, given in (("--pdf", plain.pdf), ("--typ-dir", plain.typ_dir)):
+        if given:
+            raise UserError(f"{flag}: --engine ray writes shards of JSON lines only.")
+    if not plain.output or Path(plain.output).suffix.lower() in SUFFIXES or Path(plain.output).is_file():
+        raise UserError("--engine ray writes a folder of shards: name one with --output.")
+    from typst_lit.data.shards import ShardFolder
+    from typst_lit.data.sources import FileSource
+    from typst_lit.engines.on_ray import generate_on_ray
+    from typst_lit.inference import check_choice, choose, known_adapter, making
+
+    source = FileSource(plain.input)
+    source.files()
+    adapters, settings = check(plain)
+    chosen = choose(adapters, plain.base_model, plain.use_4bit, plain.merge)
+    check_choice(chosen)
+    template = chosen.templates[known_adapter(chosen.templates, plain.adapter)]
+    folder = ShardFolder(Path(plain.output).absolute(), plain.shard_size)
+    generate_on_ray(
+        partial(load_plain, plain),
+        source,
+        folder,
+        making(chosen.weights, plain.adapter, template, settings, plain.attempts, plain.compile),
+        plain.adapter,
+        plain.overwrite,
+        plain.ray_address,
+        plain.actors,
+    )
+    count, failed = folder.total("records"), folder.total("failed")
+    log.info("%d records in %d shards in %s.", count, len(folder.shards), plain.output)
+    if failed:
+        log.warning("%d of %d records have no document: each says why (error).", failed, count)
+    _tell_of_failed(folder.total("not_compiled"), count - failed)
+
+
+def load_plain(plain: Namespace) -> Generator:
+    """Returns the generator of arguments as they were parsed: in another process, where objects can't be sent."""
+    return load(parser().instantiate_classes(plain))
+
+
+def _tell_of_failed(failed: int, count: int) -> None:
     if failed:
         log.warning("%d of %d documents do not compile.", failed, count)
         log.warning("Try --attempts 3, a lower --temperature, or train longer.")

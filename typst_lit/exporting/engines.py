@@ -28,12 +28,13 @@ def vllm_commands(merged: Path, base: str, adapter: Path | None, rank: int | Non
     if rank is not None:
         commands.append(
             f"vllm serve {shlex.quote(base)} --enable-lora --lora-modules typst-lit={shlex.quote(str(adapter))} "
-            f"--max-lora-rank {_rank_for_vllm(rank)} --max-model-len {context}"
+            f"--max-lora-rank {rank_for_vllm(rank)} --max-model-len {context}"
         )
     return commands
 
 
-def _rank_for_vllm(rank: int) -> int:
+def rank_for_vllm(rank: int) -> int:
+    """Returns the least rank that vLLM makes room for and that an adapter of this rank fits into."""
     return next((known for known in (8, 16, 32, 64, 128, 256, 320, 512) if rank <= known), rank)
 
 

@@ -1,0 +1,1 @@
+"""Generating elsewhere than in this process: on a cluster of Ray, with vLLM."""
