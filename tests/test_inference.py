@@ -127,6 +127,37 @@ def test_another_attempt_is_made_until_one_compiles_and_the_best_is_kept(tokeniz
         assert document.attempts == 3 and document.fidelity == pytest.approx(2 / 3)
 
 
+def test_what_goes_wrong_with_a_record_is_its_own_answer(tiny_model, able_pairs) -> None:
+    settings = GenerationSettings(max_tokens=20, temperature=1.5)
+    generator = Generator.load(None, tiny_model, use_4bit=False, settings=settings, compile=False)
+    records = [pair["input"] for pair in able_pairs]
+    expected = {place: document.source for place, document in generator.generate(records)}
+    (cursed,) = generator.encoder().prompts([records[2]])
+    decoder: Any = generator.engine._decoder
+    step, sizes = decoder.step, []
+
+    def failing() -> None:
+        sizes.append(len(decoder.rows))
+        if any(row.prompt == cursed and row.output for row in decoder.rows):
+            raise RuntimeError("out of everything")
+        step()
+
+    decoder.step = failing
+    answers = dict(generator.answers([*records, {"starting_page": 1}, {**records[0], "contents_txt": "w " * 60_000}]))
+    assert sorted(answers) == list(range(len(records) + 2))
+    assert str(answers.pop(2)) == "out of everything"
+    assert "field 'department' is missing" in str(answers.pop(len(records)))
+    assert "shorten its text" in str(answers.pop(len(records) + 1))
+    assert {place: answer.source for place, answer in answers.items()} == {  # as if nothing had been
+        place: source for place, source in expected.items() if place != 2
+    }
+    assert max(sizes) > 1 and generator.engine.batch_size == 8 and not generator.engine.running
+    with pytest.raises(RuntimeError, match="out of everything"):
+        list(generator.generate(records))
+    decoder.step = step
+    assert {place: document.source for place, document in generator.generate(records)} == expected
+
+
 def test_the_functions_of_the_usual_script(able_adapter, able_pairs, tmp_path) -> None:
     model, tokenizer = load_model_and_tokenizer("typst-nano", able_adapter, use_4bit=True)
     source = inference_from_dict(model, tokenizer, able_pairs[0]["input"])
