@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from typst_lit.attempts import Attempts
 from typst_lit.data.encoding import Encoder
@@ -142,7 +143,14 @@ def test_what_goes_wrong_with_a_record_is_its_own_answer(tiny_model, able_pairs)
             raise RuntimeError("out of everything")
         step()
 
-    decoder.step = failing
+    add = decoder.add
+
+    def crowded(rows: Any) -> None:
+        if decoder.rows and rows[0].prompt == generator.encoder().prompts([records[4]])[0]:
+            raise torch.OutOfMemoryError("too little room beside others")
+        add(rows)
+
+    decoder.step, decoder.add = failing, crowded
     answers = dict(generator.answers([*records, {"starting_page": 1}, {**records[0], "contents_txt": "w " * 60_000}]))
     assert sorted(answers) == list(range(len(records) + 2))
     assert str(answers.pop(2)) == "out of everything"
@@ -154,7 +162,7 @@ def test_what_goes_wrong_with_a_record_is_its_own_answer(tiny_model, able_pairs)
     assert max(sizes) > 1 and generator.engine.batch_size == 8 and not generator.engine.running
     with pytest.raises(RuntimeError, match="out of everything"):
         list(generator.generate(records))
-    decoder.step = step
+    decoder.step, decoder.add = step, add
     assert {place: document.source for place, document in generator.generate(records)} == expected
 
 

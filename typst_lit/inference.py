@@ -186,7 +186,7 @@ class Generator:
         """Generates a document a record, and yields each, or what went wrong with it, with its record's place.
 
         While some are decoded, others are compiled. Where a step of the decoder fails, as for want of memory, those
-        that were under way begin anew, half as many at once; a document that fails alone is answered with its error.
+        that it failed begin anew, half as many at once; a document that fails alone is answered with its error.
         """
         name = known_adapter(self.encoders, adapter)
         tries: dict[int, Attempts] = {}
@@ -215,15 +215,19 @@ class Generator:
                 while decoded:
                     job = decoded.pop()
                     place = under_way.pop(job)
+                    crowd = company or self.engine.running + 1
                     if job.completion is not None:
                         judged[pool.submit(tries[place].judge, job.completion)] = place
-                    elif company > 1:
-                        self.engine.batch_size = max(1, company // 2)
+                        continue
+                    error = job.error or RuntimeError("the document was given up")
+                    error.__traceback__ = None  # it would keep the tensors of the step
+                    if crowd > 1 and not isinstance(error, UserError):
+                        self.engine.batch_size = max(1, crowd // 2)
                         submit(place, Row(job.row.prompt, job.row.settings, job.row.seed))
                     else:
                         self.engine.batch_size = batch_size
                         finished += 1
-                        yield place, job.error or RuntimeError("the document was given up")
+                        yield place, error
                 if judged and not under_way:
                     wait(judged, return_when=FIRST_COMPLETED)
                 for future in [future for future in judged if future.done()]:
@@ -255,7 +259,7 @@ class Generator:
                 log.warning(
                     "Decoding %d documents at once failed (%s); they begin anew, fewer at once.", company, error
                 )
-            self.engine.fail(error.with_traceback(None))  # it would keep the step's tensors
+            self.engine.fail(error)
             return company
         return 0
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -12,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from ..conftest import SAMPLES
@@ -175,6 +178,34 @@ def test_a_node_that_is_killed_loses_and_doubles_nothing(run, tiny_model, tmp_pa
     made = lines(output)
     assert [each["record"] for each in made] == list(range(96))
     assert [each["generated_output"] for each in made] == expected
+    assert json.loads((output / "manifest.json").read_text())["complete"]
+
+
+@pytest.mark.slow
+def test_a_job_that_is_killed_goes_on(run, tiny_model, tmp_path) -> None:
+    """The job, its actors and its Ray get SIGKILL when some shards are there."""
+    ray.shutdown()
+    source, output = records(tmp_path / "in.jsonl", 24), tmp_path / "out"
+    command = [
+        "generate", "--base-model", tiny_model, *FLAGS, "--input", source, "--engine", "ray", "--output", output,
+        "--shard-size", 2,
+    ]  # fmt: skip
+    program = [sys.executable, "-m", "typst_lit", *map(str, command)]
+    job = subprocess.Popen(program, start_new_session=True, stderr=subprocess.DEVNULL)
+    while len(list(output.glob("part-*.jsonl"))) < 3:
+        assert job.poll() is None
+        time.sleep(0.05)
+    root = psutil.Process(job.pid)
+    for process in [root, *root.children(recursive=True)]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    job.wait()
+    there = len(list(output.glob("part-*.jsonl")))
+    assert 3 <= there < 12 and not json.loads((output / "manifest.json").read_text())["complete"]
+    result = run(*command)
+    assert result.status == 0, result.err
+    assert [each["record"] for each in lines(output)] == list(range(24))
+    assert not any("error" in each for each in lines(output))
     assert json.loads((output / "manifest.json").read_text())["complete"]
 
 

@@ -1,6 +1,6 @@
 """`generate --engine vllm`: the contract that it prompts, stops and samples as the built-in engine does.
 
-What goes to vLLM is checked without it; how its answers are read, with a stand-in that has the form of vLLM's engine and
+What goes to vLLM is checked without it; how its answers are read, with a stand-in in the form of vLLM's engine, which
 decodes with ours. The last test needs vLLM itself.
 """
 
