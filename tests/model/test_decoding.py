@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -265,3 +267,19 @@ def test_models_that_look_through_a_window(family) -> None:
 def test_layers_without_keys_and_values_are_refused_by_name() -> None:
     with pytest.raises(UserError, match="layers of type linear_attention"):
         _sliding_window(Qwen3NextConfig())
+
+
+def test_what_a_document_took_is_given_back_without_the_garbage_collector(model) -> None:
+    decoder = Decoder(model, [NO_END], Shelf())
+    gc.disable()
+    try:
+        decoder.add([Row([5, 6, 7], replace(GREEDY, max_tokens=4), 0)])
+        decoder.step()
+        caches = [weakref.ref(decoder._cache)]
+        decoder.add([Row([5, 6, 7, 8], replace(GREEDY, max_tokens=9), 0)])
+        caches.append(weakref.ref(decoder._cache))
+        while decoder.rows:
+            decoder.step()
+        assert [cache() for cache in caches] == [None, None]
+    finally:
+        gc.enable()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,7 +21,9 @@ class RowLayer(DynamicLayer):
 
     def __init__(self, cache: RowCache) -> None:
         super().__init__()
-        self._cache = cache
+        # A reference in a circle would leave the tensors to the garbage collector, which counts objects and not bytes:
+        # a run over hundreds of records held 90 MB a finished document.
+        self._cache = weakref.proxy(cache)
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Writes new keys and values to the places that the cache has set; returns those of all places in use."""
