@@ -73,6 +73,12 @@ def test_a_record_that_json_can_not_hold_does_not_break_its_shard(tmp_path, valu
     assert first["error"] == "is no text" and second["generated_output"] == "B"
 
 
+def test_where_nothing_succeeds_there_is_no_shard(tmp_path) -> None:
+    with pytest.raises(RuntimeError, match="no"):
+        job(tmp_path, [Row("a", "fails"), Row("b", "fails"), Row("c", fault="is cut off")])
+    assert not list(tmp_path.glob("part-*.jsonl"))
+
+
 def test_only_what_is_missing_or_damaged_is_made_again(tmp_path) -> None:
     job(tmp_path, ROWS)
     before = lines(tmp_path)

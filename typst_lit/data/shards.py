@@ -121,7 +121,11 @@ class ShardFolder:
         return number, missing
 
     def make(self, number: int, generator: Generator, adapter: str | None) -> Shard:
-        """Answers the records of a shard, each with its document or its error, and writes it."""
+        """Answers the records of a shard, each with its document or its error, and writes it.
+
+        Raises:
+            Exception: what went wrong with every one of several good records; then it is not the records' fault.
+        """
         rows: list[Row] = pickle.loads(self._records_of(number).read_bytes())
         answers: dict[int, GeneratedDocument | Exception] = {
             place: UserError(row.fault) for place, row in enumerate(rows) if row.fault is not None
@@ -129,13 +133,17 @@ class ShardFolder:
         places = [place for place, row in enumerate(rows) if row.fault is None]
         for index, answer in generator.answers([rows[place].value for place in places], adapter):
             answers[places[index]] = answer
+        errors = [answer for answer in answers.values() if isinstance(answer, Exception)]
+        broken = [error for error in errors if not isinstance(error, UserError)]
+        if len(places) > 1 and len(broken) == len(places):
+            raise broken[0]
         first = number * self.size
         body = b"".join(_line(first + place, row, answers[place]) for place, row in enumerate(rows))
         shard = Shard(
             f"part-{number:05d}.jsonl",
             first,
             len(rows),
-            sum(isinstance(answer, Exception) for answer in answers.values()),
+            len(errors),
             sum(not isinstance(answer, Exception) and answer.compiled is False for answer in answers.values()),
             len(body),
             new_digest(body).hexdigest(),
