@@ -8,12 +8,10 @@ and what it does not name, or names otherwise, is made anew.
 from __future__ import annotations
 
 import json
-import pickle
 import shutil
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
-from functools import partial
 from hashlib import sha256 as new_digest
 from itertools import islice
 from pathlib import Path
@@ -115,7 +113,9 @@ class ShardFolder:
         while part := list(islice(stream, self.size)):
             if number not in self.shards:
                 missing.append(number)
-                write_whole(self._records_of(number), partial(pickle.dump, part))
+                # what Parquet knows and JSON does not, a date say, becomes text
+                body = json.dumps([asdict(row) for row in part], default=str).encode()
+                write_whole(self._records_of(number), lambda stream, body=body: stream.write(body))  # type: ignore[misc]
             number += 1
         self._expected = number
         return number, missing
@@ -126,7 +126,7 @@ class ShardFolder:
         Raises:
             Exception: what went wrong with every one of several good records; then it is not the records' fault.
         """
-        rows: list[Row] = pickle.loads(self._records_of(number).read_bytes())
+        rows = [Row(**row) for row in json.loads(self._records_of(number).read_bytes())]
         answers: dict[int, GeneratedDocument | Exception] = {
             place: UserError(row.fault) for place, row in enumerate(rows) if row.fault is not None
         }
@@ -181,7 +181,7 @@ class ShardFolder:
         return self.path / "records"
 
     def _records_of(self, number: int) -> Path:
-        return self._records / f"part-{number:05d}.pickle"
+        return self._records / f"part-{number:05d}.json"
 
     def _read(self) -> dict[str, Any] | None:
         try:
@@ -207,8 +207,9 @@ def _line(place: int, row: Row, answer: GeneratedDocument | Exception) -> bytes:
 
 
 def _plain(value: object) -> Any:
-    """Returns a record that can't be used as JSON can hold it: Parquet knows dates and bytes, and Python's JSON NaN."""
+    """Returns a record that can't be used as every JSON reader takes it: Python's knows NaN."""
     try:
-        return json.loads(json.dumps(value, default=str, allow_nan=False))
+        json.dumps(value, allow_nan=False)
     except ValueError:
         return str(value)
+    return value
