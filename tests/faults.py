@@ -76,6 +76,44 @@ class SeeOrder(Callback):
             stream.write(" ".join(origin.split("record ")[1].split()[0] for origin in batch.origins) + "\n")
 
 
+class SeeLosses(Callback):
+    """Appends the losses of every optimizer step and validation to a file, in the first process."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.step = 0
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if trainer.is_global_zero and trainer.global_step > self.step:
+            self.step = trainer.global_step
+            self._write(trainer, "train_loss")
+
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+        if trainer.is_global_zero and not trainer.sanity_checking:
+            self._write(trainer, "val_loss")
+
+    def _write(self, trainer: Any, name: str) -> None:
+        with open(self.path, "a") as stream:  # noqa: PTH123
+            stream.write(f"{trainer.global_step} {name} {float(trainer.callback_metrics[name])!r}\n")
+
+
+class KillRank(Callback):
+    """Kills one of several processes, as a power cut would, when a training batch is done.
+
+    Args:
+        rank: which one.
+        batch: after so many batches.
+    """
+
+    def __init__(self, rank: int, batch: int) -> None:
+        self.rank = rank
+        self.batch = batch
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if trainer.global_rank == self.rank and batch_idx + 1 == self.batch:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
 class ShrinkMemory(Callback):
     """Leaves the process, from its second batch on, less memory than the first one took.
 

@@ -79,6 +79,22 @@ class ResumableCheckpoint(Checkpoint):
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self.signals.release()
 
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        sampler: Any = trainer.train_dataloader.batch_sampler
+        checkpoint["processes"] = trainer.world_size
+        checkpoint["batches"] = sampler.batch_count
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Has the loops, which count the batches of one process, count those of as many processes as there are now."""
+        before, now = checkpoint["processes"], trainer.world_size
+        if trainer.state.fn != "fit" or before == now:
+            return
+        count: dict[str, int] = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]
+        done = min(count["ready"] * before, checkpoint["batches"])
+        ready = -(-done // now) if done == checkpoint["batches"] else done // now
+        count.update({name: ready - (count["ready"] - value) for name, value in count.items()})
+        log.info("Saved by %d processes, and gone on with by %d.", before, now)
+
     def on_train_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
         if trainer.fit_loop._should_accumulate():
             return

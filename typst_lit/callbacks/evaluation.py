@@ -71,7 +71,11 @@ class Evaluation(Callback):
     # Fit and validate
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        module: Any = pl_module
         if not self.records or trainer.sanity_checking or not self._due(trainer):
+            return
+        if module.divided:  # all processes pass a layer together, and documents end at different lengths
+            log.info("No documents are generated while the base model is divided among processes.")
             return
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         scorer = self._scorer(pl_module)

@@ -68,7 +68,7 @@ def predicting_places(labels: Tensor) -> Tensor:
 
 def split(batch: Batch, parts: int) -> list[Batch]:
     """Returns a batch's examples in so many batches, or as many as it has examples, in order."""
-    if parts == 1:
+    if parts == 1 or not batch.lengths:
         return [batch]
     count = len(batch.lengths)
     ends = batch.documents.ends if batch.documents else list(range(count + 1))
@@ -92,6 +92,16 @@ def split(batch: Batch, parts: int) -> list[Batch]:
     return found
 
 
+def empty_batch() -> Batch:
+    """Returns a batch of no example, for a process that has none left while others do: there is nothing to predict.
+
+    It still passes the model, for the processes wait for each other in the backward pass.
+    """
+    ids = torch.zeros(1, 8, dtype=torch.long)
+    labels = torch.full_like(ids, IGNORED)
+    return Batch(ids, labels, [], [], [], predicting=predicting_places(labels))
+
+
 class PromptBatch(NamedTuple):
     """Records to generate for: indices into the data set and the ids of their prompts, not padded."""
 
@@ -112,6 +122,8 @@ class Collator:
         self.max_length = max_length
 
     def __call__(self, examples: Sequence[Example]) -> Batch:
+        if not examples:
+            return empty_batch()
         lengths = [len(example.input_ids) for example in examples]
         width = max(max(lengths), min(-(-max(lengths) // 8) * 8, self.max_length))
         shape = (len(examples), width)
@@ -129,6 +141,8 @@ class PackingCollator:
     """Puts examples one after the other into one row, without padding."""
 
     def __call__(self, examples: Sequence[Example]) -> Batch:
+        if not examples:
+            return empty_batch()
         lengths = [len(example.input_ids) for example in examples]
         ends = [0, *np.cumsum(lengths).tolist()]
         # The first label of each is nobody's to predict: what stands before it is another document.
@@ -157,10 +171,10 @@ class RepeatableSampler(Sampler[list[int]]):
         seed: decides the order.
         shuffle: False orders the examples by length, the longest first, for evaluation.
         rank: which of the ``world_size`` processes this is; each takes every ``world_size``-th batch.
-        world_size: number of processes. The first batches are repeated where the last don't come out even; in
-            evaluation these count twice.
+        world_size: number of processes. All have equally many batches: where the last don't come out even, some are
+            empty.
         epoch: tells the epoch whenever an iteration starts.
-        start: epoch and number of batches in it that are done already.
+        start: epoch, and number of batches of all processes in it that are done already.
     """
 
     def __init__(
@@ -201,22 +215,25 @@ class RepeatableSampler(Sampler[list[int]]):
 
     def __iter__(self) -> Iterator[list[int]]:
         epoch = max(self.epoch(), self.start[0])
-        skip = self.start[1] if epoch == self.start[0] else 0
-        yield from self.batches(epoch)[skip:]
+        done = self.start[1] if epoch == self.start[0] else 0
+        mine = range(self.rank, len(self) * self.world_size, self.world_size)
+        batches = self.batches(epoch)
+        # Another number of processes may have done a part of the batches that these would do together: then it is
+        # nothing for some.
+        for place in mine[done // self.world_size :]:
+            yield batches[place].tolist() if done <= place < len(batches) else []
 
-    def batches(self, epoch: int) -> list[list[int]]:
-        """Returns this process's batches of indices in the order of the epoch."""
+    def batches(self, epoch: int) -> list[np.ndarray]:
+        """Returns the batches of all processes, arrays of indices, in the order of the epoch."""
         if not self.shuffle:
-            batches = self.grouped(np.argsort(-self.lengths, kind="stable"), None)
-        else:
-            generator = np.random.default_rng([self.seed, epoch])
-            batches = self.grouped(generator.permutation(len(self.lengths)), generator)
-            batches = [batches[place] for place in generator.permutation(len(batches))]
-            if epoch == 0:
-                widest = max(range(len(batches)), key=lambda place: self.width(batches[place]))
-                batches[0], batches[widest] = batches[widest], batches[0]
-        whole = len(self) * self.world_size
-        return [batches[place % len(batches)].tolist() for place in range(self.rank, whole, self.world_size)]
+            return self.grouped(np.argsort(-self.lengths, kind="stable"), None)
+        generator = np.random.default_rng([self.seed, epoch])
+        batches = self.grouped(generator.permutation(len(self.lengths)), generator)
+        batches = [batches[place] for place in generator.permutation(len(batches))]
+        if epoch == 0:
+            widest = max(range(len(batches)), key=lambda place: self.width(batches[place]))
+            batches[0], batches[widest] = batches[widest], batches[0]
+        return batches
 
 
 class LengthGroupedSampler(RepeatableSampler):

@@ -415,12 +415,13 @@ class TypstDataModule(LightningDataModule):
 
     def _order_key(self) -> str:
         """What the order of the batches follows from, beside the epoch."""
-        world_size = self.trainer.world_size if self.trainer else 1
         lengths = np.minimum(column(self._tables["train"], "length"), self.length_limit or 0)
-        return digest(lengths.tolist(), self.batch_size, self.packing, self.seed, world_size)
+        return digest(lengths.tolist(), self.batch_size, self.packing, self.seed)
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the epoch and batch to go on from; the end of one epoch is the start of the next."""
+        """Returns the epoch to go on in, and the batches of all processes that are done in it; the end of one epoch is
+        the start of the next.
+        """
         trainer = self.trainer
         if trainer is None or "train" not in self._tables:
             return {}
@@ -428,18 +429,18 @@ class TypstDataModule(LightningDataModule):
         epoch, batch = loop.epoch_progress.current.started - 1, loop.epoch_loop.batch_progress.current.processed
         if batch >= trainer.num_training_batches:
             epoch, batch = epoch + 1, 0
-        return {"epoch": epoch, "batch": batch, "order": self._order_key()}
+        return {"epoch": epoch, "batches": batch * trainer.world_size, "order": self._order_key()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         if state_dict:
-            self._resume_from = (state_dict["epoch"], state_dict["batch"])
+            self._resume_from = (state_dict["epoch"], state_dict["batches"])
             self._resume_order = state_dict["order"]
 
     def _start(self, examples: Examples) -> tuple[int, int]:
         if self._resume_order is not None and self._resume_order != self._order_key():
             log.warning(
-                "The data, its lengths, the batch size or the number of processes changed since the checkpoint: "
-                "this epoch goes on in another order, and some samples may be seen twice in it or not at all."
+                "The data, its lengths or the batch size changed since the checkpoint: this epoch goes on in another "
+                "order, and some samples may be seen twice in it or not at all."
             )
         return self._resume_from
 

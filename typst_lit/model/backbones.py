@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from bitsandbytes.nn import Linear4bit
+from huggingface_hub import snapshot_download
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -79,19 +80,31 @@ class Backbone(ABC):
         check_kind(name, config)
         return config
 
+    def fetch(self, name: str, revision: str | None) -> None:  # noqa: B027 - a backbone may have nothing to fetch
+        """Brings what the other methods load onto this machine, so that several processes don't all download it."""
+
     @abstractmethod
     def load_tokenizer(self, name: str, revision: str | None, trust_remote_code: bool) -> PreTrainedTokenizerBase:
         """Returns the tokenizer of a base model."""
 
     @abstractmethod
     def load_model(
-        self, name: str, revision: str | None, trust_remote_code: bool, use_4bit: bool, device: torch.device
+        self,
+        name: str,
+        revision: str | None,
+        trust_remote_code: bool,
+        use_4bit: bool,
+        device: torch.device,
+        dtype: torch.dtype | None = None,
     ) -> PreTrainedModel:
-        """Returns the model on the device, in `compute_dtype`, its linear layers in 4 bits if so asked."""
+        """Returns the model on the device, in a type or else its `compute_dtype`, the linear layers in 4 bits if so
+        asked.
+        """
 
 
 NF4_BLOCK = 64  # weights that share a scale
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")  # how configurations count them
+FETCHED = ["*.json", "*.safetensors", "*.model", "*.tiktoken", "*.txt", "*.jinja", "*.py"]
 BUILT_IN = {"typst-nano": "model/nano"}  # models that come with this package, by the folders they are in
 
 
@@ -102,6 +115,14 @@ def path_or_name(name: str) -> str:
 
 class PretrainedBackbone(Backbone):
     """Models that transformers loads: built-in ones, from the hub, its cache, or a folder."""
+
+    def fetch(self, name: str, revision: str | None) -> None:
+        if name in BUILT_IN or Path(name).expanduser().is_dir():
+            return
+        try:
+            snapshot_download(name, revision=revision, allow_patterns=FETCHED)
+        except Exception as error:
+            raise _not_loaded("model", name, error) from error
 
     def load_tokenizer(self, name: str, revision: str | None, trust_remote_code: bool) -> PreTrainedTokenizerBase:
         self.load_config(name, revision, trust_remote_code)  # of a model that can't be used, no data is tokenised
@@ -117,10 +138,16 @@ class PretrainedBackbone(Backbone):
         return tokenizer
 
     def load_model(
-        self, name: str, revision: str | None, trust_remote_code: bool, use_4bit: bool, device: torch.device
+        self,
+        name: str,
+        revision: str | None,
+        trust_remote_code: bool,
+        use_4bit: bool,
+        device: torch.device,
+        dtype: torch.dtype | None = None,
     ) -> PreTrainedModel:
         repeat_keys_on_old_gpus(device)
-        dtype = compute_dtype(device)
+        dtype = dtype or compute_dtype(device)
         quantization = None
         if use_4bit:
             quantization = BitsAndBytesConfig(

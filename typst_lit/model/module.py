@@ -43,6 +43,7 @@ from typst_lit.model.losses import summed_cross_entropy
 from typst_lit.model.memory import is_out_of_memory, loss_in_parts, return_freed_memory
 from typst_lit.model.sampling import GenerationSettings
 from typst_lit.model.schedules import Schedule, learning_rate_factor
+from typst_lit.model.sharding import keep_from_ddp, shard_layers
 
 log = logging.getLogger(__name__)
 Result = TypeVar("Result")
@@ -75,6 +76,8 @@ class TypstModule(LightningModule):
         liger: use Liger's Triton kernels for norms, rotations and gated layers (an NVIDIA or AMD GPU, and
             ``pip install liger-kernel``).
         compile: compile each layer with torch.compile: minutes at the start, faster steps after it.
+        shard_base: divide the frozen base model among the processes (FSDP2), for one that no single device can hold.
+            It needs use_4bit false; no documents are generated in validations.
         generation: how documents are sampled.
         metrics: further metrics by name, beside those that every evaluation takes. A `DocumentMetric` is given
             documents, any other one of torchmetrics the generated and the reference sources.
@@ -98,6 +101,7 @@ class TypstModule(LightningModule):
         optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"] = "adamw",
         liger: bool = False,
         compile: bool = False,
+        shard_base: bool = False,
         generation: GenerationSettings = GenerationSettings(),
         metrics: dict[str, Metric] | None = None,
     ) -> None:
@@ -108,6 +112,13 @@ class TypstModule(LightningModule):
             raise UserError(f"model.weight_decay must be 0 or more, not {weight_decay}.")
         if adapter is None and adapter_path is None and use_4bit:
             raise UserError("4-bit weights can't be trained: keep an adapter, or give --model.use_4bit false.")
+        if shard_base and use_4bit:
+            raise UserError(
+                "model.shard_base divides 16-bit weights: give --model.use_4bit false. With 4-bit ones, FSDP is known "
+                "to return wrong weights without an error."
+            )
+        if shard_base and adapter is None and adapter_path is None:
+            raise UserError("model.shard_base divides the frozen base model: keep an adapter to train.")
         if adapter is not None:
             adapter.to_dict()  # the default is a lazy instance, which makes itself when a method is called
         self.base_model = base_model
@@ -124,6 +135,7 @@ class TypstModule(LightningModule):
         self.optimizer = optimizer
         self.liger = liger
         self.compile_layers = compile
+        self.shard_base = shard_base
         self.generation = generation
         self.metrics = nn.ModuleDict(metrics or {})
         self._shelf = Shelf()  # finished documents, for others to copy from
@@ -135,6 +147,7 @@ class TypstModule(LightningModule):
         self.eval_tokens = SumMetric(nan_strategy="disable").set_dtype(torch.float64)
         self.watchdog = Watchdog()  # the one among the trainer's callbacks takes its place
         self.parts = 1  # that each batch is run in
+        self.divided = False  # the base model, among the processes
         self._window: list[tuple[Tensor, Tensor, list[str]]] = []  # loss sum, tokens and origins of each micro-batch
 
     # Set-up
@@ -148,6 +161,10 @@ class TypstModule(LightningModule):
     def adapter_template(self) -> PromptTemplate | None:
         """The prompt template that the adapter in use was trained with."""
         return adapter_template(adapter_directory(self.adapter_path)) if self.adapter_path else None
+
+    def prepare_data(self) -> None:
+        """Downloads the base model once a machine, before all its processes load it."""
+        self.backbone.fetch(self.base_model, self.revision)
 
     def configure_model(self) -> None:
         """Loads the model on its device. Runs after the data was read, so that faults of the data come first."""
@@ -163,10 +180,13 @@ class TypstModule(LightningModule):
             config = self.backbone.load_config(self.base_model, self.revision, self.trust_remote_code)
             check_adapter(saved, self.base_model, config)
         log.info("Loading %s%s ...", self.base_model, " in 4 bits" if self.use_4bit else "")
-        model = self.backbone.load_model(
-            self.base_model, self.revision, self.trust_remote_code, self.use_4bit, self.device_to_load_on
-        )
         training = self._fitting
+        self.divided = self.shard_base and training
+        device = torch.device("cpu") if self.divided else self.device_to_load_on
+        dtype = compute_dtype(self.device_to_load_on)
+        model = self.backbone.load_model(
+            self.base_model, self.revision, self.trust_remote_code, self.use_4bit, device, dtype
+        )
         if saved:
             log.info("Adapter: %s", saved)
             self.model = load_adapter(model, saved, trainable=training)
@@ -200,7 +220,11 @@ class TypstModule(LightningModule):
             if self.compile_layers:
                 for layer in model.get_decoder().layers:
                     layer.compile(dynamic=True)
-            kernel = kernel_of(self.device_to_load_on, compute_dtype(self.device_to_load_on), packed=packing)
+            if self.divided:
+                self._check_processes()
+                shard_layers(model, self.device_to_load_on)
+            keep_from_ddp(self)
+            kernel = kernel_of(self.device_to_load_on, dtype, packed=packing)
             log.info("%s. Attention kernel: %s.", describe_adapter(self.model), kernel)
 
     def _check_positions(self) -> None:
@@ -212,6 +236,17 @@ class TypstModule(LightningModule):
             raise UserError(
                 f"data.max_length: there are samples of {longest} tokens, and {self.base_model} knows {positions} "
                 f"places. Use --data.max_length {positions} (what is longer is dropped and named), or another model."
+            )
+
+    def _check_processes(self) -> None:
+        if self.trainer.world_size == 1:
+            raise UserError(
+                "model.shard_base: there is one process only. Give --trainer.devices 2 or more, or leave it."
+            )
+        if self.watchdog.out_of_memory == "split":
+            raise UserError(
+                "model.shard_base: all processes pass the layers together, so none can split its batch alone. Leave "
+                "--watchdog.out_of_memory and --plan out."
             )
 
     def _check_packing(self, model: PreTrainedModel) -> None:

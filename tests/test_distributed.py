@@ -1,0 +1,184 @@
+"""Several processes as one: real ones that talk by gloo, started by Lightning, torchrun and as SLURM would."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
+TRAINED, HELD_OUT = 21, 5
+
+
+@pytest.fixture
+def args(pairs, tiny_model, tmp_path) -> list[str]:
+    """A fit of 21 records in batches of 2: 11 batches, which neither 2 nor 4 processes can share evenly."""
+    for name, first, count in (("train", 0, TRAINED), ("val", TRAINED, HELD_OUT)):
+        records = [
+            {**pair, "input": {**pair["input"], "project_title": f"Project {place}"}}
+            for place, pair in ((place, pairs[place % len(pairs)]) for place in range(first, first + count))
+        ]
+        (tmp_path / f"{name}.json").write_text(json.dumps(records))
+    return [
+        "fit", "--data.path", str(tmp_path / "train.json"), "--data.val_path", str(tmp_path / "val.json"),
+        "--model.base_model", str(tiny_model), "--data.batch_size", "2", "--trainer.max_epochs", "2",
+        "--model.adapter.lora_dropout", "0", "--model.learning_rate", "1e-2", "--trainer.accelerator", "cpu",
+        "--model.schedule", "constant", "--warmup.steps", "0", "--eval.every_n_epochs", "0",
+    ]  # fmt: skip
+
+
+def fit(args: list[str], run: Path, processes: int, *more: object, accumulate: int, launcher: str = "lightning"):
+    """Runs a fit whose micro-batches and losses are written beside its directory."""
+    flags = [
+        "--run_dir", run, "--trainer.devices", processes, "--trainer.accumulate_grad_batches", accumulate,
+        *(["--trainer.strategy", "ddp"] if processes > 1 else []),
+        "--trainer.callbacks+=tests.faults.SeeOrder", f"--trainer.callbacks.path={run}.order",
+        "--trainer.callbacks+=tests.faults.SeeLosses", f"--trainer.callbacks.path={run}.losses", *more,
+    ]  # fmt: skip
+    command = [sys.executable, "-m", "typst_lit"]
+    if launcher == "torchrun":
+        command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes), "-m", "typst_lit"]
+    return subprocess.run(
+        [*command, *args, *map(str, flags)], capture_output=True, text=True, check=False, env=ONE_THREAD, timeout=300
+    )
+
+
+def losses(run: Path) -> dict[tuple[int, str], float]:
+    lines = [line.split() for line in Path(f"{run}.losses").read_text().splitlines()]
+    return {(int(step), name): float(loss) for step, name, loss in lines}
+
+
+def order(run: Path) -> list[tuple[str, ...]]:
+    return [tuple(line.split()) for line in Path(f"{run}.order").read_text().splitlines()]
+
+
+def adapter(run: Path) -> dict:
+    return load_file(run / "adapter/last/adapter_model.safetensors")
+
+
+def assert_same_training(one: Path, other: Path) -> None:
+    ours, theirs = losses(one), losses(other)
+    assert ours.keys() == theirs.keys()
+    for step, loss in ours.items():
+        assert theirs[step] == pytest.approx(loss, rel=1e-3), step
+    ours, theirs = adapter(one), adapter(other)
+    assert any(value.any() for name, value in ours.items() if "lora_B" in name)
+    for name in ours:
+        # Adam divides by the gradient's size, so where that is next to nothing a rounding error can turn the sign.
+        assert (theirs[name] - ours[name]).norm() <= 0.02 * ours[name].norm(), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("packing", [False, True])
+@pytest.mark.parametrize("processes", [2, 4])
+def test_processes_train_as_one_does(args, tmp_path, processes, packing) -> None:
+    more = ["--data.packing", str(packing).lower()]
+    alone = fit(args, tmp_path / "one", 1, *more, accumulate=4)
+    assert alone.returncode == 0, alone.stderr
+    together = fit(args, tmp_path / "all", processes, *more, accumulate=4 // processes)
+    assert together.returncode == 0, together.stderr
+    assert_same_training(tmp_path / "one", tmp_path / "all")
+    seen = Counter(record for batch in order(tmp_path / "all") for record in batch)
+    assert len(seen) == TRAINED and set(seen.values()) == {2}  # once an epoch
+    assert Counter(order(tmp_path / "one")) == Counter(b for b in order(tmp_path / "all") if b)
+
+
+@pytest.mark.slow
+def test_torchrun_starts_the_processes_as_well(args, tmp_path) -> None:
+    alone = fit(args, tmp_path / "one", 1, accumulate=2)
+    together = fit(args, tmp_path / "all", 2, accumulate=1, launcher="torchrun")
+    assert together.returncode == 0, together.stderr
+    assert alone.returncode == 0, alone.stderr
+    assert_same_training(tmp_path / "one", tmp_path / "all")
+
+
+@pytest.mark.slow
+def test_slurm_starts_the_processes_itself(args, tmp_path) -> None:
+    """As srun would: a process a task, which learns from its environment which one it is."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    flags = [
+        *args, "--run_dir", tmp_path / "run", "--trainer.devices", 2, "--trainer.strategy", "ddp",
+        "--trainer.accumulate_grad_batches", 1,
+    ]  # fmt: skip
+    tasks = []
+    for rank in range(2):
+        told = {
+            "SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "fit", "SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2",
+            "SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank), "SLURM_NODEID": "0", "SLURM_NNODES": "1",
+            "SLURM_NODELIST": "127.0.0.1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+        }  # fmt: skip
+        command = [sys.executable, "-m", "typst_lit", *map(str, flags)]
+        tasks.append(subprocess.Popen(command, env=ONE_THREAD | told, stderr=subprocess.PIPE, text=True))
+    said = [task.communicate(timeout=300)[1] for task in tasks]
+    assert [task.returncode for task in tasks] == [0, 0], said
+    assert (tmp_path / "run/adapter/best/adapter_model.safetensors").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("before", "after"), [(2, 2), (2, 1), (1, 2), (4, 2), (2, 4)])
+def test_a_run_is_gone_on_with_by_another_number_of_processes(args, tmp_path, before, after) -> None:
+    whole = fit(args, tmp_path / "whole", 1, accumulate=4)
+    assert whole.returncode == 0, whole.stderr
+    # 11 micro-batches an epoch are 3 steps; the first part ends within the second epoch.
+    for steps, processes, more in ((4, before, []), (-1, after, ["--ckpt_path", "last"])):
+        part = fit(
+            args, tmp_path / "parts", processes, "--trainer.max_steps", steps, "--adapter_checkpoint.every_n_steps", 1,
+            *more, accumulate=4 // processes,
+        )  # fmt: skip
+        assert part.returncode == 0, part.stderr
+    assert_same_training(tmp_path / "whole", tmp_path / "parts")
+    seen = Counter(record for batch in order(tmp_path / "parts") for record in batch)
+    assert len(seen) == TRAINED and set(seen.values()) == {2}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_when_a_process_dies_all_end_and_the_run_can_be_gone_on_with(args, tmp_path, rank) -> None:
+    kill = [
+        "--trainer.callbacks+=tests.faults.KillRank", f"--trainer.callbacks.rank={rank}",
+        "--trainer.callbacks.batch=3", "--adapter_checkpoint.every_n_steps", "1",
+    ]  # fmt: skip
+    began = time.monotonic()
+    died = fit(args, tmp_path / "run", 2, *kill, accumulate=1)
+    assert died.returncode != 0
+    assert time.monotonic() - began < 120
+    assert not [p for p in Path("/proc").glob("[0-9]*/cmdline") if str(tmp_path / "run").encode() in _read(p)]
+    again = fit(args, tmp_path / "run", 2, "--ckpt_path", "last", accumulate=1)
+    assert again.returncode == 0, again.stderr
+    whole = fit(args, tmp_path / "whole", 2, accumulate=1)
+    assert whole.returncode == 0, whole.stderr
+    for name, value in adapter(tmp_path / "whole").items():
+        assert value.equal(adapter(tmp_path / "run")[name]), name
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("checkpointing", ["full", "none"])
+def test_a_divided_base_model_trains_as_a_whole_one_does(args, tmp_path, checkpointing) -> None:
+    more = ["--model.use_4bit", "false", "--model.gradient_checkpointing", checkpointing]
+    alone = fit(args, tmp_path / "one", 1, *more, accumulate=4)
+    assert alone.returncode == 0, alone.stderr
+    divided = fit(args, tmp_path / "all", 2, *more, "--model.shard_base", "true", accumulate=2)
+    assert divided.returncode == 0, divided.stderr
+    assert_same_training(tmp_path / "one", tmp_path / "all")
+
+
+def test_4_bit_weights_are_not_divided(run, args) -> None:
+    result = run(*args, "--model.shard_base", "true")
+    assert result.status != 0 and "--model.use_4bit false" in result.err
