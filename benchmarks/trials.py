@@ -63,8 +63,8 @@ def fit_on_random_tokens(options: dict[str, Any], steps: int, callbacks: Sequenc
 
     Args:
         options: ``model``, ``batch``, ``length``, ``rank``, ``policy``, ``use_4bit``; and ``limit_gib``, ``packed``
-            (documents a row), ``compile``, ``liger`` and ``peft_lora`` (PEFT's own forward pass) if they are given.
-            With a limit, the precision is that of a T4.
+            (documents a row), ``compile``, ``liger``, ``peft_lora`` (PEFT's own forward pass) and ``processes`` if
+            they are given. With a limit, the precision is that of a T4.
         steps: optimizer steps, of one batch each.
         callbacks: those of the trainer.
     """
@@ -95,10 +95,12 @@ def fit_on_random_tokens(options: dict[str, Any], steps: int, callbacks: Sequenc
         adapter=LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=0.05, target_modules="attention+mlp"),
         compile=bool(options.get("compile")), liger=bool(options.get("liger")),
     )  # fmt: skip
+    processes = options.get("processes", 1)
     small_card = bool(options.get("limit_gib"))
     trainer = Trainer(
-        max_steps=steps, accelerator="auto", devices=1, logger=False, enable_checkpointing=False,
-        enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0, callbacks=list(callbacks),
+        max_steps=steps, accelerator="auto", devices=processes, strategy="ddp" if processes > 1 else "auto",
+        logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+        num_sanity_val_steps=0, callbacks=list(callbacks),
         precision=("16-mixed" if small_card else "bf16-mixed") if torch.cuda.is_available() else "32-true",
     )  # fmt: skip
     loader: Any = DataLoader(range(steps), batch_size=1, collate_fn=made)
