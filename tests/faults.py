@@ -83,6 +83,9 @@ class SeeLosses(Callback):
         self.path = path
         self.step = 0
 
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        self.step = trainer.global_step
+
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if trainer.is_global_zero and trainer.global_step > self.step:
             self.step = trainer.global_step

@@ -35,6 +35,10 @@ LOST_WORKER = (
     "a process that prepares batches died ({}); most often there was too little memory for it. --data.num_workers 0 "
     "does without. Go on from the last checkpoint with --ckpt_path last."
 )
+LOST_PROCESS = (
+    "error: another process of this run has ended ({}). What it said itself, or the log of its machine, tells why; "
+    "often it was killed for want of memory. Go on from the last checkpoint with --ckpt_path last."
+)
 COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], None]]] = {
     "fit": ("train an adapter on pairs of record and Typst source", _train("fit")),
     "validate": ("measure the loss on held-out pairs", _train("validate")),
@@ -111,11 +115,24 @@ def main(argv: Sequence[str] | None = None) -> int:
             # torch raises this wherever the main thread happens to be, on the way out of another fault as well
             print(f"error: {_cause(error) or LOST_WORKER.format(error)}", file=sys.stderr)
             return 1
+        if _lost_process(error):
+            print(LOST_PROCESS.format(str(error).strip().splitlines()[0]), file=sys.stderr)
+            return 1
         if not _out_of_memory(error):
             raise
         print(f"error: out of memory: {str(error).strip().splitlines()[0]}", file=sys.stderr)
         return 1
     return 0
+
+
+def _lost_process(error: Exception) -> bool:
+    """Tells whether an error only says that another process of the run is gone."""
+    if "torch.distributed" not in sys.modules:
+        return False
+    from torch.distributed import DistError
+
+    ways = ("gloo", "Connection closed by peer", "Connection reset by peer", "Broken pipe")  # gloo raises RuntimeError
+    return isinstance(error, DistError) or (type(error) is RuntimeError and any(way in str(error) for way in ways))
 
 
 def _without_checkpoint(args: Sequence[str]) -> list[str]:

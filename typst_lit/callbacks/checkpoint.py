@@ -101,6 +101,7 @@ class ResumableCheckpoint(Checkpoint):
         new = trainer.global_step != self._saved_at
         asked = Path(trainer.default_root_dir) / SAVE_NOW
         wanted = time.monotonic() - self._saved_time >= 60 * self.every_minutes or asked.exists()
+        wanted = wanted or trainer.global_step == trainer.max_steps  # the end, unless somebody goes on from here
         # Saving takes all processes, and neither their clocks nor their signals agree: they have to.
         wanted = trainer.strategy.reduce_boolean_decision(wanted, all=False)
         stop = trainer.strategy.reduce_boolean_decision(self.signals.received is not None, all=False)
@@ -124,7 +125,8 @@ class ResumableCheckpoint(Checkpoint):
         self._after_validation = False
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._save_and_maybe_stop(trainer)
+        if trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:  # and not cut short: the rest may still be made
+            self._save_and_maybe_stop(trainer)
 
     def _save_and_maybe_stop(self, trainer: Trainer) -> None:
         self._save_checkpoint(trainer)
