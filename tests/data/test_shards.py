@@ -66,7 +66,9 @@ def test_every_record_has_one_result_in_its_place(tmp_path) -> None:
     assert not (tmp_path / "records").exists()
 
 
-@pytest.mark.parametrize("value", [{"d": date(2025, 1, 1)}, {"n": float("nan")}, {"b": b"\xff"}, {"half a pair": "\ud800"}, 3])
+@pytest.mark.parametrize(
+    "value", [{"d": date(2025, 1, 1)}, {"n": float("nan")}, {"b": b"\xff"}, {"half a pair": "\ud800"}, 3]
+)
 def test_a_record_that_json_can_not_hold_does_not_break_its_shard(tmp_path, value) -> None:
     job(tmp_path, [Row("a", value), Row("b", "b")])
     first, second = lines(tmp_path)

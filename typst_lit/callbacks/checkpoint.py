@@ -80,9 +80,9 @@ class ResumableCheckpoint(Checkpoint):
         self.signals.release()
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        sampler: Any = trainer.train_dataloader.batch_sampler
+        loader: Any = trainer.train_dataloader
         checkpoint["processes"] = trainer.world_size
-        checkpoint["batches"] = sampler.batch_count
+        checkpoint["batches"] = loader.batch_sampler.batch_count
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Has the loops, which count the batches of one process, count those of as many processes as there are now."""
