@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -396,9 +397,11 @@ def test_workers_killed_at_random_answer_every_document_once(children) -> None:
     ended, kills = threading.Event(), []
 
     def kill() -> None:
-        while not ended.wait(chance.uniform(0, 0.5)):
-            for child in children()[:1]:
-                with contextlib.suppress(psutil.NoSuchProcess):
+        while not ended.wait(chance.uniform(0, 1)):
+            with contextlib.suppress(psutil.NoSuchProcess, IndexError):
+                child = chance.choice(children())
+                # Some while they start, but not each one: nothing would ever be compiled.
+                if time.time() - child.create_time() > chance.uniform(0, 2):
                     child.send_signal(signal.SIGKILL)
                     kills.append(child.pid)
 

@@ -28,6 +28,7 @@ from typst_lit.typesetting.results import CompileResult, Diagnostic, PageText
 
 log = logging.getLogger(__name__)
 COMPILES_A_WORKER = 1000  # then a fresh one takes its place: the compiler's cache and its counters only ever grow
+KILLS = 3  # of a document's processes from outside, and it is given up
 START_UP_S = 60.0  # a worker that has not come up by then never will
 LARGEST_MESSAGE = 1 << 31
 MOST_OF_ANY = 1_000_000  # no limit is of use above this
@@ -163,6 +164,7 @@ class Typesetter:
     def _compile(self, source: bytes, ppi: float | None) -> CompileResult:
         worker = self._idle.get()
         deadline = time.monotonic() + self.timeout_s
+        kills = 0
         try:
             while True:
                 before = time.monotonic()
@@ -174,6 +176,9 @@ class Typesetter:
                     return _refused(f"the document took longer than {self.timeout_s:g} s", "the limit is timeout_s")
                 except _WorkerDiedError as death:
                     result = _refused(f"the document broke the compiler: {death}")
+                    kills += death.killed
+                    if death.killed and kills < KILLS:
+                        fresh = False  # others may have taken the memory that the system wanted back
                 # What other documents left behind may have broken it: only a fresh process gives a verdict.
                 if worker.runs or fresh or time.monotonic() >= deadline:
                     return result
@@ -197,7 +202,16 @@ class Typesetter:
 
 
 class _WorkerDiedError(Exception):
-    """A worker ended before it answered."""
+    """A worker ended before it answered.
+
+    Args:
+        reason: why, as far as it is known.
+        killed: whether it was killed from outside.
+    """
+
+    def __init__(self, reason: str, killed: bool = False) -> None:
+        super().__init__(reason)
+        self.killed = killed
 
 
 class _Worker:
@@ -217,9 +231,25 @@ class _Worker:
         return self._process is not None
 
     def start(self) -> bool:
-        """Makes sure that the process runs; returns whether it is a fresh one."""
+        """Makes sure that the process runs; returns whether it is a fresh one.
+
+        Raises:
+            UserError: when it does not start.
+        """
         if self._process is not None and self._process.poll() is None and self._compiled < COMPILES_A_WORKER:
             return self._compiled == 0
+        for left in reversed(range(KILLS)):
+            try:
+                self._start()
+            except _WorkerDiedError as death:
+                self.stop()
+                if not (death.killed and left):
+                    raise UserError(f"the typesetting process does not start: {death}") from None
+            else:
+                break
+        return True
+
+    def _start(self) -> None:
         self.stop()
         self._root = tempfile.TemporaryDirectory(prefix="typst-lit-", ignore_cleanup_errors=True)
         ours, theirs = socket.socketpair()
@@ -244,11 +274,8 @@ class _Worker:
             if not self._connection.poll(START_UP_S):
                 raise _WorkerDiedError(f"it did not start within {START_UP_S:g} s")
             self.granted = json.loads(self._connection.recv_bytes())
-        except (EOFError, OSError, _WorkerDiedError) as error:
-            reason = self._last_words() or str(error)
-            self.stop()
-            raise UserError(f"the typesetting process does not start: {reason}") from None
-        return True
+        except (EOFError, OSError):
+            raise self._death() from None
 
     def ask(self, source: bytes, ppi: float | None, deadline: float) -> CompileResult:
         """Hands a document over and waits for the answer.
@@ -272,9 +299,9 @@ class _Worker:
         except TimeoutError:
             raise
         except (EOFError, OSError):
-            reason = self._cause_of_death()
+            death = self._death()
             self.stop()
-            raise _WorkerDiedError(reason) from None
+            raise death from None
         except BaseException:  # interrupted: the answer is still to come, and would be taken for the next document's
             self.stop()
             raise
@@ -297,6 +324,11 @@ class _Worker:
             self._finalizer()
             self._process = self._connection = self._root = None
 
+    def _death(self) -> _WorkerDiedError:
+        reason = self._cause_of_death()
+        assert self._process is not None
+        return _WorkerDiedError(reason, self._process.poll() == -signal.SIGKILL)
+
     def _cause_of_death(self) -> str:
         assert self._process is not None
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -313,7 +345,10 @@ class _Worker:
         if name == "SIGKILL":
             return "the system killed its process, which it does when memory runs out"
         ended = f"the process died of {name}" if name else f"the process ended with status {status}"
-        return f"{ended}: {words.splitlines()[0][:300]}" if words else ended
+        if not words:
+            return ended
+        telling = words.splitlines()[-1 if words.startswith("Traceback") else 0]
+        return f"{ended}: {telling[:300]}"
 
     def _last_words(self) -> str:
         assert self._process is not None and self._process.stderr is not None
