@@ -406,7 +406,7 @@ def test_workers_killed_at_random_answer_every_document_once(children) -> None:
                     kills.append(child.pid)
 
     with Typesetter(workers=2) as typesetter:
-        killer = threading.Thread(target=kill)
+        killer = threading.Thread(target=kill, daemon=True)
         killer.start()
         sources = (f"= Document {number}\n#lorem(2000)" for number in range(2000))
         found = [result.text.split("\n")[0] for result in typesetter.compile_many(sources)]
