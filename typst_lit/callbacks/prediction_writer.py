@@ -61,7 +61,10 @@ class PredictionWriter(BasePredictionWriter):
         if stage != "predict":
             return
         if trainer.world_size > 1:
-            raise UserError("predict writes its results in order from one process: use --trainer.devices 1.")
+            raise UserError(
+                "predict writes its results in order from one process: use --trainer.devices 1. For several devices "
+                "there is `typst-lit generate --engine ray`."
+            )
         path = Path(self.output or Path(trainer.default_root_dir) / "predictions" / "predictions.json")
         if path.suffix != ".json":
             raise UserError(f"predict.output must be a .json file, not {path}.")
