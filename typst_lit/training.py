@@ -7,10 +7,11 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal, NoReturn, get_args
 
 import torch
 import yaml
+from jsonargparse import Namespace
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -142,6 +143,8 @@ class TypstCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         self.config = parser.parse_args(args)
+        if self.command:
+            refuse_nulls(parser._subcommands_action.choices[self.command], self.config[self.command])  # type: ignore[union-attr]
 
     def _parse_ckpt_path(self) -> None:
         """A checkpoint holds no settings that would override the command line, so there is nothing to parse."""
@@ -213,6 +216,22 @@ class TypstCLI(LightningCLI):
     def predict(self, model: TypstModule, **kwargs: Any) -> None:
         """Runs the trainer's predict without collecting what the writer has put on the disk."""
         self.trainer.predict(model, return_predictions=False, **kwargs)
+
+
+def refuse_nulls(parser: CommandParser, config: Namespace) -> None:
+    """Ends with a message where a setting is null whose type does not know that: the parser takes it for left out.
+
+    Raises:
+        UserError: naming the setting.
+    """
+    types = {action.dest: getattr(action, "_typehint", None) for action in parser._actions}
+    for name, value in vars(config.as_flat()).items():
+        if value is not None:
+            continue
+        wanted = types.get(name)
+        group = any(dest.startswith(f"{name}.") for dest in types)
+        if (wanted is None and group) or (wanted is not None and type(None) not in (wanted, *get_args(wanted))):
+            raise UsageError(f"{name}: null is no value for it. Give another, or leave the line out.")
 
 
 def checkpoint_of(ckpt_path: str, run: Path) -> Path:
