@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
@@ -39,7 +40,7 @@ class SameEight(TypstDataModule):
     def train_dataloader(self):
         loader = super().train_dataloader()
         size = self.batch_size
-        loader.batch_sampler.batches = lambda epoch: [list(range(at, at + size)) for at in range(0, 8, size)]
+        loader.batch_sampler.batches = lambda epoch: [np.arange(at, at + size) for at in range(0, 8, size)]
         return loader
 
 

@@ -101,7 +101,11 @@ def test_memory_is_flat_over_two_thousand_requests(able_adapter, able_pairs) -> 
     process = psutil.Process(server.process.pid)
 
     def ask(place: int) -> int:
-        body = {"input": {**able_pairs[place % len(able_pairs)]["input"], "starting_page": place}, **BRIEF, "max_tokens": 4}
+        body = {
+            "input": {**able_pairs[place % len(able_pairs)]["input"], "starting_page": place},
+            **BRIEF,
+            "max_tokens": 4,
+        }
         with server.client() as client:
             return client.post("/generate", json=body).status_code
 
