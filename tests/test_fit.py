@@ -413,6 +413,11 @@ def test_a_run_stops_early_when_nothing_improves(run, fit_args) -> None:
     result = run(*fit_args, "--trainer.max_epochs", 6, "--early_stopping.patience", 2, "--early_stopping.min_delta", 10)
     assert result.status == 0, result.err
     assert "validation at step 12" in result.err and "validation at step 16" not in result.err
+    again = run(*fit_args, "--trainer.max_epochs", 6, "--early_stopping.patience", 2, "--early_stopping.min_delta", 10,
+                "--ckpt_path", "last")  # fmt: skip
+    assert again.status == 0 and "step 13" not in again.err, again.err
+    more = run(*fit_args, "--trainer.max_epochs", 4, "--early_stopping.patience", 9, "--ckpt_path", "last")
+    assert more.status == 0 and "step 16/16" in more.err, more.err
     unvalidated = run(*fit_args, "--data.val_fraction", 0, "--run_dir", f"{fit_args[6]}-unvalidated")
     assert unvalidated.status == 0, unvalidated.err
 

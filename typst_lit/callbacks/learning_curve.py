@@ -31,6 +31,10 @@ class EarlyStop(EarlyStopping):
         super().load_state_dict(state_dict)
         self.patience = patience
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # A checkpoint that is made at the very end remembers the patience that ran out, but not that the run is over.
+        trainer.should_stop = trainer.should_stop or self.wait_count >= self.patience
+
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.stopping_reason_message and trainer.is_global_zero:
             log.warning("Stopped early: %s (--early_stopping.patience)", self.stopping_reason_message)

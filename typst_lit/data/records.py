@@ -56,6 +56,7 @@ def parse_record(raw: object, fields: Sequence[Field], needs_reference: bool) ->
         if value is None:
             if field.required:
                 there = ", ".join(str(name) for name in list(given)[:12]) or "nothing"
+                there = there.encode("utf-8", "backslashreplace").decode()  # halves of surrogate pairs can't be stored
                 faults.append(f"field '{field.name}' is missing (there is: {there})")
             continue
         fault = None

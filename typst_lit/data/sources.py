@@ -18,6 +18,7 @@ from typst_lit.errors import UserError
 SUFFIXES = (".json", ".jsonl", ".ndjson", ".parquet")
 CHUNK_BYTES = 1 << 20
 LARGEST_RECORD_CHARS = 64 << 20
+NOT_UTF8 = re.compile("[\udc80-\udcff]")  # what Python makes of bytes that are not
 
 
 @dataclass(frozen=True)
@@ -161,15 +162,26 @@ def _json_rows(file: Path) -> Iterator[Row]:
             return
         first = start.removeprefix(codecs.BOM_UTF8).lstrip()[:1]
         stream.seek(0)
+        lines = file.suffix.lower() in (".jsonl", ".ndjson")
         if not first:
             yield Row(str(file), fault="is empty: it must hold at least one record")
-        elif first == b"[":
+        elif first == b"[" and not (lines and _is_line(stream)):
+            stream.seek(0)
             yield from _list_rows(file, stream)
-        elif file.suffix.lower() == ".json" and not _is_object(stream.readline()):
+        elif not lines and not _is_object(stream.readline()):
             yield _one_value(file)
         else:
             stream.seek(0)
             yield from _line_rows(file, stream)
+
+
+def _is_line(stream: BinaryIO) -> bool:
+    """Tells whether a file that begins with a list has values a line: another follows, or it is no list of records."""
+    try:
+        value = json.loads(stream.readline().removeprefix(codecs.BOM_UTF8))
+    except (ValueError, RecursionError):
+        return False
+    return bool(stream.readline().strip()) or not all(isinstance(each, dict) for each in value) or not value
 
 
 def _is_object(line: bytes) -> bool:
@@ -184,7 +196,8 @@ def _one_value(file: Path) -> Row:
     try:
         value = json.loads(file.read_text("utf-8-sig"))
     except UnicodeDecodeError as error:
-        return Row(str(file), fault=_not_utf8(error, error.object[: error.start].count(b"\n") + 1))
+        line = error.object[: error.start].count(b"\n") + 1
+        return Row(str(file), fault=_not_utf8(error.object[error.start], f" (line {line})"))
     except json.JSONDecodeError as error:
         return Row(str(file), fault=f"is not valid JSON: {error.msg} at line {error.lineno}, column {error.colno}")
     except (ValueError, RecursionError) as error:
@@ -207,7 +220,7 @@ def _line_rows(file: Path, stream: BinaryIO) -> Iterator[Row]:
         try:
             yield Row(origin, json.loads(line.decode("utf-8")))
         except UnicodeDecodeError as error:
-            yield Row(origin, fault=_not_utf8(error, number))
+            yield Row(origin, fault=_not_utf8(error.object[error.start]))
         except json.JSONDecodeError as error:
             yield Row(origin, fault=f"is not valid JSON: {error.msg} at column {error.colno}")
         except (ValueError, RecursionError) as error:
@@ -216,7 +229,8 @@ def _line_rows(file: Path, stream: BinaryIO) -> Iterator[Row]:
 
 def _list_rows(file: Path, stream: BinaryIO) -> Iterator[Row]:
     """Yields the elements of a JSON list one by one, holding no more of the file than the element being read."""
-    decode = codecs.getincrementaldecoder("utf-8-sig")().decode
+    # What is not UTF-8 comes as escapes of its bytes, so that the elements around it can be read.
+    decode = codecs.getincrementaldecoder("utf-8-sig")("surrogateescape").decode
     parse = json.JSONDecoder().raw_decode
     text, at, line, ended = "", 0, 1, False
 
@@ -259,22 +273,20 @@ def _list_rows(file: Path, stream: BinaryIO) -> Iterator[Row]:
                         raise
                 more()
             origin = f"{file}, record {index} ({here()})"
+            strange = NOT_UTF8.search(text, at, end)
             at = end
-            yield Row(origin, value)
+            yield Row(origin, fault=_not_utf8(ord(strange[0]) & 0xFF)) if strange else Row(origin, value)
             index += 1
         at += 1
         if skip_space():
             raise ValueError("there is more text after the end of the list")
         if not index:
             yield Row(str(file), fault="holds an empty list: it must hold at least one record")
-    except UnicodeDecodeError as error:
-        line += text.count("\n", at) + error.object[: error.start].count(b"\n")
-        yield Row(str(file), fault=_not_utf8(error, line))
     except (ValueError, RecursionError) as error:
         reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
         rest = f"; nothing after record {index - 1} could be read" if index else ""
         yield Row(f"{file}, {here()}", fault=f"is not valid JSON: {reason}{rest}")
 
 
-def _not_utf8(error: UnicodeDecodeError, line: int) -> str:
-    return f"is not UTF-8 text (line {line}): byte 0x{error.object[error.start]:02x} can't be there; save it as UTF-8"
+def _not_utf8(byte: int, where: str = "") -> str:
+    return f"is not UTF-8 text{where}: byte 0x{byte:02x} can't be there; save it as UTF-8"
