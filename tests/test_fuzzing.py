@@ -58,6 +58,11 @@ def records(draw: Any) -> tuple[dict[str, Any], bool]:
     return record, False
 
 
+def no_records(value: Any) -> bool:
+    """Tells whether a value is neither a record nor, alone in a file, a list of records."""
+    return not isinstance(value, dict) and not (isinstance(value, list) and all(isinstance(v, dict) for v in value))
+
+
 @st.composite
 def pairs(draw: Any) -> tuple[Any, bool]:
     """Returns a training pair and whether it is sound."""
@@ -68,7 +73,7 @@ def pairs(draw: Any) -> tuple[Any, bool]:
     if kind == 1:
         return {"input": record, "output": draw(wrong_text)}, False
     if kind == 2:
-        return draw(junk.filter(lambda value: not isinstance(value, dict))), False
+        return draw(junk.filter(no_records)), False
     return {"input": record, "output": draw(fine_text)}, sound
 
 
