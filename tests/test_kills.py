@@ -93,9 +93,7 @@ def test_fifty_kills_change_nothing(run, fit_args, tmp_path, other_filesystem) -
     last = run(*args, "--ckpt_path", "last", *callback("SeeOrder", path=tmp_path / "order-2"))
     assert last.status == 0 and resumed > KILLS // 2, last.err
     step = int(last.err.split("Resuming after step ")[1].split(",")[0])
-    print(
-        f"{KILLS} kills, {resumed} of them after a resume, {within} within a save, the last one after step {step} of {4 * EPOCHS}"
-    )
+    print(f"{KILLS} kills, {resumed} of them after a resume, {within} within a save; the last after step {step}")
     assert step < 4 * EPOCHS and within
     order, rest = ((tmp_path / name).read_text().splitlines() for name in ("order", "order-2"))
     assert len(rest) == len(order) - step and order[step:] == rest
