@@ -19,7 +19,7 @@ import torch
 from tests.test_fit import callback, same
 
 KILLS = 50
-EPOCHS = 300  # of 4 steps: more than so many lives get done
+EPOCHS = 200  # of 4 steps: more than so many lives get done
 
 
 @pytest.fixture
@@ -59,9 +59,9 @@ def killed_after(args: list[object], moment: str, chance: random.Random, folder:
     else:
         while not stepping.wait(0.05) and process.poll() is None:
             pass
-        time.sleep(chance.uniform(0, 1.5))
+        time.sleep(chance.uniform(0, 0.6))
     if moment == "save":
-        until = time.monotonic() + 4
+        until = time.monotonic() + 1
         while not list(folder.glob(".0*")) and process.poll() is None and time.monotonic() < until:
             pass
     process.send_signal(signal.SIGKILL)
