@@ -19,7 +19,7 @@ import torch
 from tests.test_fit import callback, same
 
 KILLS = 50
-EPOCHS = 200  # of 4 steps: more than so many lives get done
+EPOCHS = 120  # of 4 steps: more than so many lives get done
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def killed_after(args: list[object], moment: str, chance: random.Random, folder:
         assert process.stderr is not None
         for line in process.stderr:
             said.append(line)
-            if line.startswith("validation:"):
+            if line.startswith(("validation:", "Resuming after step")):
                 stepping.set()
 
     listener = threading.Thread(target=listen)
