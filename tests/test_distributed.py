@@ -182,3 +182,8 @@ def test_a_divided_base_model_trains_as_a_whole_one_does(args, tmp_path, checkpo
 def test_4_bit_weights_are_not_divided(run, args) -> None:
     result = run(*args, "--model.shard_base", "true")
     assert result.status != 0 and "--model.use_4bit false" in result.err
+
+
+def test_one_process_has_nobody_to_divide_with(run, args) -> None:
+    result = run(*args, "--model.shard_base", "true", "--model.use_4bit", "false")
+    assert result.status == 1 and "--trainer.devices 2" in result.err and "Loading" not in result.err

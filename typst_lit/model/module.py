@@ -174,14 +174,16 @@ class TypstModule(LightningModule):
         made_for = adapter_base(saved) if saved else None
         if made_for and made_for != self.base_model:
             log.warning("The adapter %s was made for %s; it is put on %s.", saved, made_for, self.base_model)
-        if self._fitting:
+        training = self._fitting
+        self.divided = self.shard_base and training
+        if training:
             self._check_positions()
+        if self.divided:
+            self._check_processes()
         if saved:
             config = self.backbone.load_config(self.base_model, self.revision, self.trust_remote_code)
             check_adapter(saved, self.base_model, config)
         log.info("Loading %s%s ...", self.base_model, " in 4 bits" if self.use_4bit else "")
-        training = self._fitting
-        self.divided = self.shard_base and training
         device = torch.device("cpu") if self.divided else self.device_to_load_on
         dtype = compute_dtype(self.device_to_load_on)
         model = self.backbone.load_model(
@@ -221,7 +223,6 @@ class TypstModule(LightningModule):
                 for layer in model.get_decoder().layers:
                     layer.compile(dynamic=True)
             if self.divided:
-                self._check_processes()
                 shard_layers(model, self.device_to_load_on)
             keep_from_ddp(self)
             kernel = kernel_of(self.device_to_load_on, dtype, packed=packing)
@@ -241,7 +242,7 @@ class TypstModule(LightningModule):
     def _check_processes(self) -> None:
         if self.trainer.world_size == 1:
             raise UserError(
-                "model.shard_base: there is one process only. Give --trainer.devices 2 or more, or leave it."
+                "model.shard_base: there is one process only. Give --trainer.devices 2 or more, or leave it out."
             )
         if self.watchdog.out_of_memory == "split":
             raise UserError(
