@@ -22,7 +22,8 @@ def return_freed_memory() -> None:
     """Has the C library return large blocks to the system as soon as they are freed, where it is glibc.
 
     By itself it keeps ever larger ones, up to 32 MiB, for later. The tensors of a training step have many sizes and
-    leave in another order than they came, so what it keeps is mostly of no use: half of a step's memory on a CPU. It costs a quarter of the speed there.
+    leave in another order than they came, so what it keeps is mostly of no use: half of a step's memory on a CPU. Its
+    return costs a quarter of the speed.
     """
     if platform.libc_ver()[0] == "glibc":
         library = ctypes.CDLL(None)
