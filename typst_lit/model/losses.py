@@ -76,27 +76,30 @@ class _LinearCrossEntropy(torch.autograd.Function):
         row_gradient = torch.empty_like(rows) if want_rows else None
         weight_gradient = torch.zeros_like(weight, dtype=torch.float32) if want_weight else None
         total = torch.zeros((), dtype=torch.float32, device=rows.device)
+        # All chunks and all steps of one share this memory: logsumexp would need as much again, and so would the next
+        # chunk's logits before this one's are gone.
+        chunk = (min(CHUNK_ROWS, len(rows)), len(weight))
+        logits = torch.empty(chunk, dtype=dtype, device=rows.device)
+        wide = logits if dtype is torch.float32 else torch.empty(chunk, dtype=torch.float32, device=rows.device)
         with torch.autocast(device, enabled=False):
             for at in range(0, len(rows), CHUNK_ROWS):
                 here = slice(at, at + CHUNK_ROWS)
                 part, wanted = rows[here].to(dtype), targets[here, None]
-                # All of it in the logits' own memory: logsumexp would need as much again.
-                logits = (part @ cast.T).float()
-                logits.sub_(logits.amax(-1, keepdim=True))
-                chosen = logits.gather(-1, wanted)
-                summed = logits.exp_().sum(-1, keepdim=True)
+                narrow = torch.mm(part, cast.T, out=logits[: len(part)])
+                exact = wide[: len(part)].copy_(narrow)
+                exact.sub_(exact.amax(-1, keepdim=True))
+                chosen = exact.gather(-1, wanted)
+                summed = exact.exp_().sum(-1, keepdim=True)
                 total += (summed.log() - chosen).sum()
                 if not (want_rows or want_weight):
-                    del logits
                     continue
-                gradient = logits.div_(summed)  # softmax, and now minus one-hot
-                gradient.scatter_add_(-1, wanted, torch.full_like(summed, -1.0))
-                gradient = gradient.mul_(factor).to(dtype)
+                exact.div_(summed)  # softmax, and now minus one-hot
+                exact.scatter_add_(-1, wanted, torch.full_like(summed, -1.0))
+                gradient = narrow.copy_(exact.mul_(factor))
                 if row_gradient is not None:
                     row_gradient[here] = gradient @ cast
                 if weight_gradient is not None:
                     weight_gradient += gradient.T @ part
-                del logits, gradient  # or the next chunk's would stand beside them
         ctx.save_for_backward(row_gradient, weight_gradient)
         ctx.weight_dtype, ctx.factor = weight.dtype, factor
         return total

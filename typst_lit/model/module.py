@@ -200,7 +200,7 @@ class TypstModule(LightningModule):
             self.model = model
         if training:
             if self.device_to_load_on.type == "cpu":
-                return_freed_memory()
+                return_freed_memory(model.get_decoder().layers)
             keep_differentiable(self.model)
             use_own_attention(model)
             use_lean_lora(self.model)
