@@ -40,7 +40,7 @@ MADE_UP := --data.source.init_args
 HARD := '{count: 22000, seed: 3, copying: 0.2, hard: 0.6, brief: 0, guests: 0}'
 
 pretrain-nano: $(VENV)/ready ## make the built-in base model anew (6 1/2 hours on two cores)
-	$(BIN)/python -m typst_lit.synthesis.nano begin $(NANO)/random
+	$(BIN)/python -m benchmarks.nano.nano begin $(NANO)/random
 	@echo "== 1. Copying: short strings of words to repeat, many small steps"
 	$(PRETRAIN) --run_dir $(NANO)/copying --model.base_model $(NANO)/random --model.schedule constant \
 	  --model.learning_rate 2e-3 --data.batch_size 8 $(MADE_UP) '{count: 24000, seed: 1, copying: 1.0, hard: 0, brief: 0, guests: 0}'
@@ -64,7 +64,7 @@ pretrain-nano: $(VENV)/ready ## make the built-in base model anew (6 1/2 hours o
 	  --trainer.max_steps 4700 $(MADE_UP) '{count: 22000, seed: 6, copying: 0.03, hard: 0.6, brief: 0.6, guests: 0.45}'
 	@echo "== 7. Once more, with fewer of those"
 	$(PRETRAIN) --run_dir $(NANO)/practice --model.base_model $(NANO)/guests/model/best
-	$(BIN)/python -m typst_lit.synthesis.nano pack $(NANO)/practice/model/best typst_lit/model/nano
+	$(BIN)/python -m benchmarks.nano.nano pack $(NANO)/practice/model/best typst_lit/model/nano
 
 test: $(VENV)/ready lint type docs ## check style, types and docs, run the tests
 	$(BIN)/python -m pytest

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from typst_lit.typesetting.compiling import Typesetter
+from typst_lit.typesetting.typesetter import Typesetter
 
 PPI = 60.0
 GAP = 16

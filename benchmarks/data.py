@@ -28,8 +28,8 @@ from typing import Any
 
 import psutil
 
+from benchmarks.nano.source import SyntheticReports
 from typst_lit.data.sources import RecordSource, Row
-from typst_lit.synthesis.source import SyntheticReports
 
 GIB = 2**30
 POOL = 500  # chapters that are written; each record has one of them, under a title of its own

@@ -25,9 +25,9 @@ from peft import PeftModel
 from transformers import GenerationConfig
 
 from typst_lit.data.sources import FileSource
-from typst_lit.inference import Generator
-from typst_lit.model.generation import completions, end_tokens
-from typst_lit.model.sampling import GenerationSettings
+from typst_lit.inference.engine import completions, eos_token_ids
+from typst_lit.inference.generator import Generator
+from typst_lit.inference.sampling import GenerationSettings
 
 
 @dataclass
@@ -63,7 +63,7 @@ def transformers_generate(
 ) -> list[list[int]]:
     """Returns the new ids of each prompt by transformers' own generate, in batches padded on the left."""
     pad = tokenizer.pad_token_id
-    ends = end_tokens(model.generation_config, tokenizer)
+    ends = eos_token_ids(model.generation_config, tokenizer)
     config = GenerationConfig(
         max_new_tokens=most, do_sample=False, eos_token_id=ends, pad_token_id=pad, repetition_penalty=1.0,
         prompt_lookup_num_tokens=lookup,

@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from benchmarks.trials import GIB, about, answered, in_a_process
-from typst_lit.callbacks.vram import MemoryMeter
-from typst_lit.model.losses import rows_cross_entropy
+from typst_lit.callbacks.memory_profiler import MemoryMeter
+from typst_lit.model.losses import linear_cross_entropy
 
 
 def plain(rows: Tensor, targets: Tensor, head: nn.Linear) -> Tensor:
@@ -44,7 +44,7 @@ def liger(rows: Tensor, targets: Tensor, head: nn.Linear) -> Tensor:
 
 WAYS: dict[str, Callable[[Tensor, Tensor, nn.Linear], Tensor]] = {
     "plain": plain, "torch": by_torch, "liger": liger,
-    "ours": lambda rows, targets, head: rows_cross_entropy(rows, targets, head),
+    "ours": lambda rows, targets, head: linear_cross_entropy(rows, targets, head),
 }  # fmt: skip
 
 

@@ -32,8 +32,8 @@ STEPS = 3
 
 def trial(options: dict[str, Any]) -> dict[str, Any]:
     """Fits a model for a few steps on random tokens, and returns what it held."""
-    import typst_lit.training  # noqa: F401 - the libraries' own memory shall not count: all are loaded here
-    from typst_lit.callbacks.vram import MemoryMeter
+    import typst_lit.cli.fit  # noqa: F401 - the libraries' own memory shall not count: all are loaded here
+    from typst_lit.callbacks.memory_profiler import MemoryMeter
     from typst_lit.model.memory import is_out_of_memory
 
     cuda = torch.cuda.is_available()
@@ -61,8 +61,8 @@ def predicted(options: dict[str, Any]) -> dict[str, float]:
     from peft import LoraConfig
     from transformers import AutoConfig
 
-    from typst_lit.planning.applying import OUTSIDE_GIB
-    from typst_lit.planning.simulation import meta_model, simulated_step
+    from typst_lit.planning.fake_step import meta_model, simulated_step
+    from typst_lit.planning.from_config import OUTSIDE_GIB
 
     config = AutoConfig.from_pretrained(options["model"])
     rank = options["rank"]

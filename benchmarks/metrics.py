@@ -17,7 +17,7 @@ from typing import Any
 
 from typst_lit.metrics.documents import Document, DocumentMetric, document_metrics
 from typst_lit.metrics.functional import words
-from typst_lit.typesetting.compiling import Typesetter
+from typst_lit.typesetting.typesetter import Typesetter
 
 Pair = dict[str, Any]
 

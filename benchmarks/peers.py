@@ -29,8 +29,8 @@ from typing import Any, NamedTuple
 import torch
 
 from benchmarks.trials import GIB, about, answered, in_a_process
-from typst_lit.data.encoding import IGNORED
-from typst_lit.model.losses import summed_cross_entropy
+from typst_lit.data.encoding import IGNORE_INDEX
+from typst_lit.model.losses import chunked_cross_entropy
 
 RATE = 1e-3
 WHO = ("ours", "trl", "plain")
@@ -68,8 +68,8 @@ def loss_on(model: Any, tokenizer: Any, pairs: Sequence[tuple[str, str]]) -> flo
             labels = torch.tensor([ids], device=model.device)
             hidden = base.get_decoder()(input_ids=labels, use_cache=False)[0]
             labels = labels.clone()
-            labels[:, : len(tokenizer(prompt).input_ids)] = IGNORED
-            loss, tokens = summed_cross_entropy(hidden, labels, base.get_output_embeddings())
+            labels[:, : len(tokenizer(prompt).input_ids)] = IGNORE_INDEX
+            loss, tokens = chunked_cross_entropy(hidden, labels, base.get_output_embeddings())
             total, count = total + float(loss), count + int(tokens)
     return total / count
 
@@ -79,10 +79,10 @@ def ours(options: dict[str, Any]) -> Fitted:
     from lightning.pytorch import Callback, Trainer
     from peft import LoraConfig
 
+    from typst_lit.cli.fit import default_precision
     from typst_lit.data.datamodule import TypstDataModule
     from typst_lit.data.sources import RecordSource, Row
     from typst_lit.model.module import TypstModule
-    from typst_lit.training import default_precision
 
     records = json.loads(Path(options["path"]).read_text("utf-8"))
 
@@ -227,7 +227,7 @@ def trial(options: dict[str, Any]) -> dict[str, Any]:
     """Runs one of them in this process."""
     from transformers import AutoTokenizer
 
-    from typst_lit.callbacks.vram import MemoryMeter
+    from typst_lit.callbacks.memory_profiler import MemoryMeter
 
     run: Callable[[dict[str, Any]], Fitted] = globals()[options["who"]]
     tokenizer = AutoTokenizer.from_pretrained(options["model"])

@@ -79,7 +79,7 @@ def flops_a_token(model: str, length: int) -> float:
     """Returns the work that a step has to do for a token: frozen weights, so each product is done twice, not thrice."""
     from transformers import AutoConfig
 
-    from typst_lit.planning.simulation import meta_model
+    from typst_lit.planning.fake_step import meta_model
 
     config = AutoConfig.from_pretrained(model)
     base, _ = meta_model(config, None, False, torch.bfloat16)

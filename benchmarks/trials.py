@@ -78,7 +78,7 @@ def fit_on_random_tokens(options: dict[str, Any], steps: int, callbacks: Sequenc
     from typst_lit.model.module import TypstModule
 
     if options.get("peft_lora"):
-        trained.use_lean_lora = lambda model: None
+        trained.fuse_lora_forward = lambda model: None
     batch, length, packed = options["batch"], options["length"], options.get("packed") or 0
     generator = torch.Generator().manual_seed(0)
 

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import psutil
 
-from typst_lit.typesetting.compiling import Typesetter
+from typst_lit.typesetting.typesetter import Typesetter
 
 
 def faulty(sources: list[str], count: int, seed: int = 0) -> Iterator[str]:

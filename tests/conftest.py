@@ -44,7 +44,7 @@ def run(capfd: pytest.CaptureFixture[str]) -> Callable[..., Result]:
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Qwen3 of two layers with random weights and a tokenizer of its own."""
-    from typst_lit.model.tiny import make_tiny_model, texts_of
+    from benchmarks.nano.random_model import make_tiny_model, texts_of
 
     return make_tiny_model(tmp_path_factory.mktemp("models") / "tiny", texts_of(SAMPLES), vocabulary=512, hidden=64)
 
@@ -62,7 +62,7 @@ def able_adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("able") / "run"
     args = [
         "fit", "--model.base_model", "typst-nano", "--run_dir", str(directory), "--trainer.accelerator", "cpu",
-        "--data.source", "typst_lit.synthesis.source.SyntheticReports", "--data.source.init_args.count", "16",
+        "--data.source", "benchmarks.nano.source.SyntheticReports", "--data.source.init_args.count", "16",
         "--data.val_fraction", "0.25", "--data.group_by", "none", "--eval.every_n_epochs", "0",
         "--model.learning_rate", "1e-4", "--trainer.max_epochs", "1", "--warmup.steps", "1",
         "--trainer.accumulate_grad_batches", "1", "--model.gradient_checkpointing", "false",
@@ -74,7 +74,7 @@ def able_adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def able_pairs() -> list[dict[str, Any]]:
     """Short pairs in styles that typst-nano knows, so that it answers their records with documents that compile."""
-    from typst_lit.synthesis.source import SyntheticReports
+    from benchmarks.nano.source import SyntheticReports
 
     pairs = [row.value for row in SyntheticReports(60, seed=31).rows()]
     return [pair for pair in pairs if len(pair["output"]) < 1600 and pair["output"].startswith("#set page(")][:6]

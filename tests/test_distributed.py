@@ -40,8 +40,8 @@ def fit(args: list[str], run: Path, processes: int, *more: object, accumulate: i
     flags = [
         "--run_dir", run, "--trainer.devices", processes, "--trainer.accumulate_grad_batches", accumulate,
         *(["--trainer.strategy", "ddp"] if processes > 1 else []),
-        "--trainer.callbacks+=tests.faults.SeeOrder", f"--trainer.callbacks.path={run}.order",
-        "--trainer.callbacks+=tests.faults.SeeLosses", f"--trainer.callbacks.path={run}.losses", *more,
+        "--trainer.callbacks+=tests.fault_injection.SeeOrder", f"--trainer.callbacks.path={run}.order",
+        "--trainer.callbacks+=tests.fault_injection.SeeLosses", f"--trainer.callbacks.path={run}.losses", *more,
     ]  # fmt: skip
     command = [sys.executable, "-m", "typst_lit"]
     if launcher == "torchrun":
@@ -145,7 +145,7 @@ def test_a_run_is_gone_on_with_by_another_number_of_processes(args, tmp_path, be
 @pytest.mark.parametrize("rank", [0, 1])
 def test_when_a_process_dies_all_end_and_the_run_can_be_gone_on_with(args, tmp_path, rank) -> None:
     kill = [
-        "--trainer.callbacks+=tests.faults.KillRank", f"--trainer.callbacks.rank={rank}",
+        "--trainer.callbacks+=tests.fault_injection.KillRank", f"--trainer.callbacks.rank={rank}",
         "--trainer.callbacks.batch=3", "--adapter_checkpoint.every_n_steps", "1",
     ]  # fmt: skip
     began = time.monotonic()

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.test_fit import callback, same
+from tests.cli.test_fit import callback, same
 
 KILLS = 50
 EPOCHS = 120  # of 4 steps: more than so many lives get done

@@ -1,4 +1,4 @@
-"""The one error a user is meant to read."""
+"""The errors that a user is meant to read."""
 
 from __future__ import annotations
 
@@ -6,35 +6,52 @@ from collections.abc import Sequence
 
 
 class UserError(Exception):
-    """A fault that the user can mend. The command line prints its text, without a traceback, and exits with status 1.
+    """An error that the user can fix. The command line prints it without a traceback and exits with status 1.
 
-    The text names what is wrong, where (file, record, field), and the way out.
-    """
-
-
-class Stopped(BaseException):
-    """A run that was asked to stop, and has saved what it did.
-
-    Like KeyboardInterrupt no Exception: it may come up in a signal's handler, and nothing on the way shall swallow it.
+    Settings are named as the Python API and the YAML files have them, dotted and in backquotes: ```data.max_length```,
+    or with the value to give, ```data.max_length=4096```. The command line prints them as flags of the command that
+    runs.
 
     Args:
-        text: what happened.
-        status: the exit status, 128 and the signal's number.
-        resumable: whether there is a checkpoint to go on from.
+        problem: what is wrong, and where: file, record, field.
+        setting: the setting whose value is wrong, if one is: ``model.use_4bit``.
+        hint: how to fix it.
     """
 
-    def __init__(self, text: str, status: int, resumable: bool = True) -> None:
-        super().__init__(text)
+    def __init__(self, problem: str, *, setting: str | None = None, hint: str = "") -> None:
+        super().__init__(problem)
+        self.problem = problem
+        self.setting = setting
+        self.hint = hint
+
+    def __str__(self) -> str:
+        named = f"`{self.setting}`: {self.problem}" if self.setting else self.problem
+        return f"{named} {self.hint}" if self.hint else named
+
+
+class UsageError(UserError):
+    """A command line or configuration that can't be parsed: exit status 2."""
+
+
+class RunStopped(BaseException):
+    """A run that was asked to stop, and has saved its progress.
+
+    Like KeyboardInterrupt, not an Exception: it may be raised in a signal handler, and no code in between may catch it.
+
+    Args:
+        message: what happened.
+        status: the exit status: 128 plus the signal's number.
+        resumable: whether there is a checkpoint to resume from.
+    """
+
+    def __init__(self, message: str, status: int, resumable: bool = True) -> None:
+        super().__init__(message)
         self.status = status
         self.resumable = resumable
 
 
-class UsageError(UserError):
-    """A command line or configuration that can't be understood: exit status 2."""
-
-
 def listing(items: Sequence[str], limit: int = 50) -> str:
-    """Returns the items one a line, indented, the last line counting those beyond ``limit``."""
+    """Returns the items one per line, indented; the last line counts those beyond ``limit``."""
     lines = [f"  {item}" for item in items[:limit]]
     if len(items) > limit:
         lines.append(f"  ... and {len(items) - limit} more")

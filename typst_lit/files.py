@@ -1,4 +1,4 @@
-"""Files that are whole or not there."""
+"""Atomic writes and checksums."""
 
 from __future__ import annotations
 
@@ -11,27 +11,29 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 
-def write_whole(path: Path, write: Callable[[BinaryIO], Any]) -> None:
-    """Writes a file through a temporary one in its directory, flushed to the disk and renamed.
+def atomic_write(path: Path, write: Callable[[BinaryIO], Any]) -> None:
+    """Writes a file through a temporary one in the same directory, which is flushed to the disk and renamed.
 
-    Whatever happens meanwhile, the name holds what it held before, or all that was written.
+    Whatever happens meanwhile, the path holds either its old content or all of the new one.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}-{secrets.token_hex(8)}")  # a name of its own, with the usual permissions
+    scratch = path.with_name(
+        f".{path.name}-{secrets.token_hex(8)}"
+    )  # not by tempfile, whose files only the owner reads
     try:
         with scratch.open("xb") as stream:
             write(stream)
             stream.flush()
             os.fsync(stream.fileno())
         scratch.replace(path)
-        sync_directory(path.parent)
+        fsync_directory(path.parent)
     finally:
         with contextlib.suppress(FileNotFoundError):
             scratch.unlink()
 
 
-def sync_directory(path: Path) -> None:
-    """Flushes a directory, so that a rename in it survives a power cut."""
+def fsync_directory(path: Path) -> None:
+    """Flushes a directory, so that a rename in it survives a power failure."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -40,9 +42,9 @@ def sync_directory(path: Path) -> None:
 
 
 def sha256(path: Path) -> str:
-    """Returns the SHA-256 of a file."""
+    """Returns the SHA-256 of a file, in hexadecimal."""
     digest = hashlib.sha256()
     with path.open("rb") as stream:
-        while part := stream.read(1 << 20):
-            digest.update(part)
+        while chunk := stream.read(1 << 20):
+            digest.update(chunk)
     return digest.hexdigest()

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from typst_lit.callbacks.learning_curve import reading
-from typst_lit.callbacks.vram import MemoryMeter, is_out_of_memory
+from typst_lit.callbacks.memory_profiler import MemoryMeter, is_out_of_memory
 from typst_lit.callbacks.warmup import Warmup
-from typst_lit.data.results import JsonListFile
 from typst_lit.errors import UserError
+from typst_lit.inference.outputs import JsonListFile
 
 
 def test_warm_up_by_steps_or_by_ratio(caplog) -> None:

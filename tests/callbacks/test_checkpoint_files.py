@@ -17,9 +17,9 @@ from typst_lit.callbacks.checkpoint_files import (
     LAST,
     AtomicCheckpointIO,
     copy_checkpoint,
-    fault_of,
+    integrity_error,
     keep_newest,
-    newest_good,
+    newest_intact,
     next_path,
 )
 from typst_lit.errors import UserError
@@ -55,7 +55,7 @@ def test_a_save_that_is_killed_leaves_a_whole_checkpoint(tmp_path) -> None:
         process.send_signal(signal.SIGKILL)
         told = max([told, *map(int, process.stdout.read().split())])
         process.wait()
-        path, _ = newest_good(tmp_path)
+        path, _ = newest_intact(tmp_path)
         assert path is not None
         loaded = AtomicCheckpointIO().load_checkpoint(path)
         assert torch.equal(loaded["weights"], torch.full((500_000,), float(loaded["global_step"])))
@@ -70,7 +70,7 @@ def test_the_newest_good_one_is_found_and_the_others_are_named(tmp_path) -> None
     damaged.write_bytes(data)
     cut.write_bytes(cut.read_bytes()[:-1])
     unfinished.with_suffix(".json").unlink()
-    found, faults = newest_good(tmp_path)
+    found, faults = newest_intact(tmp_path)
     assert found == good and len(faults) == 3
     for path, fault, word in zip(
         (unfinished, cut, damaged), faults, ("no manifest", "bytes instead", "not those"), strict=True
@@ -85,14 +85,14 @@ def test_a_flipped_byte_or_a_cut_anywhere_is_found(tmp_path) -> None:
     for _ in range(40):
         place = generator.randrange(len(whole))
         path.write_bytes(whole[:place] + bytes([whole[place] ^ (1 << generator.randrange(8))]) + whole[place + 1 :])
-        assert fault_of(path)
+        assert integrity_error(path)
         path.write_bytes(whole[:place])
-        assert fault_of(path)
+        assert integrity_error(path)
     path.write_bytes(whole)
-    assert fault_of(path) is None
+    assert integrity_error(path) is None
     for broken in (b"", b"{", b"[]", b'{"bytes": "x"}'):
         path.with_suffix(".json").write_bytes(broken)
-        assert fault_of(path)
+        assert integrity_error(path)
 
 
 def test_a_disk_that_is_full_keeps_the_old_checkpoint_and_says_so(tmp_path) -> None:
@@ -106,7 +106,7 @@ def test_a_disk_that_is_full_keeps_the_old_checkpoint_and_says_so(tmp_path) -> N
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
         signal.signal(signal.SIGXFSZ, ignored)
-    assert newest_good(tmp_path) == (old, [])
+    assert newest_intact(tmp_path) == (old, [])
     assert {file.name for file in tmp_path.iterdir()} == {old.name, old.with_suffix(".json").name, LAST}
 
 
@@ -120,7 +120,7 @@ def test_so_many_are_kept_and_copies_too(tmp_path) -> None:
         "00005-step-5.ckpt",
     ]
     assert (tmp_path / "run" / LAST).resolve() == path
-    copied, faults = newest_good(tmp_path / "drive")
+    copied, faults = newest_intact(tmp_path / "drive")
     assert copied is not None and copied.read_bytes() == path.read_bytes() and not faults
     assert len(list((tmp_path / "drive").iterdir())) == 2
 

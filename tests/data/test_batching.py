@@ -4,8 +4,15 @@ import numpy as np
 import pytest
 import torch
 
-from typst_lit.data.batching import Collator, LengthGroupedSampler, PackedSampler, PackingCollator, best_fit, split
-from typst_lit.data.encoding import IGNORED, Example
+from typst_lit.data.batching import (
+    Collator,
+    LengthGroupedSampler,
+    PackedSampler,
+    PackingCollator,
+    best_fit_decreasing,
+    split,
+)
+from typst_lit.data.encoding import IGNORE_INDEX, Example
 
 LENGTHS = np.random.default_rng(0).integers(50, 3000, 203)
 
@@ -63,10 +70,13 @@ def test_batches_are_of_similar_length_and_the_longest_comes_first() -> None:
 
 
 def test_padding_is_on_the_right_to_a_multiple_of_eight() -> None:
-    examples = [Example([1] * 9, [IGNORED] * 4 + [1] * 5, 4, "a"), Example([2] * 3, [IGNORED] + [2] * 2, 1, "b")]
+    examples = [
+        Example([1] * 9, [IGNORE_INDEX] * 4 + [1] * 5, 4, "a"),
+        Example([2] * 3, [IGNORE_INDEX] + [2] * 2, 1, "b"),
+    ]
     batch = Collator(pad_id=2, max_length=100)(examples)
     assert batch.input_ids.shape == (2, 16)
-    assert batch.labels[1].tolist() == [IGNORED, 2, 2] + [IGNORED] * 13  # the pad id is not what masks
+    assert batch.labels[1].tolist() == [IGNORE_INDEX, 2, 2] + [IGNORE_INDEX] * 13  # the pad id is not what masks
     assert batch.lengths == [9, 3] and batch.prompt_lengths == [4, 1] and batch.origins == ["a", "b"]
     assert Collator(0, max_length=11)(examples).input_ids.shape == (2, 11)
 
@@ -94,23 +104,26 @@ def test_packed_rows_change_with_the_epoch_but_not_their_number() -> None:
 
 
 def test_best_fit_takes_the_fullest_row_that_has_room() -> None:
-    assert best_fit([7, 6, 3, 2, 2, 1], 10) == [[0, 2], [1, 3, 4], [5]]
-    assert best_fit([5, 4, 4, 1], 9) == [[0, 1], [2, 3]]
-    assert best_fit([], 9) == []
+    assert best_fit_decreasing([7, 6, 3, 2, 2, 1], 10) == [[0, 2], [1, 3, 4], [5]]
+    assert best_fit_decreasing([5, 4, 4, 1], 9) == [[0, 1], [2, 3]]
+    assert best_fit_decreasing([], 9) == []
 
 
 @pytest.mark.parametrize("collate", [Collator(pad_id=2, max_length=100), PackingCollator()])
 def test_a_batch_of_nothing_has_nothing_to_predict(collate) -> None:
     batch = collate([])
-    assert batch.lengths == [] and len(batch.predicting) == 0 and (batch.labels == IGNORED).all()
+    assert batch.lengths == [] and len(batch.predicting) == 0 and (batch.labels == IGNORE_INDEX).all()
     assert split(batch, 4)[0] is batch
 
 
 def test_packing_puts_whole_examples_in_one_row() -> None:
-    examples = [Example([1] * 9, [IGNORED] * 4 + [1] * 5, 4, "a"), Example([2] * 3, [IGNORED] + [2] * 2, 1, "b")]
+    examples = [
+        Example([1] * 9, [IGNORE_INDEX] * 4 + [1] * 5, 4, "a"),
+        Example([2] * 3, [IGNORE_INDEX] + [2] * 2, 1, "b"),
+    ]
     batch = PackingCollator()(examples)
     assert batch.input_ids.tolist() == [[1] * 9 + [2] * 3]
-    assert batch.labels.tolist() == [[IGNORED] * 4 + [1] * 5 + [IGNORED, 2, 2]]
+    assert batch.labels.tolist() == [[IGNORE_INDEX] * 4 + [1] * 5 + [IGNORE_INDEX, 2, 2]]
     assert batch.position_ids is not None and batch.position_ids.tolist() == [[*range(9), *range(3)]]
     assert batch.documents is not None and batch.documents.ends == [0, 9, 12] and batch.documents.longest == 9
     assert batch.lengths == [9, 3] and batch.origins == ["a", "b"]

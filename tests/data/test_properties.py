@@ -13,11 +13,11 @@ from typst_lit.data.batching import (
     LengthGroupedSampler,
     PackedSampler,
     PackingCollator,
-    best_fit,
-    predicting_places,
+    best_fit_decreasing,
     split,
+    target_positions,
 )
-from typst_lit.data.encoding import IGNORED, Encoder, Example, make_example
+from typst_lit.data.encoding import IGNORE_INDEX, Encoder, Example, make_example
 from typst_lit.data.prompts import ReportPrompt
 from typst_lit.data.splitting import split_by_group
 
@@ -43,10 +43,10 @@ def test_labels_are_the_completion_and_its_end_and_never_the_prompt(tokenizer, t
     encoded = encoder.encode([record_of(text)], [completion])
     ids, prompt_length = encoded["input_ids"][0], encoded["prompt_length"][0]
     example = make_example(ids, prompt_length, "", len(ids), train_on_prompt=False)
-    labels = [label for label in example.labels if label != IGNORED]
+    labels = [label for label in example.labels if label != IGNORE_INDEX]
     assert labels[-1] == tokenizer.eos_token_id and labels.count(tokenizer.eos_token_id) == 1
     assert tokenizer.decode(labels[:-1], clean_up_tokenization_spaces=False) == completion
-    assert all(label == IGNORED for label in example.labels[:prompt_length])
+    assert all(label == IGNORE_INDEX for label in example.labels[:prompt_length])
     assert tokenizer.decode(ids[:prompt_length], clean_up_tokenization_spaces=False) == ReportPrompt().render(
         record_of(text)
     )
@@ -84,7 +84,7 @@ lengths = st.lists(st.integers(1, 100), min_size=1, max_size=60)
 @quickly
 @given(lengths, st.integers(100, 300), st.integers(1, 4), st.integers(1, 3), st.integers(0, 99))
 def test_packing_has_every_sample_once_and_none_divided(sizes, capacity, batch_size, world_size, seed) -> None:
-    rows = best_fit(sorted(sizes, reverse=True), capacity)
+    rows = best_fit_decreasing(sorted(sizes, reverse=True), capacity)
     assert sorted(place for row in rows for place in row) == list(range(len(sizes)))
     falling = sorted(sizes, reverse=True)
     assert all(sum(falling[place] for place in row) <= capacity for row in rows)
@@ -109,7 +109,7 @@ def test_a_packed_batch_holds_each_token_and_what_predicts_it(sizes, parts, seed
     for number, size in enumerate(sizes):
         ids = torch.randint(1, 500, (size,), generator=generator).tolist()
         prompt = size // 3
-        examples.append(Example(ids, [IGNORED] * prompt + ids[prompt:], prompt, f"record {number}"))
+        examples.append(Example(ids, [IGNORE_INDEX] * prompt + ids[prompt:], prompt, f"record {number}"))
     batch = PackingCollator()(examples)
     assert batch.input_ids.numel() == sum(sizes)  # no slot is wasted
     assert batch.input_ids[0].tolist() == [token for example in examples for token in example.input_ids]
@@ -119,12 +119,12 @@ def test_a_packed_batch_holds_each_token_and_what_predicts_it(sizes, parts, seed
     ):
         assert batch.input_ids[0, start:end].tolist() == list(example.input_ids)
         assert batch.position_ids[0, start:end].tolist() == list(range(end - start))
-        assert int(batch.labels[0, start]) == IGNORED  # nothing of another document predicts it
+        assert int(batch.labels[0, start]) == IGNORE_INDEX  # nothing of another document predicts it
     targets = batch.labels.flatten()[batch.predicting + 1].tolist()
-    assert targets == [label for example in examples for label in example.labels[1:] if label != IGNORED]
+    assert targets == [label for example in examples for label in example.labels[1:] if label != IGNORE_INDEX]
     pieces = split(batch, parts)
     assert torch.cat([piece.input_ids for piece in pieces], 1).equal(batch.input_ids)
-    assert sum(len(predicting_places(piece.labels)) for piece in pieces) == len(targets)
+    assert sum(len(target_positions(piece.labels)) for piece in pieces) == len(targets)
 
 
 @quickly

@@ -16,7 +16,7 @@ FIELDS = ReportPrompt.fields
 
 
 def faults(raw, needs_reference=False):
-    return parse_record(raw, FIELDS, needs_reference).faults
+    return parse_record(raw, FIELDS, needs_reference).errors
 
 
 def test_a_pair_and_a_bare_record_give_the_same_fields() -> None:
@@ -24,7 +24,7 @@ def test_a_pair_and_a_bare_record_give_the_same_fields() -> None:
     bare = parse_record(GOOD, FIELDS, needs_reference=False)
     assert pair.fields == bare.fields == GOOD
     assert pair.reference == "= Title" and bare.reference == ""
-    assert not pair.faults and not bare.faults
+    assert not pair.errors and not bare.errors
 
 
 @pytest.mark.parametrize("value", ["7", " 7 ", 7])

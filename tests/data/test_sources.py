@@ -31,7 +31,7 @@ def test_a_list_is_read_whatever_the_chunks(tmp_path, monkeypatch, indent, chunk
         if chunk < 3 and bom:
             continue
         found = rows(write(tmp_path / "list.json", bom + text.encode()))
-        assert [row.value for row in found] == RECORDS and not any(row.fault for row in found)
+        assert [row.value for row in found] == RECORDS and not any(row.error for row in found)
 
 
 def test_a_list_gives_the_physical_line(tmp_path) -> None:
@@ -87,14 +87,14 @@ def test_parquet_and_folder(tmp_path) -> None:
     ],
 )
 def test_each_fault_has_its_own_message(tmp_path, name, content, message) -> None:
-    faults = [row for row in rows(write(tmp_path / name, content)) if row.fault]
+    faults = [row for row in rows(write(tmp_path / name, content)) if row.error]
     assert len(faults) == 1
-    assert message in faults[0].fault and name in faults[0].origin
+    assert message in faults[0].error and name in faults[0].origin
 
 
 def test_a_byte_that_is_not_utf8_is_placed(tmp_path) -> None:
-    (row,) = [row for row in rows(write(tmp_path / "bad.json", b'[\n{"a": 1},\n{"a": "\xff"}]')) if row.fault]
-    assert row.origin.endswith("record 1 (line 3)") and "0xff" in row.fault
+    (row,) = [row for row in rows(write(tmp_path / "bad.json", b'[\n{"a": 1},\n{"a": "\xff"}]')) if row.error]
+    assert row.origin.endswith("record 1 (line 3)") and "0xff" in row.error
 
 
 def test_a_broken_line_does_not_hide_the_others(tmp_path) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from datasets import Dataset
 
-from typst_lit.data.splitting import near_duplicates, sketch, split_by_group
+from typst_lit.data.splitting import find_near_duplicates, sketch, split_by_group
 
 
 def table(*texts: str) -> Dataset:
@@ -47,7 +47,7 @@ def test_similarity_is_near_the_true_jaccard_index() -> None:
         first, second = common + one, common + other
         sets = [{tuple(text[i : i + 5]) for i in range(len(text) - 4)} for text in (first, second)]
         true = len(sets[0] & sets[1]) / len(sets[0] | sets[1])
-        pairs = near_duplicates(table(" ".join(first)), table(" ".join(second)), threshold=0)
+        pairs = find_near_duplicates(table(" ".join(first)), table(" ".join(second)), threshold=0)
         errors.append((pairs[0][2] if pairs else 0.0) - true)
     assert abs(np.mean(errors)) < 0.03 and np.std(errors) < 0.1  # 32 hashes: a standard deviation of about 0.08
 
@@ -57,7 +57,7 @@ def test_permuted_paragraphs_are_found_and_other_texts_are_not() -> None:
     paragraphs = [" ".join(words(generator, 60)) for _ in range(8)]
     shuffled = generator.sample(paragraphs, len(paragraphs))
     other = " ".join(words(generator, 500))
-    found = near_duplicates(table(other, "\n".join(paragraphs)), table("\n".join(shuffled), "x"))
+    found = find_near_duplicates(table(other, "\n".join(paragraphs)), table("\n".join(shuffled), "x"))
     assert [(held, train) for held, train, _ in found] == [(0, 1)]
     assert found[0][2] > 0.8
 

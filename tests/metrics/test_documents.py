@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from benchmarks.metrics import broken_copies, documents
-from typst_lit.metrics import pictures
+from typst_lit.metrics import images as pictures
 from typst_lit.metrics.documents import (
     Document,
     DocumentMetric,
@@ -21,9 +21,9 @@ from typst_lit.metrics.documents import (
     metric_values,
     update_metric,
 )
-from typst_lit.metrics.pictures import page_similarity
-from typst_lit.typesetting.compiling import Typesetter
+from typst_lit.metrics.images import page_similarity
 from typst_lit.typesetting.results import CompileResult
+from typst_lit.typesetting.typesetter import Typesetter
 
 
 @pytest.fixture(scope="module")

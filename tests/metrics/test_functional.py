@@ -6,8 +6,8 @@ from collections import Counter
 import pytest
 
 from typst_lit.metrics.functional import content_fidelity, edit_similarity, field_presence, invention, words
-from typst_lit.typesetting.compiling import compile_source
 from typst_lit.typesetting.results import PageText
+from typst_lit.typesetting.typesetter import compile_source
 
 
 def page(body: str, head: str = "", foot: str = "") -> PageText:

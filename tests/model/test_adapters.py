@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from typst_lit.data.prompts import ReportPrompt
 from typst_lit.errors import UserError
-from typst_lit.inference import Generator
+from typst_lit.inference.generator import Generator
 from typst_lit.model.adapters import attach_adapter, save_weights
 from typst_lit.model.backbones import PretrainedBackbone
 
@@ -128,7 +128,7 @@ def test_weights_that_do_not_fit(adapter, refused, change) -> None:
 
 
 def test_another_base_models(adapter, refused, tmp_path, monkeypatch) -> None:
-    from typst_lit.model.tiny import make_tiny_model
+    from benchmarks.nano.random_model import make_tiny_model
 
     other = make_tiny_model(tmp_path / "larger", ["other text"], vocabulary=512, hidden=128)
     config = json.loads((adapter / "adapter_config.json").read_text())

@@ -18,7 +18,7 @@ from transformers import (
 
 from typst_lit.data.batching import Documents
 from typst_lit.model import attention
-from typst_lit.model.attention import NAME, keeps_documents_apart, use_own_attention
+from typst_lit.model.attention import NAME, has_no_cross_contamination, use_packed_attention
 
 SHAPE = {
     "vocab_size": 200, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4,
@@ -65,7 +65,7 @@ def test_packed_documents_have_the_states_and_gradients_they_have_alone(config, 
         name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None
     }
     model.zero_grad()
-    use_own_attention(model)
+    use_packed_attention(model)
     assert model.config._attn_implementation == NAME
     states = hidden(model, torch.cat(documents, 1), **packed([9, 1, 14]))
     torch.testing.assert_close(states, expected, rtol=1e-5, atol=1e-5)
@@ -76,20 +76,20 @@ def test_packed_documents_have_the_states_and_gradients_they_have_alone(config, 
 
 def test_a_model_that_lets_documents_see_each_other_is_found_out(monkeypatch) -> None:
     model = made(Qwen3Config(**SHAPE))
-    use_own_attention(model)
-    assert keeps_documents_apart(model)
+    use_packed_attention(model)
+    assert has_no_cross_contamination(model)
     honest = attention._causal
     monkeypatch.setattr(attention, "_causal", lambda query, *rest: honest(query, *rest))
     layer = model.model.layers[1].self_attn
     forward = layer.forward
     layer.forward = lambda *args, documents=None, **kwargs: forward(*args, **kwargs)  # forgets to hand it on
-    assert not keeps_documents_apart(model)
+    assert not has_no_cross_contamination(model)
 
 
 def test_no_scores_of_length_by_length_are_held() -> None:
     """4,096 positions: scores of one layer would be 64 MiB a head in fp32."""
     model = made(Qwen3Config(**{**SHAPE, "num_hidden_layers": 1}))
-    use_own_attention(model)
+    use_packed_attention(model)
     with torch.profiler.profile(profile_memory=True) as profile:
         hidden(model, torch.randint(1, 200, (1, 4096))).sum().backward()
     assert max(event.cpu_memory_usage for event in profile.events()) < 64 * 2**20

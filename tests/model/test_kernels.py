@@ -11,7 +11,7 @@ from peft import LoraConfig
 from typst_lit.errors import UserError
 from typst_lit.model.adapters import attach_adapter
 from typst_lit.model.backbones import PretrainedBackbone
-from typst_lit.model.kernels import KINDS, use_lean_lora, use_liger
+from typst_lit.model.kernels import KINDS, fuse_lora_forward, use_liger
 
 
 @pytest.mark.parametrize("use_4bit", [True, False])
@@ -31,7 +31,7 @@ def test_lean_lora_is_lora(tiny_model, use_4bit, autocast, variant) -> None:
         return [logits.detach(), *torch.autograd.grad(logits.square().mean(), trained)]
 
     expected = found()
-    use_lean_lora(model)
+    fuse_lora_forward(model)
     lean = [module for module in model.modules() if type(module) in KINDS.values()]
     assert len(lean) == 14
     rounding = 0.1 if autocast else 1e-5
@@ -51,14 +51,14 @@ def test_lean_lora_holds_fewer_tensors_of_the_outputs_size() -> None:
     rows = torch.randn(100, 8)
 
     def most() -> int:
-        from typst_lit.planning.simulation import LiveMemory
+        from typst_lit.planning.fake_step import LiveMemory
 
         with LiveMemory() as memory:
             model.base_model.model["up"](rows)
         return memory.most
 
     before = most()
-    use_lean_lora(model)
+    fuse_lora_forward(model)
     assert most() < 0.7 * before
 
 

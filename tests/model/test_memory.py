@@ -12,8 +12,8 @@ import torch
 from lightning.pytorch import seed_everything
 
 from typst_lit.data.batching import Batch, Collator, PackingCollator, split
-from typst_lit.data.encoding import IGNORED, Example
-from typst_lit.model.memory import is_out_of_memory, loss_in_parts
+from typst_lit.data.encoding import IGNORE_INDEX, Example
+from typst_lit.model.memory import is_out_of_memory, split_batch_loss
 from typst_lit.model.module import TypstModule
 
 
@@ -22,7 +22,7 @@ def examples(lengths: list[int]) -> list[Example]:
     made = []
     for number, length in enumerate(lengths):
         ids = torch.randint(1, 500, (length,), generator=generator).tolist()
-        made.append(Example(ids, [IGNORED] * 3 + ids[3:], 3, f"record {number}"))
+        made.append(Example(ids, [IGNORE_INDEX] * 3 + ids[3:], 3, f"record {number}"))
     return made
 
 
@@ -39,7 +39,9 @@ def test_the_parts_are_the_batch(packed) -> None:
         assert len(found) <= min(parts, 5) and (parts in (2, 3)) <= (len(found) > 1)
         assert [origin for part in found for origin in part.origins] == whole.origins
         assert [length for part in found for length in part.lengths] == whole.lengths
-        assert sum(int((part.labels != IGNORED).sum()) for part in found) == int((whole.labels != IGNORED).sum())
+        assert sum(int((part.labels != IGNORE_INDEX).sum()) for part in found) == int(
+            (whole.labels != IGNORE_INDEX).sum()
+        )
         for part in found:
             if packed:
                 assert part.documents.ends[0] == 0 and part.documents.ends[-1] == part.input_ids.shape[1]
@@ -59,9 +61,9 @@ def test_loss_and_gradients_are_those_of_the_whole(tiny_model, packed, parts) ->
     module = TypstModule(str(tiny_model), use_4bit=False)
     module.adapter.lora_dropout = 0.0
     module.configure_model()
-    from typst_lit.model.attention import use_own_attention
+    from typst_lit.model.attention import use_packed_attention
 
-    use_own_attention(module.model.get_base_model())
+    use_packed_attention(module.model.get_base_model())
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     for parameter in parameters:  # LoRA's B begins at 0, which would leave A without a gradient
         parameter.data = torch.randn_like(parameter) * 0.1
@@ -70,7 +72,7 @@ def test_loss_and_gradients_are_those_of_the_whole(tiny_model, packed, parts) ->
     (plain / 8).backward()
     expected = [parameter.grad.clone() for parameter in parameters]
     module.zero_grad()
-    loss, same_count = loss_in_parts(module.summed_loss, batch, parts, parameters, torch.tensor(0.25))
+    loss, same_count = split_batch_loss(module.summed_loss, batch, parts, parameters, torch.tensor(0.25))
     assert all(parameter.grad is None for parameter in parameters)
     (loss / 8).backward()
     assert count == same_count
@@ -91,7 +93,7 @@ def test_what_a_full_memory_is_told_by() -> None:
 
 FREED = """
 import os, sys, torch
-from typst_lit.model.memory import return_freed_memory
+from typst_lit.model.memory import trim_freed_memory
 
 class Block(torch.nn.Module):
     def forward(self):
@@ -102,7 +104,7 @@ def held():
     return int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 layer = torch.nn.ModuleDict({"mlp": Block()}).train(sys.argv[1] == "training")
-return_freed_memory([layer])
+trim_freed_memory([layer])
 before = held()
 kept = layer["mlp"]()
 print(held() - before)

@@ -9,7 +9,7 @@ from typst_lit.metrics.documents import Draft
 from typst_lit.metrics.scoring import Scorer
 from typst_lit.reporting import report as module
 from typst_lit.reporting.report import Report
-from typst_lit.typesetting.compiling import Typesetter
+from typst_lit.typesetting.typesetter import Typesetter
 
 
 def drafts(count: int) -> list[Draft]:

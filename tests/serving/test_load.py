@@ -14,7 +14,7 @@ import httpx
 import psutil
 import pytest
 
-from tests.serving.test_routes import GREEDY, Server
+from tests.serving.test_app import GREEDY, Server
 
 pytestmark = pytest.mark.slow
 BRIEF = {"max_tokens": 20, "temperature": 0, "attempts": 1}

@@ -16,7 +16,7 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 
 from typst_lit.errors import UserError
-from typst_lit.files import sha256, write_whole
+from typst_lit.files import atomic_write, sha256
 
 LAST = "last.ckpt"
 
@@ -27,13 +27,13 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         path = Path(path)
         try:
-            write_whole(path, lambda stream: torch.save(checkpoint, stream))
+            atomic_write(path, lambda stream: torch.save(checkpoint, stream))
             manifest = {"file": path.name, "bytes": path.stat().st_size, "sha256": sha256(path)}
             text = json.dumps({**manifest, "step": checkpoint["global_step"]}).encode()
-            write_whole(path.with_suffix(".json"), lambda stream: stream.write(text))
+            atomic_write(path.with_suffix(".json"), lambda stream: stream.write(text))
             _link_last(path)
         except (OSError, RuntimeError) as error:  # torch's writer turns a full disk into a RuntimeError
-            kept, _ = newest_good(path.parent)
+            kept, _ = newest_intact(path.parent)
             what = f"the one before it, {kept.name}, is whole" if kept else "there is none before it"
             raise UserError(
                 f"the checkpoint {path} could not be written ({error}); {what}. Free some space."
@@ -56,7 +56,7 @@ def next_path(directory: Path, step: int) -> Path:
     return directory / f"{max(numbers, default=0) + 1:05d}-step-{step}.ckpt"
 
 
-def fault_of(path: Path) -> str | None:
+def integrity_error(path: Path) -> str | None:
     """Returns what is wrong with a checkpoint file; None when it is as its manifest says."""
     manifest = path.with_suffix(".json")
     if not path.is_file():
@@ -73,11 +73,11 @@ def fault_of(path: Path) -> str | None:
     return None if sha256(path) == digest else f"{path} is damaged: its bytes are not those that were written"
 
 
-def newest_good(directory: Path) -> tuple[Path | None, list[str]]:
+def newest_intact(directory: Path) -> tuple[Path | None, list[str]]:
     """Returns the newest checkpoint that is whole, and what is wrong with those that are newer."""
     faults: list[str] = []
     for path in sorted(_all(directory), reverse=True):
-        fault = fault_of(path)
+        fault = integrity_error(path)
         if fault is None:
             return path, faults
         faults.append(fault)
@@ -101,7 +101,7 @@ def copy_checkpoint(path: Path, directory: Path, keep: int) -> None:
     """Copies a checkpoint into another directory, its manifest last."""
     for file in (path, path.with_suffix(".json")):
         with file.open("rb") as source:
-            write_whole(directory / file.name, lambda stream, source=source: shutil.copyfileobj(source, stream))  # type: ignore[misc]
+            atomic_write(directory / file.name, lambda stream, source=source: shutil.copyfileobj(source, stream))  # type: ignore[misc]
     keep_newest(directory, keep)
 
 

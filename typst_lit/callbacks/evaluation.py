@@ -20,7 +20,7 @@ from typst_lit.errors import UserError
 from typst_lit.metrics.documents import Document, Draft
 from typst_lit.metrics.scoring import Scorer
 from typst_lit.reporting.report import Report
-from typst_lit.typesetting.compiling import Typesetter
+from typst_lit.typesetting.typesetter import Typesetter
 
 log = logging.getLogger(__name__)
 

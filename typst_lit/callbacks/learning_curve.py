@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 STILL_FALLING = 0.01  # a change of more than this share of the loss counts
 
 
-class EarlyStop(EarlyStopping):
+class EarlyStoppingOnPlateau(EarlyStopping):
     """Stops when val_loss has not improved for some validations. Without validation data it does nothing.
 
     Args:

@@ -11,12 +11,12 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 
 from typst_lit.data.batching import PromptBatch
-from typst_lit.data.results import JsonListFile, file_name
 from typst_lit.errors import UserError
+from typst_lit.inference.engine import Completion
+from typst_lit.inference.outputs import JsonListFile, file_name
 from typst_lit.model.adapters import adapter_directory, adapter_key
-from typst_lit.model.generation import Completion
-from typst_lit.typesetting.compiling import Typesetter
-from typst_lit.typesetting.mending import mend
+from typst_lit.typesetting.repair import mend
+from typst_lit.typesetting.typesetter import Typesetter
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
-from typst_lit.data.encoding import IGNORED, Example
+from typst_lit.data.encoding import IGNORE_INDEX, Example
 
 POOL_BATCHES = 32  # how many batches are sorted by length together: larger wastes less padding and shuffles less
 
@@ -33,20 +33,20 @@ class Documents(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Examples padded on the right to a common length, or packed one after the other into one row.
+    """TokenizedDataset padded on the right to a common length, or packed one after the other into one row.
 
     There is no attention mask: in a causal model no real token can see the padding that follows it, and what the
     padding sees is never looked at. Without a mask the attention kernels skip the upper half of the scores.
 
     Attributes:
         input_ids: (B, T) ids.
-        labels: (B, T) ids to learn, `IGNORED` elsewhere; not shifted.
+        labels: (B, T) ids to learn, `IGNORE_INDEX` elsewhere; not shifted.
         lengths: real tokens of each example.
         prompt_lengths: how many of them are the prompt's.
         origins: where each record stood, for messages.
         position_ids: (1, T) places that begin anew with each packed example; None when they are not packed.
         documents: where the packed examples are.
-        predicting: `predicting_places` of the labels.
+        predicting: `target_positions` of the labels.
     """
 
     input_ids: Tensor
@@ -59,10 +59,10 @@ class Batch(NamedTuple):
     predicting: Tensor | None = None
 
 
-def predicting_places(labels: Tensor) -> Tensor:
+def target_positions(labels: Tensor) -> Tensor:
     """Returns the places (N) in labels (B, T), laid out flat, whose next token is to be predicted."""
     ahead = torch.zeros_like(labels, dtype=torch.bool)
-    ahead[:, :-1] = labels[:, 1:] != IGNORED
+    ahead[:, :-1] = labels[:, 1:] != IGNORE_INDEX
     return ahead.flatten().nonzero()[:, 0]
 
 
@@ -98,8 +98,8 @@ def empty_batch() -> Batch:
     It still passes the model, for the processes wait for each other in the backward pass.
     """
     ids = torch.zeros(1, 8, dtype=torch.long)
-    labels = torch.full_like(ids, IGNORED)
-    return Batch(ids, labels, [], [], [], predicting=predicting_places(labels))
+    labels = torch.full_like(ids, IGNORE_INDEX)
+    return Batch(ids, labels, [], [], [], predicting=target_positions(labels))
 
 
 class PromptBatch(NamedTuple):
@@ -128,13 +128,13 @@ class Collator:
         width = max(max(lengths), min(-(-max(lengths) // 8) * 8, self.max_length))
         shape = (len(examples), width)
         input_ids = torch.full(shape, self.pad_id, dtype=torch.long)
-        labels = torch.full(shape, IGNORED, dtype=torch.long)
+        labels = torch.full(shape, IGNORE_INDEX, dtype=torch.long)
         for row, (example, length) in enumerate(zip(examples, lengths, strict=True)):
             input_ids[row, :length] = torch.tensor(example.input_ids)
             labels[row, :length] = torch.tensor(example.labels)
         prompt_lengths = [example.prompt_length for example in examples]
         origins = [example.origin for example in examples]
-        return Batch(input_ids, labels, lengths, prompt_lengths, origins, predicting=predicting_places(labels))
+        return Batch(input_ids, labels, lengths, prompt_lengths, origins, predicting=target_positions(labels))
 
 
 class PackingCollator:
@@ -146,7 +146,7 @@ class PackingCollator:
         lengths = [len(example.input_ids) for example in examples]
         ends = [0, *np.cumsum(lengths).tolist()]
         # The first label of each is nobody's to predict: what stands before it is another document.
-        labels = torch.tensor([[label for example in examples for label in (IGNORED, *example.labels[1:])]])
+        labels = torch.tensor([[label for example in examples for label in (IGNORE_INDEX, *example.labels[1:])]])
         return Batch(
             torch.tensor([[token for example in examples for token in example.input_ids]]),
             labels,
@@ -155,11 +155,11 @@ class PackingCollator:
             [example.origin for example in examples],
             torch.cat([torch.arange(length) for length in lengths])[None],
             Documents(ends, torch.tensor(ends, dtype=torch.int32), max(lengths)),
-            predicting_places(labels),
+            target_positions(labels),
         )
 
 
-class RepeatableSampler(Sampler[list[int]]):
+class DeterministicBatchSampler(Sampler[list[int]]):
     """Batches in an order that is a function of seed and epoch alone; a subclass says which examples share one.
 
     Nothing global is drawn from, so a run that is resumed sees the very batches that were still to come. The very
@@ -199,7 +199,7 @@ class RepeatableSampler(Sampler[list[int]]):
 
     @property
     @abstractmethod
-    def batch_count(self) -> int:
+    def num_batches(self) -> int:
         """Number of batches of all processes together, the same in every epoch."""
 
     @abstractmethod
@@ -211,7 +211,7 @@ class RepeatableSampler(Sampler[list[int]]):
         """Returns how much memory a batch takes, as a number to compare by."""
 
     def __len__(self) -> int:
-        return -(-self.batch_count // self.world_size)
+        return -(-self.num_batches // self.world_size)
 
     def __iter__(self) -> Iterator[list[int]]:
         epoch = max(self.epoch(), self.start[0])
@@ -236,11 +236,11 @@ class RepeatableSampler(Sampler[list[int]]):
         return batches
 
 
-class LengthGroupedSampler(RepeatableSampler):
+class LengthGroupedSampler(DeterministicBatchSampler):
     """Batches of examples of similar length, so that little is padded."""
 
     @property
-    def batch_count(self) -> int:
+    def num_batches(self) -> int:
         return -(-len(self.lengths) // self.batch_size)
 
     def grouped(self, order: np.ndarray, generator: np.random.Generator | None) -> list[np.ndarray]:
@@ -257,7 +257,7 @@ class LengthGroupedSampler(RepeatableSampler):
         return int(self.lengths[batch].max())
 
 
-class PackedSampler(RepeatableSampler):
+class PackedSampler(DeterministicBatchSampler):
     """Batches of ``batch_size`` rows of at most ``capacity`` tokens, each filled with whole examples by best fit.
 
     Which lengths share a row is the same in every epoch; which examples of these lengths, chance decides.
@@ -266,15 +266,15 @@ class PackedSampler(RepeatableSampler):
     def __init__(self, lengths: Sequence[int] | np.ndarray, batch_size: int, capacity: int, **options: Any) -> None:
         super().__init__(lengths, batch_size, **options)
         self.capacity = capacity
-        self.row_count = len(best_fit(np.sort(self.lengths)[::-1].tolist(), capacity))
+        self.row_count = len(best_fit_decreasing(np.sort(self.lengths)[::-1].tolist(), capacity))
 
     @property
-    def batch_count(self) -> int:
+    def num_batches(self) -> int:
         return -(-self.row_count // self.batch_size)
 
     def grouped(self, order: np.ndarray, generator: np.random.Generator | None) -> list[np.ndarray]:
         falling = order[np.argsort(-self.lengths[order], kind="stable")]
-        rows = [falling[row] for row in best_fit(self.lengths[falling].tolist(), self.capacity)]
+        rows = [falling[row] for row in best_fit_decreasing(self.lengths[falling].tolist(), self.capacity)]
         if generator:  # the rows of the longest examples come first, and shall not share their batches
             rows = [rows[place] for place in generator.permutation(len(rows))]
         return [np.concatenate(rows[at : at + self.batch_size]) for at in range(0, len(rows), self.batch_size)]
@@ -283,7 +283,7 @@ class PackedSampler(RepeatableSampler):
         return int(self.lengths[batch].sum())
 
 
-def best_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
+def best_fit_decreasing(lengths: Sequence[int], capacity: int) -> list[list[int]]:
     """Packs items into rows, each into the fullest one that still has room (best fit).
 
     Args:

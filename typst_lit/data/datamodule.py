@@ -18,11 +18,11 @@ from transformers import PreTrainedTokenizerBase
 from typst_lit.data.batching import (
     Batch,
     Collator,
+    DeterministicBatchSampler,
     LengthGroupedSampler,
     PackedSampler,
     PackingCollator,
     PromptBatch,
-    RepeatableSampler,
 )
 from typst_lit.data.encoding import Encoder, Example, make_example
 from typst_lit.data.length_policy import LengthPolicy
@@ -30,18 +30,18 @@ from typst_lit.data.lengths import LengthReport
 from typst_lit.data.loader import WatchedLoader
 from typst_lit.data.prompts import PromptTemplate, ReportPrompt
 from typst_lit.data.sources import RecordSource, open_source
-from typst_lit.data.splitting import near_duplicates, sketch, split_by_group
+from typst_lit.data.splitting import find_near_duplicates, sketch, split_by_group
 from typst_lit.data.store import column, digest, load_records, origins
 from typst_lit.errors import UserError, listing
 
 log = logging.getLogger(__name__)
-ROWS_A_PROCESS = 2000  # starting one more tokenising process pays from about here on
+ROWS_PER_PROCESS = 2000  # starting one more tokenising process pays from about here on
 # Rows tokenised by the same processes: what they map of the table's file stays in their memory until they end, and what
 # is done is not done again when a run is stopped meanwhile.
-ROWS_A_PART = 100_000
+ROWS_PER_PART = 100_000
 
 
-class Examples(torch.utils.data.Dataset[Example]):
+class TokenizedDataset(torch.utils.data.Dataset[Example]):
     """The tokenised rows of a table as examples, cut to length as they are taken."""
 
     def __init__(self, table: Dataset, max_length: int, train_on_prompt: bool) -> None:
@@ -272,12 +272,12 @@ class TypstDataModule(LightningDataModule):
 
     def _encode(self, table: Dataset) -> Dataset:
         encoder = self.encoder
-        processes = self.num_proc or max(1, min(os.cpu_count() or 1, len(table) // ROWS_A_PROCESS))
+        processes = self.num_proc or max(1, min(os.cpu_count() or 1, len(table) // ROWS_PER_PROCESS))
         names = [field.name for field in self.prompt_template.fields]
         # Only what is new is written, and the table's own columns are put beside it as they are.
         columns = table.select_columns([*names, "reference"])
         parts = [
-            columns.select(range(first, min(first + ROWS_A_PART, len(table)))).map(
+            columns.select(range(first, min(first + ROWS_PER_PART, len(table)))).map(
                 _encode_rows,
                 batched=True,
                 batch_size=1000,
@@ -285,9 +285,9 @@ class TypstDataModule(LightningDataModule):
                 fn_kwargs={"encoder": encoder, "names": names},
                 remove_columns=[*names, "reference"],
                 new_fingerprint=digest("encode-3", table._fingerprint, encoder.fingerprint, first),
-                desc="Tokenising" if len(table) <= ROWS_A_PART else f"Tokenising from record {first:,}",
+                desc="Tokenising" if len(table) <= ROWS_PER_PART else f"Tokenising from record {first:,}",
             )
-            for first in range(0, len(table), ROWS_A_PART)
+            for first in range(0, len(table), ROWS_PER_PART)
         ]
         encoded = concatenate_datasets(parts)
         whole = concatenate_datasets([table, encoded], axis=1)
@@ -302,7 +302,7 @@ class TypstDataModule(LightningDataModule):
                 "Whole groups are held out, so validation has %.0f %% of the records where %.0f %% were asked for. "
                 "More groups, or --data.val_path, give a finer split.", 100 * share, 100 * self.val_fraction,
             )  # fmt: skip
-        pairs = near_duplicates(train, val)
+        pairs = find_near_duplicates(train, val)
         if pairs:
             held, trained, similarities = zip(*pairs, strict=True)
             places = zip(origins(val, held), origins(train, trained), similarities, strict=True)
@@ -381,13 +381,13 @@ class TypstDataModule(LightningDataModule):
 
     def _loader(self, name: str, batch_size: int, shuffle: bool = False) -> DataLoader[Example]:
         assert self.length_limit is not None and self.trainer is not None
-        examples = Examples(self._tables[name], self.length_limit, self.train_on_prompt)
+        examples = TokenizedDataset(self._tables[name], self.length_limit, self.train_on_prompt)
         trainer = self.trainer
         options: dict[str, Any] = {
             "seed": self.seed, "shuffle": shuffle, "rank": trainer.global_rank, "world_size": trainer.world_size,
             "epoch": lambda: trainer.current_epoch, "start": self._start(examples) if shuffle else (0, 0),
         }  # fmt: skip
-        sampler: RepeatableSampler
+        sampler: DeterministicBatchSampler
         collate: Callable[[Sequence[Example]], Batch]
         if self.packing:
             sampler = PackedSampler(examples.lengths, batch_size, self.length_limit, **options)
@@ -436,7 +436,7 @@ class TypstDataModule(LightningDataModule):
             self._resume_from = (state_dict["epoch"], state_dict["batches"])
             self._resume_order = state_dict["order"]
 
-    def _start(self, examples: Examples) -> tuple[int, int]:
+    def _start(self, examples: TokenizedDataset) -> tuple[int, int]:
         if self._resume_order is not None and self._resume_order != self._order_key():
             log.warning(
                 "The data, its lengths or the batch size changed since the checkpoint: this epoch goes on in another "

@@ -18,7 +18,7 @@ from typst_lit.data.prompts import PromptTemplate
 from typst_lit.data.store import digest
 from typst_lit.errors import UserError
 
-IGNORED = -100  # the label of a token that is not learned, as torch's cross-entropy has it
+IGNORE_INDEX = -100  # the label of a token that is not learned, as torch's cross-entropy has it
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Example:
 
     Attributes:
         input_ids: prompt, completion, end token; (T,) ids.
-        labels: what to learn at each place: the id itself, or `IGNORED`; (T,).
+        labels: what to learn at each place: the id itself, or `IGNORE_INDEX`; (T,).
         prompt_length: how many ids are the prompt's.
         origin: where the record stood.
     """
@@ -135,4 +135,4 @@ def make_example(
     """
     ids = list(input_ids[:max_length])
     masked = 0 if train_on_prompt else min(prompt_length, len(ids))
-    return Example(ids, [IGNORED] * masked + ids[masked:], min(prompt_length, len(ids)), origin)
+    return Example(ids, [IGNORE_INDEX] * masked + ids[masked:], min(prompt_length, len(ids)), origin)

@@ -34,7 +34,7 @@ class Parsed:
 
     fields: dict[str, Any]
     reference: str
-    faults: tuple[str, ...]
+    errors: tuple[str, ...]
 
 
 def parse_record(raw: object, fields: Sequence[Field], needs_reference: bool) -> Parsed:

@@ -27,7 +27,7 @@ class Row:
 
     origin: str
     value: Any = None
-    fault: str | None = None
+    error: str | None = None
 
 
 class RecordSource(ABC):
@@ -151,20 +151,20 @@ def _parquet_rows(file: Path) -> Iterator[Row]:
                 yield Row(f"{file}, record {index}", value)
                 index += 1
     except pyarrow.ArrowException as error:
-        yield Row(str(file), fault=f"is not a readable Parquet file: {str(error).splitlines()[0]}")
+        yield Row(str(file), error=f"is not a readable Parquet file: {str(error).splitlines()[0]}")
 
 
 def _json_rows(file: Path) -> Iterator[Row]:
     with file.open("rb") as stream:
         start = stream.read(CHUNK_BYTES)
         if start[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
-            yield Row(str(file), fault="is UTF-16 text: save it as UTF-8")
+            yield Row(str(file), error="is UTF-16 text: save it as UTF-8")
             return
         first = start.removeprefix(codecs.BOM_UTF8).lstrip()[:1]
         stream.seek(0)
         lines = file.suffix.lower() in (".jsonl", ".ndjson")
         if not first:
-            yield Row(str(file), fault="is empty: it must hold at least one record")
+            yield Row(str(file), error="is empty: it must hold at least one record")
         elif first == b"[" and not (lines and _is_line(stream)):
             stream.seek(0)
             yield from _list_rows(file, stream)
@@ -197,16 +197,16 @@ def _one_value(file: Path) -> Row:
         value = json.loads(file.read_text("utf-8-sig"))
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
-        return Row(str(file), fault=_not_utf8(error.object[error.start], f" (line {line})"))
+        return Row(str(file), error=_not_utf8(error.object[error.start], f" (line {line})"))
     except json.JSONDecodeError as error:
-        return Row(str(file), fault=f"is not valid JSON: {error.msg} at line {error.lineno}, column {error.colno}")
+        return Row(str(file), error=f"is not valid JSON: {error.msg} at line {error.lineno}, column {error.colno}")
     except (ValueError, RecursionError) as error:
-        return Row(str(file), fault=f"is not valid JSON: {error}")
+        return Row(str(file), error=f"is not valid JSON: {error}")
     if isinstance(value, dict):
         return Row(f"{file}, record 0", value)
     return Row(
         str(file),
-        fault=f"has {type_name(value)} at the top level: it must be a list of records, one record, or one a line",
+        error=f"has {type_name(value)} at the top level: it must be a list of records, one record, or one a line",
     )
 
 
@@ -220,11 +220,11 @@ def _line_rows(file: Path, stream: BinaryIO) -> Iterator[Row]:
         try:
             yield Row(origin, json.loads(line.decode("utf-8")))
         except UnicodeDecodeError as error:
-            yield Row(origin, fault=_not_utf8(error.object[error.start]))
+            yield Row(origin, error=_not_utf8(error.object[error.start]))
         except json.JSONDecodeError as error:
-            yield Row(origin, fault=f"is not valid JSON: {error.msg} at column {error.colno}")
+            yield Row(origin, error=f"is not valid JSON: {error.msg} at column {error.colno}")
         except (ValueError, RecursionError) as error:
-            yield Row(origin, fault=f"is not valid JSON: {error}")
+            yield Row(origin, error=f"is not valid JSON: {error}")
 
 
 def _list_rows(file: Path, stream: BinaryIO) -> Iterator[Row]:
@@ -275,17 +275,17 @@ def _list_rows(file: Path, stream: BinaryIO) -> Iterator[Row]:
             origin = f"{file}, record {index} ({here()})"
             strange = NOT_UTF8.search(text, at, end)
             at = end
-            yield Row(origin, fault=_not_utf8(ord(strange[0]) & 0xFF)) if strange else Row(origin, value)
+            yield Row(origin, error=_not_utf8(ord(strange[0]) & 0xFF)) if strange else Row(origin, value)
             index += 1
         at += 1
         if skip_space():
             raise ValueError("there is more text after the end of the list")
         if not index:
-            yield Row(str(file), fault="holds an empty list: it must hold at least one record")
+            yield Row(str(file), error="holds an empty list: it must hold at least one record")
     except (ValueError, RecursionError) as error:
         reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
         rest = f"; nothing after record {index - 1} could be read" if index else ""
-        yield Row(f"{file}, {here()}", fault=f"is not valid JSON: {reason}{rest}")
+        yield Row(f"{file}, {here()}", error=f"is not valid JSON: {reason}{rest}")
 
 
 def _not_utf8(byte: int, where: str = "") -> str:

@@ -64,7 +64,7 @@ def sketch(text: str) -> np.ndarray:
     return np.unique(mixed >> np.uint64(1))[:SKETCH_SIZE].astype(np.int64)
 
 
-def near_duplicates(train: Dataset, held: Dataset, threshold: float = 0.5) -> list[tuple[int, int, float]]:
+def find_near_duplicates(train: Dataset, held: Dataset, threshold: float = 0.5) -> list[tuple[int, int, float]]:
     """Finds for each held-out text the most similar one to train on, by the sketches in the column ``sketch``.
 
     Returns:

@@ -22,7 +22,7 @@ from typst_lit.data.sources import RecordSource
 from typst_lit.errors import UserError, listing
 
 log = logging.getLogger(__name__)
-FORMAT = "1"  # raise it when the table's columns or the checks change: old caches are then not used
+FORMAT = "2"  # raise it when the table's columns or the checks change: old caches are then not used
 
 
 def load_records(
@@ -50,11 +50,11 @@ def load_records(
         if isinstance(error.__cause__, UserError):
             raise error.__cause__ from None
         raise
-    faulty = np.asarray(table.data.column("faults").combine_chunks().value_lengths()) > 0
+    faulty = np.asarray(table.data.column("errors").combine_chunks().value_lengths()) > 0
     if not faulty.any():
         return table
-    bad = table.select(np.flatnonzero(faulty)).select_columns(["origin", "faults"])
-    faults = [f"{row['origin']}: {fault}" for row in bad for fault in row["faults"]]
+    bad = table.select(np.flatnonzero(faulty)).select_columns(["origin", "errors"])
+    faults = [f"{row['origin']}: {fault}" for row in bad for fault in row["errors"]]
     counts = f"{len(bad)} of {len(table)} records can't be used"
     if on_invalid == "error" or faulty.all():
         way_out = "" if faulty.all() else ", or leave them out with --data.on_invalid skip"
@@ -81,7 +81,7 @@ def digest(*parts: Any) -> str:
 def _features(fields: Any) -> Features:
     columns = {field.name: Value("string" if field.kind == "text" else "int64") for field in fields}
     text = Value("string")
-    return Features({**columns, "origin": text, "reference": text, "faults": List(text)})
+    return Features({**columns, "origin": text, "reference": text, "errors": List(text)})
 
 
 def _checked_rows(source: RecordSource, fields: tuple[Field, ...], needs_reference: bool) -> Iterator[dict[str, Any]]:
@@ -89,7 +89,7 @@ def _checked_rows(source: RecordSource, fields: tuple[Field, ...], needs_referen
     for row in source.rows():
         empty = False
         parsed = parse_record(row.value, fields, needs_reference)
-        faults = [row.fault] if row.fault else list(parsed.faults)
-        yield {**parsed.fields, "origin": row.origin, "reference": parsed.reference, "faults": faults}
+        faults = [row.error] if row.error else list(parsed.errors)
+        yield {**parsed.fields, "origin": row.origin, "reference": parsed.reference, "errors": faults}
     if empty:
         raise UserError("the data holds no record.")

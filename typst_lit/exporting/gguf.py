@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from typst_lit.errors import UserError
-from typst_lit.model.first_qwen import SPLIT
+from typst_lit.model.qwen1 import SPLIT
 
 Kind = Literal["f16", "q8_0"]
 ARCHITECTURES = ("qwen2", "qwen3", "llama")

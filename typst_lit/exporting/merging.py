@@ -17,11 +17,11 @@ from transformers import GenerationConfig
 from typst_lit.data.batching import Collator
 from typst_lit.data.encoding import make_example
 from typst_lit.errors import UserError
-from typst_lit.inference import Generator
+from typst_lit.inference.engine import eos_token_ids
+from typst_lit.inference.generator import Generator
+from typst_lit.inference.sampling import GenerationSettings
 from typst_lit.model.adapters import ABOUT_FILE
-from typst_lit.model.generation import end_tokens
-from typst_lit.model.losses import summed_cross_entropy
-from typst_lit.model.sampling import GenerationSettings
+from typst_lit.model.losses import chunked_cross_entropy
 
 GREEDY = GenerationSettings(max_tokens=256, temperature=0, repetition_penalty=1.0)
 # Engines that know chats only get the prompt as it is, for that is what the model was trained on.
@@ -73,7 +73,7 @@ def mean_loss(generator: Generator, pairs: Sequence[Mapping[str, Any]]) -> float
         batch = Collator(0, len(ids))([make_example(ids, prompt_length, "", len(ids), train_on_prompt=False)])
         with torch.inference_mode():
             hidden = base.get_decoder()(input_ids=batch.input_ids.to(model.device), use_cache=False)[0]
-            loss, tokens = summed_cross_entropy(hidden, batch.labels.to(model.device), base.get_output_embeddings())
+            loss, tokens = chunked_cross_entropy(hidden, batch.labels.to(model.device), base.get_output_embeddings())
         total, count = total + float(loss), count + int(tokens)
     return total / max(1, count)
 
@@ -103,7 +103,7 @@ def write_merged(generator: Generator, out: Path, dtype: torch.dtype, shard_size
         UserError: when the adapter is of a kind that can't be merged.
     """
     model, encoder = merge(generator), generator.encoder()
-    ends = sorted(end_tokens(model.generation_config, encoder.tokenizer))
+    ends = sorted(eos_token_ids(model.generation_config, encoder.tokenizer))
     model.generation_config = GenerationConfig(
         do_sample=True, temperature=0.7, top_p=0.95, top_k=50, eos_token_id=ends,
         pad_token_id=encoder.tokenizer.pad_token_id,

@@ -15,7 +15,7 @@ from torchmetrics.functional.text import rouge_score
 from torchmetrics.text import BLEUScore, CHRFScore
 
 from typst_lit.metrics import functional
-from typst_lit.metrics.pictures import page_similarity
+from typst_lit.metrics.images import page_similarity
 from typst_lit.typesetting.results import CompileResult
 
 

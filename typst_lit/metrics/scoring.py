@@ -9,7 +9,7 @@ from itertools import tee
 from torchmetrics import Metric
 
 from typst_lit.metrics.documents import Document, DocumentMetric, Draft, document_metrics, metric_values, update_metric
-from typst_lit.typesetting.compiling import Typesetter
+from typst_lit.typesetting.typesetter import Typesetter
 
 log = logging.getLogger(__name__)
 PPI = 72.0  # of the pictures that are compared and shown

@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from typst_lit.data.prompts import PromptTemplate, template_from
 from typst_lit.data.store import digest
 from typst_lit.errors import UserError
-from typst_lit.files import sha256, sync_directory
+from typst_lit.files import fsync_directory, sha256
 
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
 TARGET_PRESETS: dict[str, list[str]] = {
@@ -262,7 +262,7 @@ def save_weights(
             with file.open("rb") as stream:
                 os.fsync(stream.fileno())
             file.replace(directory / file.name)
-        sync_directory(directory)
+        fsync_directory(directory)
     except Exception as error:
         # The libraries beneath raise kinds of their own: SafetensorError, or a plain Exception.
         if not isinstance(error, OSError) and "os error" not in str(error):

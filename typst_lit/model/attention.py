@@ -1,6 +1,6 @@
 """Attention that never holds length x length scores, and keeps packed documents apart.
 
-`use_own_attention` puts it into a model by transformers' own registry. It takes over where every position sees just
+`use_packed_attention` puts it into a model by transformers' own registry. It takes over where every position sees just
 those before it in its document: the whole of training and the prompts of generation. What is left, single steps with a
 cache and padded batches, goes to transformers' own function.
 
@@ -44,13 +44,13 @@ PLAIN = "plain, which holds length x length scores"
 FIRST_WITH_FLASH = (8, 0)  # compute capability of Ampere: below it, SDPA with grouped heads holds all scores
 
 
-def use_own_attention(model: PreTrainedModel) -> None:
+def use_packed_attention(model: PreTrainedModel) -> None:
     """Makes a model's layers use `attention`, if they are of those that leave the choice."""
     if getattr(model.config, "_attn_implementation", None) == "sdpa":
         model.set_attn_implementation(NAME)
 
 
-def keeps_documents_apart(model: PreTrainedModel) -> bool:
+def has_no_cross_contamination(model: PreTrainedModel) -> bool:
     """Returns whether packed documents can't see each other in a model: another first one must change nothing."""
     device = next(model.parameters()).device
     ends = [0, 5, 12]
@@ -70,7 +70,7 @@ def keeps_documents_apart(model: PreTrainedModel) -> bool:
     return torch.equal(one, two)
 
 
-def kernel_of(
+def attention_backend(
     device: torch.device, dtype: torch.dtype, heads: int = 16, groups: int = 8, width: int = 128, packed: bool = False
 ) -> str:
     """Returns which kernel attention gets on a device, found by running it on a short sequence.

@@ -24,7 +24,7 @@ from transformers.integrations import sdpa_attention
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from typst_lit.errors import UserError
-from typst_lit.model import first_qwen
+from typst_lit.model import qwen1
 
 
 def compute_dtype(device: torch.device) -> torch.dtype:
@@ -71,8 +71,8 @@ class Backbone(ABC):
         place = path_or_name(name)
         try:
             original, _ = PretrainedConfig.get_config_dict(place, revision=revision)
-            if original.get("model_type") == first_qwen.MODEL_TYPE:
-                return first_qwen.qwen2_config(original)
+            if original.get("model_type") == qwen1.MODEL_TYPE:
+                return qwen1.qwen2_config(original)
             config = AutoConfig.from_pretrained(place, revision=revision, trust_remote_code=trust_remote_code)
         except Exception as error:
             raise _not_loaded("model", name, error) from error
@@ -128,8 +128,8 @@ class PretrainedBackbone(Backbone):
         self.load_config(name, revision, trust_remote_code)  # of a model that can't be used, no data is tokenised
         try:
             place = path_or_name(name)
-            if _is_first_qwen(place, revision):
-                return first_qwen.load_first_tokenizer(place, revision)
+            if _is_qwen1(place, revision):
+                return qwen1.load_qwen1_tokenizer(place, revision)
             tokenizer = AutoTokenizer.from_pretrained(place, revision=revision, trust_remote_code=trust_remote_code)
         except Exception as error:
             raise _not_loaded("tokenizer", name, error) from error
@@ -163,8 +163,8 @@ class PretrainedBackbone(Backbone):
                 "config": config, "revision": revision, "quantization_config": quantization, "dtype": dtype,
                 "attn_implementation": "sdpa", "device_map": {"": device},
             }  # fmt: skip
-            if _is_first_qwen(place, revision):
-                model: Any = first_qwen.load_first_qwen(place, **options)
+            if _is_qwen1(place, revision):
+                model: Any = qwen1.load_qwen1(place, **options)
             else:
                 model = AutoModelForCausalLM.from_pretrained(place, trust_remote_code=trust_remote_code, **options)
         except torch.OutOfMemoryError:
@@ -179,13 +179,13 @@ class PretrainedBackbone(Backbone):
         return model
 
 
-def _is_first_qwen(place: str, revision: str | None) -> bool:
-    return PretrainedConfig.get_config_dict(place, revision=revision)[0].get("model_type") == first_qwen.MODEL_TYPE
+def _is_qwen1(place: str, revision: str | None) -> bool:
+    return PretrainedConfig.get_config_dict(place, revision=revision)[0].get("model_type") == qwen1.MODEL_TYPE
 
 
 def known_elsewhere(name: str) -> bool:
     """Returns whether other engines know a base model under its name: not a built-in, not a first-generation Qwen."""
-    return name not in BUILT_IN and not _is_first_qwen(name, None)
+    return name not in BUILT_IN and not _is_qwen1(name, None)
 
 
 def check_kind(name: str, config: PretrainedConfig) -> None:

@@ -54,7 +54,7 @@ class _Lean(nn.Module):
 KINDS: dict[type, type] = {kind: type(f"Lean{kind.__name__}", (_Lean, kind), {}) for kind in (Linear, Linear4bit)}
 
 
-def use_lean_lora(model: nn.Module) -> None:
+def fuse_lora_forward(model: nn.Module) -> None:
     """Makes a model's LoRA layers on linear layers, of 4 bits or more, run the shorter forward pass."""
     for module in model.modules():
         if type(module) in KINDS:

@@ -10,13 +10,13 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F  # noqa: N812
 from torch.utils.checkpoint import checkpoint
 
-from typst_lit.data.batching import predicting_places
+from typst_lit.data.batching import target_positions
 
 CHUNK_ROWS = 512
 HALF_SCALE = 1024.0  # in fp16, gradients are kept times this: those of tokens that are all but certain would round to 0
 
 
-def summed_cross_entropy(
+def chunked_cross_entropy(
     hidden: Tensor, labels: Tensor, head: nn.Module, predicting: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Returns the loss of predicting each next labelled token, summed, and how many such tokens there are.
@@ -26,22 +26,22 @@ def summed_cross_entropy(
 
     Args:
         hidden: (B, T, D) last hidden states.
-        labels: (B, T) ids, or `IGNORED`; the label at t + 1 is predicted from the hidden state at t.
+        labels: (B, T) ids, or `IGNORE_INDEX`; the label at t + 1 is predicted from the hidden state at t.
         head: the module that turns hidden states into logits (.., V).
-        predicting: `predicting_places` of the labels. Without them they are found here, for which the CPU has to wait
+        predicting: `target_positions` of the labels. Without them they are found here, for which the CPU has to wait
             until a GPU has done all it was given.
 
     Returns:
         Scalar fp32 sum, differentiable in ``hidden`` and the head's weights, and the count as an integer scalar.
     """
     if predicting is None:
-        predicting = predicting_places(labels)
+        predicting = target_positions(labels)
     rows = hidden.flatten(0, 1).index_select(0, predicting)
     targets = labels.flatten().index_select(0, predicting + 1)
-    return rows_cross_entropy(rows, targets, head), torch.full((), len(rows), device=rows.device)
+    return linear_cross_entropy(rows, targets, head), torch.full((), len(rows), device=rows.device)
 
 
-def rows_cross_entropy(rows: Tensor, targets: Tensor, head: nn.Module) -> Tensor:
+def linear_cross_entropy(rows: Tensor, targets: Tensor, head: nn.Module) -> Tensor:
     """Returns the summed loss (scalar, fp32) of rows (N, D) that all have a target (N)."""
     if not len(rows):
         return head(rows).sum().float()  # 0, in which hidden states and head take part like always

@@ -16,7 +16,7 @@ from typst_lit.data.batching import Batch, split
 SummedLoss = Callable[[Batch], tuple[Tensor, Tensor]]
 
 
-def return_freed_memory(layers: Iterable[nn.Module]) -> None:
+def trim_freed_memory(layers: Iterable[nn.Module]) -> None:
     """Has the C library, where it is glibc, return to the system what is free, twice a layer in training.
 
     By itself it keeps freed blocks for later. The tensors of a layer have many sizes and leave in another order than
@@ -41,7 +41,7 @@ def return_freed_memory(layers: Iterable[nn.Module]) -> None:
                 block.register_forward_hook(return_free)
 
 
-def loss_in_parts(
+def split_batch_loss(
     summed_loss: SummedLoss, batch: Batch, parts: int, parameters: Sequence[Tensor], scale: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Returns what ``summed_loss`` returns for a batch, computed from so many parts of it, one after the other.

@@ -23,6 +23,15 @@ from typst_lit.callbacks.watchdog import Watchdog
 from typst_lit.data.batching import Batch, PromptBatch, split
 from typst_lit.data.prompts import PromptTemplate
 from typst_lit.errors import UserError
+from typst_lit.inference.engine import Completion, generate
+from typst_lit.inference.prompt_lookup import DraftCorpus
+from typst_lit.inference.sampling import GenerationSettings
+from typst_lit.model.activation_checkpointing import (
+    Checkpointing,
+    enable_activation_checkpointing,
+    offload_activations,
+    policy_of,
+)
 from typst_lit.model.adapters import (
     adapter_base,
     adapter_directory,
@@ -33,17 +42,13 @@ from typst_lit.model.adapters import (
     load_adapter,
     trainable_names,
 )
-from typst_lit.model.attention import keeps_documents_apart, kernel_of, use_own_attention
+from typst_lit.model.attention import attention_backend, has_no_cross_contamination, use_packed_attention
 from typst_lit.model.backbones import Backbone, PretrainedBackbone, compute_dtype, keep_differentiable
-from typst_lit.model.checkpointing import Checkpointing, enable_checkpointing, kept_on_host, policy_of
-from typst_lit.model.drafting import Shelf
-from typst_lit.model.generation import Completion, generate
-from typst_lit.model.kernels import use_lean_lora, use_liger
-from typst_lit.model.losses import summed_cross_entropy
-from typst_lit.model.memory import is_out_of_memory, loss_in_parts, return_freed_memory
-from typst_lit.model.sampling import GenerationSettings
-from typst_lit.model.schedules import Schedule, learning_rate_factor
-from typst_lit.model.sharding import keep_from_ddp, shard_layers
+from typst_lit.model.kernels import fuse_lora_forward, use_liger
+from typst_lit.model.losses import chunked_cross_entropy
+from typst_lit.model.lr import Schedule, learning_rate_factor
+from typst_lit.model.memory import is_out_of_memory, split_batch_loss, trim_freed_memory
+from typst_lit.model.sharding import ignore_frozen_in_ddp, shard_layers
 
 log = logging.getLogger(__name__)
 Result = TypeVar("Result")
@@ -138,7 +143,7 @@ class TypstModule(LightningModule):
         self.shard_base = shard_base
         self.generation = generation
         self.metrics = nn.ModuleDict(metrics or {})
-        self._shelf = Shelf()  # finished documents, for others to copy from
+        self._shelf = DraftCorpus()  # finished documents, for others to copy from
         self.warmup_steps = 0  # set by the warm-up callback, which knows how long the run is
         self.strict_loading = False  # a checkpoint holds the trainable weights only; on_load_checkpoint checks those
         self.model: Any = None  # PreTrainedModel, with an adapter PeftModel; loaded by configure_model
@@ -200,10 +205,10 @@ class TypstModule(LightningModule):
             self.model = model
         if training:
             if self.device_to_load_on.type == "cpu":
-                return_freed_memory(model.get_decoder().layers)
+                trim_freed_memory(model.get_decoder().layers)
             keep_differentiable(self.model)
-            use_own_attention(model)
-            use_lean_lora(self.model)
+            use_packed_attention(model)
+            fuse_lora_forward(self.model)
             if self.liger:
                 use_liger(model)
             packing = getattr(self.trainer.datamodule, "packing", False)  # type: ignore[attr-defined]
@@ -218,14 +223,14 @@ class TypstModule(LightningModule):
                         "model.adapter: prefix tuning puts its weights into the key-value cache, which gradient "
                         "checkpointing switches off. Use --model.gradient_checkpointing false, or LoRA."
                     )
-                enable_checkpointing(model, self.gradient_checkpointing)
+                enable_activation_checkpointing(model, self.gradient_checkpointing)
             if self.compile_layers:
                 for layer in model.get_decoder().layers:
                     layer.compile(dynamic=True)
             if self.divided:
                 shard_layers(model, self.device_to_load_on)
-            keep_from_ddp(self)
-            kernel = kernel_of(self.device_to_load_on, dtype, packed=packing)
+            ignore_frozen_in_ddp(self)
+            kernel = attention_backend(self.device_to_load_on, dtype, packed=packing)
             log.info("%s. Attention kernel: %s.", describe_adapter(self.model), kernel)
 
     def _check_positions(self) -> None:
@@ -256,7 +261,7 @@ class TypstModule(LightningModule):
             raise UserError(
                 f"data.packing: {self.model.active_peft_config.peft_type} knows one document a row. {way_out}"
             )
-        if not keeps_documents_apart(model):
+        if not has_no_cross_contamination(model):
             raise UserError(
                 f"data.packing: the documents of a row would see each other in a {type(model).__name__}. {way_out}"
             )
@@ -290,7 +295,7 @@ class TypstModule(LightningModule):
         if batch.documents is not None:
             packed = {"position_ids": batch.position_ids, "documents": batch.documents}
         try:
-            with kept_on_host(self.gradient_checkpointing):
+            with offload_activations(self.gradient_checkpointing):
                 self.model(input_ids=batch.input_ids, use_cache=False, logits_to_keep=1, **packed)
         finally:
             handle.remove()
@@ -299,7 +304,7 @@ class TypstModule(LightningModule):
     def summed_loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Returns the loss summed over the batch's labelled tokens, and their count."""
         head = self.model.get_output_embeddings()
-        return summed_cross_entropy(self.hidden_states(batch), batch.labels, head, batch.predicting)
+        return chunked_cross_entropy(self.hidden_states(batch), batch.labels, head, batch.predicting)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         self._seed(batch_idx)
@@ -334,7 +339,9 @@ class TypstModule(LightningModule):
         scale = torch.full((), 1 / TOKEN_SCALE, device=self.device)
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
         parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        return loss_in_parts(self.summed_loss, batch, self.parts, parameters, scaler.scale(scale) if scaler else scale)
+        return split_batch_loss(
+            self.summed_loss, batch, self.parts, parameters, scaler.scale(scale) if scaler else scale
+        )
 
     def _that_fits(self, batch: Batch, compute: Callable[[], Result]) -> Result:
         """Returns what is computed from a batch, and whenever memory runs out, tries again with less at a time."""
@@ -359,7 +366,7 @@ class TypstModule(LightningModule):
         if self.gradient_checkpointing in ("none", "selective"):
             self.gradient_checkpointing = "full"
             base: Any = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
-            enable_checkpointing(base, "full")
+            enable_activation_checkpointing(base, "full")
             log.warning(
                 "Memory ran out at step %d. From here on, every layer is computed again in the backward pass "
                 "(--model.gradient_checkpointing full).", self.trainer.global_step + 1,

@@ -30,7 +30,7 @@ def shard_layers(base: PreTrainedModel, device: torch.device) -> None:
     base.to(device)  # type: ignore[arg-type]
 
 
-def keep_from_ddp(module: nn.Module) -> None:
+def ignore_frozen_in_ddp(module: nn.Module) -> None:
     """Has DDP leave alone what is not trained: every process has loaded it, and it may be divided."""
     frozen = [name for name, parameter in module.named_parameters() if not parameter.requires_grad]
     buffers = [name for name, _ in module.named_buffers()]

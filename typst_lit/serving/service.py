@@ -1,6 +1,6 @@
 """The thread that decodes, and how requests hand their work to it.
 
-Requests that arrive together share a batch (`typst_lit.model.generation.Engine`), and a client that leaves frees its
+Requests that arrive together share a batch (`typst_lit.inference.engine.Engine`), and a client that leaves frees its
 place.
 """
 
@@ -17,10 +17,10 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from typst_lit.attempts import Attempts, GeneratedDocument
-from typst_lit.inference import Generator
-from typst_lit.model.decoding import Row
-from typst_lit.model.generation import Completion, Job
+from typst_lit.inference.attempts import Attempts, GeneratedDocument
+from typst_lit.inference.decoder import Row
+from typst_lit.inference.engine import Completion, Job
+from typst_lit.inference.generator import Generator
 
 log = logging.getLogger(__name__)
 IDLE_S = 0.5  # the decoding thread looks at the clock this often when nothing waits

@@ -18,8 +18,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from typst_lit.typesetting.placeholders import placeholder_image
 from typst_lit.typesetting.results import Diagnostic, PageText, line_start, parse_diagnostics, shorten
-from typst_lit.typesetting.stand_ins import stand_in
 
 CLONE_NEWUSER, CLONE_NEWNET = 0x10000000, 0x40000000
 MOST_ASSETS = 200  # a document that asks for more files than this gets no further ones
@@ -201,7 +201,7 @@ class Job:
             return False
         content = self._asset(path)
         if content is None:
-            content = stand_in(path)
+            content = placeholder_image(path)
             if content is None:
                 return False
             self.missing.append(path)
@@ -249,25 +249,25 @@ class Job:
         return each._replace(message=each.message.replace(str(self.worker.root), ""))
 
     def _check_size(self) -> None:
-        from typst_lit.typesetting import reading
+        from typst_lit.typesetting import pdf  # only now that the process has its limits
 
         settings = self.worker.settings
         if len(self.pdf) > settings["max_pdf_mib"] << 20:
             raise _too_much("MiB of PDF", round(len(self.pdf) / 2**20), "max_pdf_mib", settings)
-        self._document = reading.pdfium.PdfDocument(self.pdf)
+        self._document = pdf.pdfium.PdfDocument(self.pdf)
         if len(self._document) > settings["max_pages"]:
             raise _too_much("pages", len(self._document), "max_pages", settings)
-        side = max(max(size) for size in reading.page_sizes(self._document))
+        side = max(max(size) for size in pdf.page_sizes(self._document))
         if side > settings["max_page_pt"]:
             raise _too_much("points on a page's longer side", round(side), "max_page_pt", settings)
 
     def _read(self, ppi: float | None) -> None:
-        from typst_lit.typesetting import reading
+        from typst_lit.typesetting import pdf
 
         count = range(len(self._document))
-        self.page_texts = [reading.page_text(self._document, index) for index in count]
+        self.page_texts = [pdf.page_text(self._document, index) for index in count]
         if ppi:
-            self.pages = [reading.page_picture(self._document, index, ppi) for index in count]
+            self.pages = [pdf.page_image(self._document, index, ppi) for index in count]
 
 
 def _too_much(what: str, count: int, setting: str, settings: dict[str, Any]) -> RefusedError:

@@ -1,0 +1,285 @@
+"""Decoding with drafts: the same documents as transformers' own generate, in fewer passes."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, PrefixTuningConfig, PromptTuningConfig, get_peft_model
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    GenerationConfig,
+    LogitsProcessorList,
+    MistralConfig,
+    MistralForCausalLM,
+    Qwen3NextConfig,
+)
+from transformers.generation.logits_process import (
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from typst_lit.errors import UserError
+from typst_lit.inference.decoder import Decoder, Row, _sliding_window
+from typst_lit.inference.prompt_lookup import Draft, DraftCorpus
+from typst_lit.inference.sampling import GenerationSettings, candidates_of
+
+GREEDY = GenerationSettings(max_tokens=60, temperature=0, repetition_penalty=1.0)
+NO_END = -1
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model) -> Any:
+    loaded = AutoModelForCausalLM.from_pretrained(tiny_model).eval()
+    with torch.no_grad():
+        loaded.model.embed_tokens.weight *= 8  # sharper scores: ties between tokens decide nothing
+    return loaded
+
+
+PROMPTS = [[5, 9, 11, 5, 9], list(range(20, 70)), [7] * 9 + [8], [300, 301, 302, 303, 300, 301], [6]]
+
+
+def decode(
+    model: Any, prompts: Sequence[list[int]], settings: GenerationSettings, ends: Sequence[int] = (NO_END,)
+) -> list[Row]:
+    rows = [Row(prompt, settings, [settings.seed, place]) for place, prompt in enumerate(prompts)]
+    decoder = Decoder(model, ends, DraftCorpus())
+    decoder.add(rows)
+    while decoder.rows:
+        decoder.step()
+    return rows
+
+
+def reference(model: Any, prompt: list[int], count: int, penalty: float = 1.0) -> list[int]:
+    processors = LogitsProcessorList()
+    if penalty > 1:
+        processors.append(RepetitionPenaltyLogitsProcessor(penalty, prompt_ignore_length=len(prompt)))
+    output = model.generate(
+        input_ids=torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+        generation_config=GenerationConfig(max_new_tokens=count, do_sample=False, pad_token_id=0, eos_token_id=None),
+        logits_processor=processors,
+    )  # fmt: skip
+    return output[0].tolist()[-count:]
+
+
+@pytest.mark.parametrize("penalty", [1.0, 1.3])
+def test_greedy_is_what_transformers_gives_in_fewer_passes(model, penalty) -> None:
+    settings = replace(GREEDY, repetition_penalty=penalty)
+    expected = [reference(model, prompt, 60, penalty) for prompt in PROMPTS]
+    plain = decode(model, PROMPTS, replace(settings, draft=False))
+    drafted = decode(model, PROMPTS, settings)
+    assert [row.output for row in plain] == expected
+    assert [row.output for row in drafted] == expected
+    assert all(row.passes == 60 for row in plain)
+    if penalty == 1.0:  # a random model repeats itself, which a draft foresees
+        assert sum(row.passes for row in drafted) < 30 * len(PROMPTS)
+
+
+def test_a_batch_gives_each_document_as_if_it_were_alone_in_any_order(model) -> None:
+    settings = GenerationSettings(max_tokens=40, temperature=1.0, top_k=20)
+    together = [Row(prompt, settings, [1, place]) for place, prompt in enumerate(PROMPTS)]
+    decoder = Decoder(model, [NO_END], DraftCorpus())
+    decoder.add(together)
+    while decoder.rows:
+        decoder.step()
+    late = [Row(prompt, settings, [1, place]) for place, prompt in enumerate(PROMPTS)]
+    decoder = Decoder(model, [NO_END], DraftCorpus())
+    for row in reversed(late):  # one joins after the other, while the first ones are under way
+        decoder.add([row])
+        decoder.step()
+        decoder.step()
+    while decoder.rows:
+        decoder.step()
+    without = [Row(prompt, replace(settings, draft=False), [1, place]) for place, prompt in enumerate(PROMPTS)]
+    for row in without:
+        decoder.add([row])
+        while decoder.rows:
+            decoder.step()
+    assert [row.output for row in late] == [row.output for row in together] == [row.output for row in without]
+    assert len({tuple(row.output) for row in together}) == len(PROMPTS)
+    other_seed = decode(model, PROMPTS, replace(settings, seed=2))
+    assert [row.output for row in other_seed] != [row.output for row in together]
+
+
+def test_sampling_has_transformers_distribution() -> None:
+    torch.manual_seed(0)
+    logits = torch.randn(6, 300) * 3
+    for temperature, k, p in ((0.7, 50, 0.95), (1.3, 0, 0.8), (1.0, 5, 1.0), (0.3, 300, 0.5)):
+        settings = GenerationSettings(temperature=temperature, top_k=k, top_p=p)
+        scores = TemperatureLogitsWarper(temperature)(None, logits)
+        scores = TopKLogitsWarper(k)(None, scores) if k else scores
+        scores = TopPLogitsWarper(p)(None, scores) if p < 1 else scores
+        tokens, probabilities = candidates_of(logits, settings)
+        found = torch.zeros_like(logits).scatter(1, tokens, probabilities)
+        torch.testing.assert_close(found, scores.softmax(-1), atol=1e-6, rtol=1e-5)
+
+
+def test_sampled_documents_with_drafts_have_the_models_distribution(model) -> None:
+    """Chi-square over the pairs of the second and third token of 4000 documents, drafts being right and wrong."""
+    settings = GenerationSettings(max_tokens=3, temperature=1.0, top_k=3, top_p=1.0, repetition_penalty=1.2)
+    prompt = PROMPTS[0]
+    expected: dict[tuple[int, ...], float] = {(): 1.0}
+    for _ in range(3):
+        longer: dict[tuple[int, ...], float] = {}
+        for tokens, chance in expected.items():
+            with torch.inference_mode():
+                logits = model(torch.tensor([prompt + list(tokens)])).logits[:, -1]
+            ids = torch.tensor([prompt + list(tokens)])
+            logits = RepetitionPenaltyLogitsProcessor(1.2, prompt_ignore_length=len(prompt))(ids, logits)
+            kept = logits.topk(3)
+            for token, probability in zip(kept.indices[0].tolist(), kept.values.softmax(-1)[0].tolist(), strict=True):
+                longer[(*tokens, token)] = chance * probability
+        expected = longer
+    likeliest = max(expected, key=lambda tokens: expected[tokens])
+    count = 4000
+    rows = [Row(prompt, settings, seed) for seed in range(count)]
+    decoder = Decoder(model, [NO_END], DraftCorpus())
+    decoder.add(rows)
+    for row in rows:
+        row.drafter = Guess(row, likeliest)  # type: ignore[assignment]
+    while decoder.rows:
+        decoder.step()
+    found = Counter(tuple(row.output) for row in rows)
+    assert set(found) <= set(expected)
+    chi = sum((found[tokens] - count * p) ** 2 / (count * p) for tokens, p in expected.items())
+    freedom = len(expected) - 1
+    assert abs(chi - freedom) < 4 * (2 * freedom) ** 0.5
+    assert sum(row.passes for row in rows) < 2.9 * count  # drafts did take part
+
+
+class Guess:
+    """A drafter that always expects the same document."""
+
+    def __init__(self, row: Row, document: Sequence[int]) -> None:
+        self.row, self.document = row, document
+
+    def draft(self, most: int) -> Draft:
+        return Draft(list(self.document[len(self.row.output) :][:most]), 1.0)
+
+    def accept(self, count: int) -> None:
+        pass
+
+
+def test_a_document_ends_at_an_end_token_wherever_a_draft_has_it(model) -> None:
+    settings = GenerationSettings(max_tokens=60, temperature=1.0, top_k=100, top_p=1.0, repetition_penalty=1.0)
+    (free,) = decode(model, PROMPTS[:1], settings)
+    last = max(map(free.output.index, set(free.output)))  # where a token stands for the first time, late
+    end, document = free.output[last], free.output[:last]
+    assert last > 20
+    shelf = DraftCorpus()
+    for _ in range(2):  # the second time, the whole document lies on the shelf
+        row = Row(PROMPTS[0], settings, [0, 0])
+        decoder = Decoder(model, [end], shelf)
+        decoder.add([row])
+        while decoder.rows:
+            decoder.step()
+        assert (row.output, row.finish_reason) == (document, "stop")
+    assert row.passes < last / 2
+    row = Row(PROMPTS[0], settings, [0, 0])
+    decoder.add([row])
+    row.drafter = Guess(row, [*document, end, 5, 5])  # type: ignore[assignment]
+    decoder.step()
+    assert (row.output, row.finish_reason, row.passes) == (document, "stop", 1)
+
+
+def test_the_token_limit_is_exact_and_the_context_is_never_left(model) -> None:
+    for most in (1, 2, 17):
+        rows = decode(model, PROMPTS, replace(GREEDY, max_tokens=most))
+        assert all(len(row.output) == most and row.finish_reason == "length" for row in rows)
+    context = model.config.max_position_embeddings
+    (row,) = decode(model, [[5, 6] * (context // 2 - 4)], GREEDY)
+    assert len(row.output) == 8
+    with pytest.raises(UserError, match=f"{context} tokens, and the model reads {context}"):
+        decode(model, [[5] * context], GREEDY)
+
+
+def test_a_row_that_nobody_waits_for_leaves_the_others_as_they_are(model) -> None:
+    expected = [row.output for row in decode(model, PROMPTS, GREEDY)]
+    rows = [Row(prompt, GREEDY, 0) for prompt in PROMPTS]
+    decoder = Decoder(model, [NO_END], DraftCorpus())
+    decoder.add(rows)
+    decoder.step()
+    decoder.remove(rows[1])
+    while decoder.rows:
+        decoder.step()
+    assert [row.output for row in rows if row is not rows[1]] == expected[:1] + expected[2:]
+    assert rows[1].finish_reason == "cancelled"
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False),
+        PromptTuningConfig(num_virtual_tokens=5, task_type="CAUSAL_LM"),
+        PrefixTuningConfig(num_virtual_tokens=5, task_type="CAUSAL_LM"),
+    ],
+    ids=lambda config: type(config).__name__,
+)
+def test_every_kind_of_adapter_takes_part(tiny_model, config) -> None:
+    torch.manual_seed(3)
+    base = AutoModelForCausalLM.from_pretrained(tiny_model)
+    adapted: Any = get_peft_model(base, config).eval()
+    adapted.config.eos_token_id = adapted.generation_config.eos_token_id = None
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "prompt_encoder" in name:
+                parameter *= 3
+    expected = [reference(adapted, prompt, 30) for prompt in PROMPTS]
+    assert [row.output for row in decode(adapted, PROMPTS, replace(GREEDY, max_tokens=30))] == expected
+    with adapted.disable_adapter():
+        untouched = [reference(base, prompt, 30) for prompt in PROMPTS]
+    assert untouched != expected
+
+
+SMALL = {
+    "vocab_size": 200, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 4, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 16, "sliding_window": 8, "eos_token_id": None, "bos_token_id": None,
+    "pad_token_id": 0,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", ["mistral", "gemma3"])
+def test_models_that_look_through_a_window(family) -> None:
+    torch.manual_seed(0)
+    made: Any = (
+        MistralForCausalLM(MistralConfig(**SMALL))
+        if family == "mistral"
+        else Gemma3ForCausalLM(Gemma3TextConfig(**SMALL, layer_types=["sliding_attention", "full_attention"] * 2))
+    )
+    with torch.no_grad():
+        made.get_input_embeddings().weight *= 30
+    made.eval()
+    prompts = [[token % 200 for token in prompt] for prompt in PROMPTS]
+    expected = [reference(made, prompt, 40) for prompt in prompts]
+    assert [row.output for row in decode(made, prompts, replace(GREEDY, max_tokens=40))] == expected
+
+
+def test_layers_without_keys_and_values_are_refused_by_name() -> None:
+    with pytest.raises(UserError, match="layers of type linear_attention"):
+        _sliding_window(Qwen3NextConfig())
+
+
+def test_what_a_document_took_is_given_back_without_the_garbage_collector(model) -> None:
+    decoder = Decoder(model, [NO_END], DraftCorpus())
+    gc.disable()
+    try:
+        decoder.add([Row([5, 6, 7], replace(GREEDY, max_tokens=4), 0)])
+        decoder.step()
+        caches = [weakref.ref(decoder._cache)]
+        decoder.add([Row([5, 6, 7, 8], replace(GREEDY, max_tokens=9), 0)])
+        caches.append(weakref.ref(decoder._cache))
+        while decoder.rows:
+            decoder.step()
+        assert [cache() for cache in caches] == [None, None]
+    finally:
+        gc.enable()

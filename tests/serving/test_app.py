@@ -1,0 +1,214 @@
+"""The server as its clients see it: real processes, real HTTP, the real openai client."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from benchmarks.nano.words import LISTS
+
+ROOT = Path(__file__).parents[2]
+GREEDY = ["--temperature", "0", "--repetition-penalty", "1", "--max-tokens", "1200"]
+
+
+class Server:
+    """A running `typst-lit serve`."""
+
+    def __init__(self, *flags: object, **environment: str) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "typst_lit", "serve", "--port", "0", *map(str, flags)],
+            stderr=subprocess.PIPE, text=True, cwd=ROOT, env={**os.environ, **environment},
+        )  # fmt: skip
+        self.log: list[str] = []
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            self.log.append(line)
+            if found := re.search(r"Serving on (http://\S+?)[;,]", line):
+                self.url = found[1]
+                break
+        threading.Thread(target=lambda: self.log.extend(self.process.stderr or []), daemon=True).start()
+
+    def stop(self) -> int:
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(timeout=120)
+
+    def client(self, **headers: str) -> httpx.Client:
+        return httpx.Client(base_url=self.url, timeout=300, headers=headers)
+
+
+@pytest.fixture(scope="module")
+def server(able_adapter) -> Iterator[Server]:
+    made = Server("--model", able_adapter, *GREEDY)
+    yield made
+    assert made.stop() == 0, "".join(made.log)
+
+
+def test_generate_answers_with_a_document_that_compiles(server, able_pairs) -> None:
+    with server.client() as client:
+        for body in (able_pairs[0]["input"], {"input": able_pairs[0]["input"], "seed": 3, "attempts": 2}):
+            answer = client.post("/generate", json=body)
+            assert answer.status_code == 200, answer.text
+            document = answer.json()
+            assert document["compiled"] and document["pages"] >= 1 and document["finish_reason"] == "stop"
+            assert document["generated_output"].startswith("#set page(") and document["fidelity"] > 0.9
+            assert document["input"] == able_pairs[0]["input"]
+
+
+def test_faults_are_named_by_their_field(server, able_pairs) -> None:
+    good = able_pairs[0]["input"]
+    with server.client() as client:
+        for body, told in (
+            ({**good, "starting_page": "one"}, "field 'starting_page' must be a whole number"),
+            ({key: value for key, value in good.items() if key != "department"}, "field 'department' is missing"),
+            ({"input": good, "temperature": 5}, "field 'temperature'"),
+            ({"input": good, "temprature": 1}, "field 'temprature'"),
+            ({"input": good, "adapter": "letters"}, "no adapter 'letters'; there is: default"),
+            ([good], "the body"),
+        ):
+            answer = client.post("/generate", json=body)
+            assert answer.status_code == 422 and told in answer.json()["error"]["message"], answer.text
+        assert client.post("/generate", content=b"{").status_code == 422
+        assert client.post("/generate", content=b" " * (2 << 20)).status_code == 413
+
+        def chunks() -> Iterator[bytes]:
+            for _ in range(300):
+                yield b" " * 8192
+
+        assert client.post("/generate", content=chunks()).status_code == 413
+        assert client.get("/nothing").status_code == 404
+
+
+def test_the_openai_client_completes_chats_and_streams(server, able_pairs) -> None:
+    client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none")
+    record = json.dumps(able_pairs[1]["input"])
+    assert [model.id for model in client.models.list()] == ["default"]
+    whole = client.completions.create(model="default", prompt=record)
+    text = whole.choices[0].text
+    assert text.startswith("#set page(") and whole.choices[0].finish_reason == "stop"
+    assert whole.usage is not None and whole.usage.completion_tokens > 100
+    assert whole.typst["compiled"]  # type: ignore[attr-defined]
+    chat = client.chat.completions.create(model="default", messages=[{"role": "user", "content": record}])
+    assert chat.choices[0].message.content == text
+    pieces = [
+        event.choices[0]
+        for event in client.chat.completions.create(
+            model="default", messages=[{"role": "user", "content": record}], stream=True
+        )
+    ]
+    assert len(pieces) > 5
+    assert "".join(piece.delta.content or "" for piece in pieces) == text and pieces[-1].finish_reason == "stop"
+    free = client.completions.create(model="default", prompt="Any text", max_tokens=7)
+    assert free.usage and free.usage.completion_tokens <= 7
+    short = client.completions.create(model="default", prompt=record, max_tokens=7)
+    assert short.choices[0].finish_reason == "length" and short.usage and short.usage.completion_tokens == 7
+    with pytest.raises(openai.UnprocessableEntityError, match="stop"):  # refused, not ignored in silence
+        client.completions.create(model="default", prompt=record, stop=["x"])
+    with pytest.raises(openai.UnprocessableEntityError, match="field 'department' is missing"):
+        client.completions.create(model="default", prompt='{"project_title": "x"}')
+
+
+def test_metrics_health_and_description(server) -> None:
+    with server.client() as client:
+        health = client.get("/health").json()
+        assert health["status"] == "ok" and health["running"] == 0
+        metrics = client.get("/metrics").text
+        assert re.search(r'typst_lit_documents_total\{finish_reason="stop"\} [1-9]', metrics)
+        assert "typst_lit_seconds_bucket" in metrics and "typst_lit_waiting 0.0" in metrics
+        assert {"/generate", "/v1/completions", "/v1/chat/completions"} <= client.get("/openapi.json").json()[
+            "paths"
+        ].keys()
+        assert client.get("/docs").status_code == 200
+
+
+def test_many_clients_at_once_lose_and_mix_up_nothing(server, able_pairs) -> None:
+    titles = [noun.capitalize() for noun in LISTS["nouns"][:200]]
+    records = [
+        {**able_pairs[place % len(able_pairs)]["input"], "starting_page": place + 1, "project_title": f"Load {title}"}
+        for place, title in enumerate(titles)
+    ]
+
+    def ask(place: int) -> dict[str, Any]:
+        with server.client() as client:
+            answer = client.post("/generate", json={"input": records[place], "max_tokens": 100, "temperature": 0.1})
+            assert answer.status_code == 200, f"{answer.text} {server.log[-40:]}"
+            return answer.json()
+
+    with ThreadPoolExecutor(20) as pool:
+        answers = list(pool.map(ask, range(200)))
+    assert [answer["input"] for answer in answers] == records
+    shown = [set(re.findall(r"Load (\w+)", answer["generated_output"])) for answer in answers]
+    assert not any(names & ({*titles} - {title}) for names, title in zip(shown, titles, strict=True))
+    assert sum(names == {title} for names, title in zip(shown, titles, strict=True)) > 190
+    for place in (0, 7, 199):
+        assert ask(place)["generated_output"] == answers[place]["generated_output"]
+
+
+def test_a_client_that_leaves_frees_its_place(server, able_pairs) -> None:
+    with server.client() as client:
+        before = client.get("/health").json()
+        assert before["running"] == 0
+        with pytest.raises(httpx.ReadTimeout):
+            long = {"input": able_pairs[2]["input"], "temperature": 2, "top_k": 0, "top_p": 1, "attempts": 16}
+            client.post("/generate", json=long, timeout=0.5)
+        limit = time.monotonic() + 20
+        while client.get("/health").json()["running"] and time.monotonic() < limit:
+            time.sleep(0.05)
+        metrics = client.get("/metrics").text
+        assert client.get("/health").json()["running"] == 0
+        assert not re.search(r'finish_reason="cancelled"\} [1-9]', metrics)
+
+
+def test_a_full_queue_says_when_to_come_back(able_adapter, able_pairs) -> None:
+    server = Server("--model", able_adapter, *GREEDY, "--queue", 1, "--batch-size", 1)
+    body = {"messages": [{"role": "user", "content": json.dumps(able_pairs[0]["input"])}], "stream": True}
+    requests = [("/generate", able_pairs[0]["input"])] * 3 + [("/v1/chat/completions", body)] * 3
+    with ThreadPoolExecutor(6) as pool, server.client() as client:
+        answers = list(pool.map(lambda request: client.post(request[0], json=request[1]), requests))
+    assert sorted(answer.status_code for answer in answers) == [200, 200, 429, 429, 429, 429]
+    assert all(int(a.headers["retry-after"]) >= 1 for a in answers if a.status_code == 429)
+    assert server.stop() == 0
+
+
+def test_sigterm_finishes_what_runs(able_adapter, able_pairs) -> None:
+    server = Server("--model", able_adapter, *GREEDY)
+    with ThreadPoolExecutor(1) as pool, server.client() as client:
+        answer = pool.submit(client.post, "/generate", json=able_pairs[0]["input"])
+        limit = time.monotonic() + 20
+        while not client.get("/health").json()["running"] and time.monotonic() < limit:
+            time.sleep(0.01)
+        assert server.stop() == 0
+        assert answer.result().json()["compiled"]
+
+
+def test_other_addresses_need_a_token_and_requests_must_bring_it(run, able_adapter, able_pairs) -> None:
+    refused = run("serve", "--model", able_adapter, "--host", "0.0.0.0")
+    assert refused.status == 1 and "TYPST_LIT_TOKEN" in refused.err
+    server = Server("--model", able_adapter, *GREEDY, "--host", "127.0.0.1", TYPST_LIT_TOKEN="secret")
+    body = {"input": able_pairs[0]["input"], "max_tokens": 5}
+    with server.client() as client:
+        assert client.get("/health").status_code == 200
+        assert client.post("/generate", json=body).status_code == 401
+        assert client.post("/generate", json=body, headers={"Authorization": "Bearer wrong"}).status_code == 401
+        assert client.post("/generate", json=body, headers={"Authorization": "Bearer secret"}).status_code == 200
+        assert client.get("/metrics").status_code == 401
+    assert server.stop() == 0
+
+
+def test_a_port_in_use_is_told(server, able_adapter, run) -> None:
+    port = server.url.rsplit(":", 1)[1]
+    result = run("serve", "--model", able_adapter, "--port", port)
+    assert result.status == 1 and f"--port {port}" in result.err and "Traceback" not in result.err

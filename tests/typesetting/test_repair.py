@@ -1,0 +1,106 @@
+"""Repairs: what almost compiles is mended where that is certain, and told; all else is left as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from typst_lit.typesetting.repair import mend
+from typst_lit.typesetting.typesetter import Typesetter
+
+
+@pytest.fixture(scope="module")
+def typesetter() -> Iterator[Typesetter]:
+    with Typesetter(workers=1) as made:
+        yield made
+
+
+@pytest.mark.parametrize(
+    ("source", "repairs", "text"),
+    [
+        ("Text at #foo and more.", ["line 1, column 9: escaped a stray #"], "Text at #foo and more."),
+        ("Text # and more.", ["line 1, column 6: escaped a stray #"], "Text # and more."),
+        ("It costs $ 5.\n\nNext.", ["line 1, column 10: escaped a stray $"], "It costs $ 5.\nNext."),
+        ("for $price each, $more", ["line 1, column 5: escaped stray $"], "for $price each, $more"),
+        ("mail me @home", ["line 1, column 9: escaped a stray @"], "mail me @home"),
+        ("= A <a>\nsee @a", ["line 2, column 5: escaped a stray @"], "A\nsee @a"),
+        ("if a <b then", ["line 1, column 6: escaped a stray <"], "if a <b then"),
+        ("Some *bold", ["line 1, column 6: escaped a stray *"], "Some *bold"),
+        ("Some _word", ["line 1, column 6: escaped a stray _"], "Some _word"),
+        ("Some `word", ["line 1, column 6: escaped a stray `"], "Some `word"),
+        ("Some ] text", ["line 1, column 6: escaped a stray ]"], "Some ] text"),
+        ("$ ab = c $", ['line 1, column 3: quoted ab in the formula'], "ab = 𝑐"),
+        ("#text(fill: red)[\n  Red.\n\nNext.", ["line 2, column 7: closed the [ of line 1"], "Red.\nNext."),
+        ("#align(center)[#text(9pt)[Small]\n\nNext.", ["line 1, column 33: closed the [ of line 1"], "Small\nNext."),
+        (
+            "#figure(\n rect(),\n caption: [It\n)\n\nOn.",
+            ["line 3, column 14: closed the [ of line 3"],
+            "Figure\xa01: It\nOn.",
+        ),
+        (
+            "*One #foo @bar $5.\n\nNext _one.",
+            [
+                "line 1, column 1: escaped a stray *", "line 1, column 17: escaped a stray $",
+                "line 3, column 6: escaped a stray _", "line 1, column 7: escaped a stray #",
+                "line 1, column 13: escaped a stray @",
+            ],
+            "*One #foo @bar $5.\nNext _one.",
+        ),
+    ],
+)  # fmt: skip
+def test_stray_marks_and_open_brackets(typesetter, source, repairs, text) -> None:
+    broken = typesetter.compile(source)
+    assert not broken.ok
+    mended, done = mend(broken, typesetter, cut_off=False)
+    assert mended.ok and mended.text == text
+    assert [str(repair) for repair in done] == repairs
+
+
+@pytest.mark.parametrize(
+    ("source", "what", "text"),
+    [
+        ("Text.\n\n#figure(rect(), caption: [Half a cap", "closed what was open at the end: ])", "Half a cap"),
+        ("Text.\n\n#figure(rect(),\n  caption: ", "closed what was open at the end: )", "Text."),
+        ("Text.\n\n```\nx = 1", "closed what was open at the end: ```", "x = 1"),
+        ('Text.\n\n#let a = "abc', 'closed what was open at the end: "', "Text."),
+        ("Text.\n\n#set page(\n  margin: (top: 1in, bot", "closed what was open at the end: ))", "Text."),
+        ("Text.\n\nMore *bold", "escaped a stray *", "More *bold"),
+        ("Text.\n\n#figure(image(", "left out the unfinished end, 1 lines", "Text."),
+    ],
+)
+def test_a_document_that_was_cut_off(typesetter, source, what, text) -> None:
+    broken = typesetter.compile(source)
+    assert not broken.ok
+    mended, done = mend(broken, typesetter, cut_off=True)
+    assert mended.ok and text in mended.text and mended.text.startswith(("Text.", "More"))
+    assert [repair.what for repair in done] == [what]
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        '#panic("no")', "#table(columns: 2, columns: 3)[a]", "#figure(image(", "*One\n\n#panic()", '#text("abc)[x]',
+        "#let f(x) = f(x + 1)\n#f(1)", '#read("secret")', "$ x $ #bar()",
+        "$ x $ and #{foo}",
+    ],
+)  # fmt: skip
+def test_what_is_not_certain_is_left_as_it_was(typesetter, source) -> None:
+    broken = typesetter.compile(source)
+    assert not broken.ok
+    assert mend(broken, typesetter, cut_off=False) == (broken, ())
+
+
+def test_a_document_that_compiles_is_not_touched(typesetter) -> None:
+    good = typesetter.compile("= A\n\nText.")
+    assert mend(good, typesetter, cut_off=True) == (good, ())
+
+
+def test_a_document_cut_off_anywhere_is_mended_or_left_alone(typesetter, pairs) -> None:
+    source = pairs[2]["output"]
+    mended = 0
+    for length in range(20, len(source), 23):
+        result, repairs = mend(typesetter.compile(source[:length]), typesetter, cut_off=True)
+        assert result.ok == bool(repairs) or result.source == source[:length]
+        mended += result.ok
+    assert mended > 0.8 * len(range(20, len(source), 23))
