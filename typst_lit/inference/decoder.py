@@ -1,10 +1,11 @@
-"""Token by token, for many documents at once, with guesses that are checked several at a time.
+"""Speculative decoding of many documents at once.
 
 Each forward pass takes the last token of each document and a draft of what may follow
-(`typst_lit.inference.prompt_lookup`). It gives the scores after every one of these tokens, so that the sampler can
-choose there as it always does. As long as it chooses what the draft says, the next choice counts as well; the first other choice
-is the last that counts, and what the pass wrote after it is written over. So a document is the one that decoding token by token gives, greedy or
-sampled, in fewer passes: this is speculative decoding (Leviathan et al., 2023) with a draft that is certain of itself.
+(`typst_lit.inference.prompt_lookup`). It gives the logits after every one of these tokens, so that the sampler can
+choose there as it always does. As long as it chooses what the draft says, the next choice counts as well; the first
+choice that differs is the last that counts, and what the pass wrote after it is overwritten. So a document is the one
+that decoding token by token gives, greedy or sampled, in fewer passes (Leviathan et al., 2023, with a draft of
+probability 1).
 
 Documents join and leave between passes, whatever their lengths (`typst_lit.inference.kv_cache`).
 """
