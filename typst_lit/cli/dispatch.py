@@ -11,6 +11,7 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 
+from typst_lit.cli.messages import Flags, translate, use_flags
 from typst_lit.errors import RunStopped, UsageError, UserError
 from typst_lit.version import __version__
 
@@ -32,12 +33,12 @@ def _small(module: str) -> Callable[[Sequence[str]], None]:
 
 
 LOST_WORKER = (
-    "a process that prepares batches died ({}); most often there was too little memory for it. --data.num_workers 0 "
-    "does without. Go on from the last checkpoint with --ckpt_path last."
+    "a DataLoader worker died ({}), most often because it ran out of memory. `data.num_workers=0` works without "
+    "workers. Resume from the last checkpoint with `ckpt_path=last`."
 )
 LOST_PROCESS = (
-    "error: another process of this run has ended ({}). What it said itself, or the log of its machine, tells why; "
-    "often it was killed for want of memory. Go on from the last checkpoint with --ckpt_path last."
+    "error: another process of this run has ended ({}). Its own messages or its machine's log give the reason; often "
+    "it ran out of memory and was killed. Resume from the last checkpoint with `ckpt_path=last`."
 )
 COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], None]]] = {
     "fit": ("train an adapter on pairs of record and Typst source", _train("fit")),
@@ -85,15 +86,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"typst-lit: there is no command '{args[0]}'. Commands: {', '.join(COMMANDS)}.", file=sys.stderr)
         return 2
     _set_up_logging()
+    use_flags(Flags())
     try:
         COMMANDS[args[0]][1](args[1:])
     except RunStopped as stop:
         resumed = ["--ckpt_path", "last"] if stop.resumable else []
         again = shlex.join(["typst-lit", *_without_checkpoint(args), *resumed])
-        print(f"{stop}\nGo on with:\n  {again}", file=sys.stderr)
+        print(f"{translate(stop)}\nGo on with:\n  {again}", file=sys.stderr)
         return stop.status
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {translate(error)}", file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
     except SystemExit as stop:
         # Lightning turns Ctrl-C into sys.exit(1), and a SIGTERM into an exit of its own
@@ -113,10 +115,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker"):
             # torch raises this wherever the main thread happens to be, on the way out of another fault as well
-            print(f"error: {_cause(error) or LOST_WORKER.format(error)}", file=sys.stderr)
+            print(f"error: {translate(_cause(error) or LOST_WORKER.format(error))}", file=sys.stderr)
             return 1
         if _lost_process(error):
-            print(LOST_PROCESS.format(str(error).strip().splitlines()[0]), file=sys.stderr)
+            print(translate(LOST_PROCESS.format(str(error).strip().splitlines()[0])), file=sys.stderr)
             return 1
         if not _out_of_memory(error):
             raise
@@ -172,8 +174,7 @@ def _set_up_logging() -> None:
     log = logging.getLogger("typst_lit")
     if not log.handlers:
         handler = logging.StreamHandler(_StandardError())
-        handler.setFormatter(logging.Formatter("%(levelprefix)s%(message)s", defaults={"levelprefix": ""}))
-        handler.addFilter(_mark_warnings)
+        handler.setFormatter(_MessageFormatter())
         log.addHandler(handler)
         log.propagate = False
     # bitsandbytes warns on import that an optional package for the CPU is not there
@@ -207,9 +208,11 @@ def _quiet_dependencies() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
-def _mark_warnings(record: logging.LogRecord) -> bool:
-    record.levelprefix = "warning: " if record.levelno == logging.WARNING else ""
-    return True
+class _MessageFormatter(logging.Formatter):
+    """Plain messages with the flags of the command that runs; warnings are marked."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return ("warning: " if record.levelno == logging.WARNING else "") + translate(super().format(record))
 
 
 class _StandardError:

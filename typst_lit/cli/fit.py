@@ -29,6 +29,7 @@ from typst_lit.callbacks.warmup import Warmup
 from typst_lit.callbacks.watchdog import Watchdog
 from typst_lit.cli import app, convert, doctor, export, generate, lengths, score, serve
 from typst_lit.cli import compile as compile_command
+from typst_lit.cli.messages import Flags, use_flags
 from typst_lit.cli.parser import explain_parse_error
 from typst_lit.data.datamodule import TypstDataModule
 from typst_lit.errors import UsageError, UserError
@@ -142,6 +143,8 @@ class TypstCLI(LightningCLI):
         return parser
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        if self.command:
+            use_flags(Flags.from_parser(parser._subcommands_action.choices[self.command]))  # type: ignore[union-attr]
         self.config = parser.parse_args(args)
         if self.command:
             check_nulls(parser._subcommands_action.choices[self.command], self.config[self.command])  # type: ignore[union-attr]

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import difflib
 import re
-from typing import NoReturn
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
 
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, Namespace
 
+from typst_lit.cli.messages import Flags, use_flags
 from typst_lit.errors import UsageError
 
 
@@ -24,7 +27,11 @@ def explain_parse_error(message: str, parser: ArgumentParser) -> str:
 
 
 class CommandParser(ArgumentParser):
-    """A parser whose errors are one message."""
+    """A parser whose errors are one message, and whose flags the messages of its command name."""
+
+    def parse_args(self, args: Sequence[str] | None = None, *more: Any, **options: Any) -> Namespace:  # type: ignore[override]
+        use_flags(Flags.from_parser(self, sys.argv[1:] if args is None else args, has_groups=False))
+        return super().parse_args(args, *more, **options)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         raise UsageError(explain_parse_error(message, self))

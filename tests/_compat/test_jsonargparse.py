@@ -1,0 +1,19 @@
+"""The private API of jsonargparse that is used: each test fails when what it uses moves."""
+
+from __future__ import annotations
+
+from jsonargparse import ActionYesNo, ArgumentParser
+
+from typst_lit._compat.jsonargparse import Option, options
+
+
+def test_options_of_a_parser() -> None:
+    parser = ArgumentParser()
+    parser.add_argument("path")
+    parser.add_argument("-c", "--config", action="config")
+    parser.add_argument("--overwrite", action=ActionYesNo(no_prefix="no-"), default=False)
+    parser.add_class_arguments(Option, "data", skip={"flags"})
+    found = {option.name: option for option in options(parser)}
+    assert found["config"].flags == ["-c", "--config"] and "path" not in found and "help" not in found
+    assert found["overwrite"] == Option("overwrite", ["--overwrite", "--no-overwrite"], True, False)
+    assert found["data"].is_group and not found["data.name"].is_group
