@@ -22,7 +22,7 @@ from transformers import AutoTokenizer
 
 from benchmarks.trials import about
 from typst_lit.data.batching import PackedSampler, PackingCollator
-from typst_lit.data.encoding import Encoder, make_example
+from typst_lit.data.encoding import Encoder, Example
 from typst_lit.data.prompts import ReportPrompt
 from typst_lit.data.sources import FileSource
 
@@ -74,7 +74,7 @@ def main() -> None:
     found = []
     for capacity in args.capacity:
         examples = [
-            make_example(ids, prompt, "", capacity, False)
+            Example.from_ids(ids, prompt)
             for ids, prompt in zip(encoded["input_ids"], encoded["prompt_length"], strict=True)
             if len(ids) <= capacity
         ]

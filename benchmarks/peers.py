@@ -122,7 +122,7 @@ def ours(options: dict[str, Any]) -> Fitted:
     )  # fmt: skip
     data = TypstDataModule(
         source=Chosen(), val_fraction=0, batch_size=options["batch"], max_length=options["max_length"],
-        packing=options["packing"], overlong="error",
+        packing=options["packing"], overlength="error",
     )  # fmt: skip
     trainer = Trainer(
         max_epochs=1, accelerator="auto", devices=1, logger=False, enable_checkpointing=False, callbacks=[clock],

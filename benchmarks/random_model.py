@@ -1,8 +1,8 @@
 """Writes a model of Qwen3-1.7B's shape with random 16-bit weights, for speed and memory where no hub is at hand.
 
     python -m benchmarks.random_model TOKENIZER_DIR OUT_DIR [--layers 28] [--hidden 2048]
-    typst-lit fit --model.base_model OUT_DIR --data.path pairs.json --data.max_length 2048 --data.overlong truncate \\
-      --data.truncate completion --data.batch_size 4 --trainer.max_steps 10
+    typst-lit fit --model.base_model OUT_DIR --data.path pairs.json --data.max_length 2048 --data.batch_size 4 \\
+      --data.overlength truncate_completion --trainer.max_steps 10
 
 The second command prints the memory table of the fit; `--model.use_4bit`, batch size and length are its flags.
 """

@@ -10,7 +10,7 @@ from typst_lit.data.batching import (
     PackedSampler,
     PackingCollator,
     best_fit_decreasing,
-    split,
+    split_batch,
 )
 from typst_lit.data.encoding import IGNORE_INDEX, Example
 
@@ -112,8 +112,8 @@ def test_best_fit_takes_the_fullest_row_that_has_room() -> None:
 @pytest.mark.parametrize("collate", [Collator(pad_id=2, max_length=100), PackingCollator()])
 def test_a_batch_of_nothing_has_nothing_to_predict(collate) -> None:
     batch = collate([])
-    assert batch.lengths == [] and len(batch.predicting) == 0 and (batch.labels == IGNORE_INDEX).all()
-    assert split(batch, 4)[0] is batch
+    assert batch.lengths == [] and len(batch.target_positions) == 0 and (batch.labels == IGNORE_INDEX).all()
+    assert split_batch(batch, 4)[0] is batch
 
 
 def test_packing_puts_whole_examples_in_one_row() -> None:
@@ -125,5 +125,6 @@ def test_packing_puts_whole_examples_in_one_row() -> None:
     assert batch.input_ids.tolist() == [[1] * 9 + [2] * 3]
     assert batch.labels.tolist() == [[IGNORE_INDEX] * 4 + [1] * 5 + [IGNORE_INDEX, 2, 2]]
     assert batch.position_ids is not None and batch.position_ids.tolist() == [[*range(9), *range(3)]]
-    assert batch.documents is not None and batch.documents.ends == [0, 9, 12] and batch.documents.longest == 9
+    assert batch.packed_sequences is not None
+    assert batch.packed_sequences.offsets == [0, 9, 12] and batch.packed_sequences.max_seqlen == 9
     assert batch.lengths == [9, 3] and batch.origins == ["a", "b"]

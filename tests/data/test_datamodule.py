@@ -90,24 +90,24 @@ def test_group_by_a_field_that_is_not_there(run, fit_args) -> None:
     assert result.status == 1 and "no field 'author'" in result.err and "project_title" in result.err
 
 
-@pytest.mark.parametrize("policy", ["drop", "error", "text", "completion"])
+@pytest.mark.parametrize("policy", ["drop", "error", "truncate_text", "truncate_completion"])
 def test_overlong_samples_are_never_passed_over_in_silence(run, fit_args, policy) -> None:
-    args = [*fit_args, "--data.max_length", 700, "--trainer.max_steps", 1]
-    if policy in ("text", "completion"):
-        args += ["--data.overlong", "truncate", "--data.truncate", policy]
-    else:
-        args += ["--data.overlong", policy]
+    args = [*fit_args, "--data.overlength", policy, "--data.max_length", 700, "--trainer.max_steps", 1]
     result = run(*args)
     assert result.status == (1 if policy == "error" else 0), result.err
     assert "samples are longer than 700 tokens" in result.err and "record" in result.err
-    told = {"drop": "They are dropped", "error": "Raise --data.max_length", "text": "text shortened",
-            "completion": "without an end token"}  # fmt: skip
-    assert told[policy] in result.err
+    messages = {
+        "drop": "Dropped: ",
+        "error": "data.overlength",
+        "truncate_text": "Text truncated: ",
+        "truncate_completion": "Completion truncated, without an EOS token: ",
+    }
+    assert messages[policy] in result.err
 
 
 def test_a_length_that_leaves_nothing_is_an_error(run, fit_args) -> None:
     result = run(*fit_args, "--data.max_length", 20)
-    assert result.status == 1 and "no train sample is left" in result.err and "--data.max_length" in result.err
+    assert result.status == 1 and "no train sample is left" in result.err and "data.max_length" in result.err
 
 
 def make_data(tiny_model, **options):
@@ -135,7 +135,7 @@ def test_auto_length_covers_all_up_to_the_cap(tiny_model) -> None:
 
 
 def test_a_truncated_completion_never_gets_an_end_token(tiny_model) -> None:
-    data = make_data(tiny_model, max_length=700, overlong="truncate", truncate="completion")
+    data = make_data(tiny_model, max_length=700, overlength="truncate_completion")
     end = data.encoder.tokenizer.eos_token_id
     ended = [
         row[length - 1].item() == end
@@ -148,7 +148,7 @@ def test_a_truncated_completion_never_gets_an_end_token(tiny_model) -> None:
 
 
 def test_a_shortened_text_keeps_the_completion_whole(tiny_model) -> None:
-    data = make_data(tiny_model, max_length=700, overlong="truncate", truncate="text")
+    data = make_data(tiny_model, max_length=700, overlength="truncate_text")
     for batch in data.train_dataloader():
         for row, length in zip(batch.input_ids, batch.lengths, strict=True):
             assert length <= 700 and row[length - 1].item() == data.encoder.tokenizer.eos_token_id

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 
-from typst_lit.data.encoding import IGNORE_INDEX, Encoder, make_example
+from typst_lit.data.encoding import IGNORE_INDEX, Encoder, Example
 from typst_lit.data.prompts import FormatPrompt, ReportPrompt, template_from
 from typst_lit.errors import UserError
 
@@ -25,14 +25,9 @@ def test_prompt_and_completion_are_joined_ids_and_the_end_comes_last(encoder, pa
 
 
 def test_labels_cover_the_completion_and_its_end_token_only() -> None:
-    example = make_example([5, 6, 7, 8, 2], 2, "here", max_length=10, train_on_prompt=False)
+    example = Example.from_ids([5, 6, 7, 8, 2], 2)
     assert example.labels == [IGNORE_INDEX, IGNORE_INDEX, 7, 8, 2]
-    assert make_example([5, 6, 7, 8, 2], 2, "here", 10, train_on_prompt=True).labels == [5, 6, 7, 8, 2]
-
-
-def test_a_cut_sample_has_no_end_token() -> None:
-    example = make_example([5, 6, 7, 8, 2], 2, "here", max_length=4, train_on_prompt=False)
-    assert example.input_ids == [5, 6, 7, 8] and example.labels == [IGNORE_INDEX, IGNORE_INDEX, 7, 8]
+    assert Example.from_ids([5, 6, 7, 8, 2], 2, completion_only_loss=False).labels == [5, 6, 7, 8, 2]
 
 
 def test_text_is_never_read_as_a_special_token(encoder, pairs) -> None:
@@ -88,11 +83,11 @@ def test_shortening_keeps_as_much_text_as_fits(encoder, pairs) -> None:
     fields = pairs[0]["input"]
     whole = len(encoder.prompts([fields])[0])
     for room in (whole, whole - 1, whole - 40):
-        ids = encoder.shorten(fields, 100, room + 100)
+        ids = encoder.truncate_body(fields, 100, room + 100)
         assert room - 4 <= len(ids) <= room
         text = encoder.tokenizer.decode(ids)
         assert fields["project_title"] in text and text.endswith("### Typst\n")
-    assert encoder.shorten(fields, 100, 110) is None
+    assert encoder.truncate_body(fields, 100, 110) is None
 
 
 def test_a_template_can_be_described_and_made_again() -> None:

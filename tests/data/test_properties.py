@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
+from datasets import Dataset
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
@@ -14,12 +17,15 @@ from typst_lit.data.batching import (
     PackedSampler,
     PackingCollator,
     best_fit_decreasing,
-    split,
+    split_batch,
     target_positions,
 )
-from typst_lit.data.encoding import IGNORE_INDEX, Encoder, Example, make_example
+from typst_lit.data.datamodule import TokenizedDataset
+from typst_lit.data.encoding import IGNORE_INDEX, Encoder, Example
+from typst_lit.data.length_policy import LengthPolicy
 from typst_lit.data.prompts import ReportPrompt
 from typst_lit.data.splitting import split_by_group
+from typst_lit.errors import UserError
 
 quickly = settings(max_examples=200, deadline=None, database=None, derandomize=True,
                    suppress_health_check=[HealthCheck.function_scoped_fixture])  # fmt: skip
@@ -42,7 +48,7 @@ def test_labels_are_the_completion_and_its_end_and_never_the_prompt(tokenizer, t
     encoder = Encoder(tokenizer, ReportPrompt())
     encoded = encoder.encode([record_of(text)], [completion])
     ids, prompt_length = encoded["input_ids"][0], encoded["prompt_length"][0]
-    example = make_example(ids, prompt_length, "", len(ids), train_on_prompt=False)
+    example = Example.from_ids(ids, prompt_length)
     labels = [label for label in example.labels if label != IGNORE_INDEX]
     assert labels[-1] == tokenizer.eos_token_id and labels.count(tokenizer.eos_token_id) == 1
     assert tokenizer.decode(labels[:-1], clean_up_tokenization_spaces=False) == completion
@@ -54,13 +60,20 @@ def test_labels_are_the_completion_and_its_end_and_never_the_prompt(tokenizer, t
 
 @quickly
 @given(texts, texts, st.integers(5, 120))
-def test_a_cut_keeps_the_front_and_never_teaches_an_end(tokenizer, text, completion, limit) -> None:
+def test_a_truncated_completion_keeps_its_start_and_never_teaches_eos(tokenizer, text, completion, max_length) -> None:
     encoder = Encoder(tokenizer, ReportPrompt())
     encoded = encoder.encode([record_of(text)], [completion])
     ids, prompt_length = encoded["input_ids"][0], encoded["prompt_length"][0]
-    example = make_example(ids, prompt_length, "", limit, train_on_prompt=False)
-    assert list(example.input_ids) == ids[:limit] and len(example.labels) == len(example.input_ids)
-    assert (tokenizer.eos_token_id in example.labels) == (len(ids) <= limit)
+    row = {"input_ids": [ids], "prompt_length": [prompt_length], "length": [len(ids)], "origin": ["here"]}
+    table = Dataset.from_dict(row)
+    policy = LengthPolicy(max_length, "truncate_completion")
+    if prompt_length >= max_length:
+        with pytest.raises(UserError, match="no train sample is left"):
+            policy.apply("train", table, encoder)
+        return
+    (example,) = TokenizedDataset(policy.apply("train", table, encoder), completion_only_loss=True)
+    assert list(example.input_ids) == ids[:max_length] and len(example.labels) == len(example.input_ids)
+    assert (tokenizer.eos_token_id in example.labels) == (len(ids) <= max_length)
 
 
 @quickly
@@ -68,7 +81,7 @@ def test_a_cut_keeps_the_front_and_never_teaches_an_end(tokenizer, text, complet
 def test_shortening_a_record_fits_and_keeps_all_it_can(tokenizer, text, room) -> None:
     encoder = Encoder(tokenizer, ReportPrompt())
     whole = encoder.prompts([record_of(text)])[0]
-    found = encoder.shorten(record_of(text), 10, room + 10)
+    found = encoder.truncate_body(record_of(text), 10, room + 10)
     shortest = len(encoder.prompts([{**record_of(text), "contents_txt": ""}])[0])
     if found is None:
         assert shortest > room
@@ -113,16 +126,15 @@ def test_a_packed_batch_holds_each_token_and_what_predicts_it(sizes, parts, seed
     batch = PackingCollator()(examples)
     assert batch.input_ids.numel() == sum(sizes)  # no slot is wasted
     assert batch.input_ids[0].tolist() == [token for example in examples for token in example.input_ids]
-    assert batch.documents is not None and batch.position_ids is not None and batch.predicting is not None
-    for (start, end), example in zip(
-        zip(batch.documents.ends, batch.documents.ends[1:], strict=False), examples, strict=True
-    ):
+    assert batch.packed_sequences is not None and batch.position_ids is not None
+    assert batch.target_positions is not None
+    for (start, end), example in zip(pairwise(batch.packed_sequences.offsets), examples, strict=True):
         assert batch.input_ids[0, start:end].tolist() == list(example.input_ids)
         assert batch.position_ids[0, start:end].tolist() == list(range(end - start))
         assert int(batch.labels[0, start]) == IGNORE_INDEX  # nothing of another document predicts it
-    targets = batch.labels.flatten()[batch.predicting + 1].tolist()
+    targets = batch.labels.flatten()[batch.target_positions + 1].tolist()
     assert targets == [label for example in examples for label in example.labels[1:] if label != IGNORE_INDEX]
-    pieces = split(batch, parts)
+    pieces = split_batch(batch, parts)
     assert torch.cat([piece.input_ids for piece in pieces], 1).equal(batch.input_ids)
     assert sum(len(target_positions(piece.labels)) for piece in pieces) == len(targets)
 

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 from datasets import Dataset
 
-from typst_lit.data.splitting import find_near_duplicates, sketch, split_by_group
+from typst_lit.data.minhash import find_near_duplicates, minhash_signature
+from typst_lit.data.splitting import split_by_group
 
 
 def table(*texts: str) -> Dataset:
-    """A table of sketches, in another order beneath, as a split leaves it."""
-    found = Dataset.from_dict({"sketch": [sketch(text) for text in reversed(texts)]})
+    """A table of signatures, in another order beneath, as a split leaves it."""
+    found = Dataset.from_dict({"minhash": [minhash_signature(text) for text in reversed(texts)]})
     return found.select(range(len(texts) - 1, -1, -1))
 
 
@@ -62,5 +63,5 @@ def test_permuted_paragraphs_are_found_and_other_texts_are_not() -> None:
     assert found[0][2] > 0.8
 
 
-def test_empty_and_short_texts_have_a_sketch() -> None:
-    assert not len(sketch("")) and len(sketch("two words")) == 1
+def test_empty_and_short_texts_have_a_signature() -> None:
+    assert not len(minhash_signature("")) and len(minhash_signature("two words")) == 1

@@ -16,7 +16,7 @@ from transformers import (
     Qwen3Config,
 )
 
-from typst_lit.data.batching import Documents
+from typst_lit.data.batching import PackedSequences
 from typst_lit.model import attention
 from typst_lit.model.attention import NAME, has_no_cross_contamination, use_packed_attention
 
@@ -47,7 +47,7 @@ def packed(lengths: list[int]) -> dict[str, Any]:
     places = torch.cat([torch.arange(length) for length in lengths])[None]
     return {
         "position_ids": places,
-        "documents": Documents(ends, torch.tensor(ends, dtype=torch.int32), max(lengths)),
+        "packed_sequences": PackedSequences(ends, torch.tensor(ends, dtype=torch.int32), max(lengths)),
     }
 
 
@@ -82,7 +82,7 @@ def test_a_model_that_lets_documents_see_each_other_is_found_out(monkeypatch) ->
     monkeypatch.setattr(attention, "_causal", lambda query, *rest: honest(query, *rest))
     layer = model.model.layers[1].self_attn
     forward = layer.forward
-    layer.forward = lambda *args, documents=None, **kwargs: forward(*args, **kwargs)  # forgets to hand it on
+    layer.forward = lambda *args, packed_sequences=None, **kwargs: forward(*args, **kwargs)  # forgets to hand it on
     assert not has_no_cross_contamination(model)
 
 

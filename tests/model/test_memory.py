@@ -11,7 +11,7 @@ import pytest
 import torch
 from lightning.pytorch import seed_everything
 
-from typst_lit.data.batching import Batch, Collator, PackingCollator, split
+from typst_lit.data.batching import Batch, Collator, PackingCollator, split_batch
 from typst_lit.data.encoding import IGNORE_INDEX, Example
 from typst_lit.model.memory import is_out_of_memory, split_batch_loss
 from typst_lit.model.module import TypstModule
@@ -35,7 +35,7 @@ def batch_of(lengths: list[int], packed: bool) -> Batch:
 def test_the_parts_are_the_batch(packed) -> None:
     whole = batch_of([30, 8, 9, 10, 11], packed)
     for parts in (1, 2, 3, 5, 9):
-        found = split(whole, parts)
+        found = split_batch(whole, parts)
         assert len(found) <= min(parts, 5) and (parts in (2, 3)) <= (len(found) > 1)
         assert [origin for part in found for origin in part.origins] == whole.origins
         assert [length for part in found for length in part.lengths] == whole.lengths
@@ -44,14 +44,17 @@ def test_the_parts_are_the_batch(packed) -> None:
         )
         for part in found:
             if packed:
-                assert part.documents.ends[0] == 0 and part.documents.ends[-1] == part.input_ids.shape[1]
-                assert part.documents.bounds.tolist() == part.documents.ends
-                assert part.documents.longest == max(part.lengths)
+                assert (
+                    part.packed_sequences.offsets[0] == 0
+                    and part.packed_sequences.offsets[-1] == part.input_ids.shape[1]
+                )
+                assert part.packed_sequences.cu_seqlens.tolist() == part.packed_sequences.offsets
+                assert part.packed_sequences.max_seqlen == max(part.lengths)
             else:
                 assert part.input_ids.shape[0] == len(part.lengths)
                 assert part.input_ids.shape[1] == -(-max(part.lengths) // 8) * 8
     if packed:  # by tokens, not by documents
-        assert [sum(part.lengths) for part in split(whole, 2)] == [30, 38]
+        assert [sum(part.lengths) for part in split_batch(whole, 2)] == [30, 38]
 
 
 @pytest.mark.parametrize("packed", [False, True])

@@ -160,7 +160,7 @@ def advice(trainer: Any, module: Any) -> str:
         ),
         (
             lambda: length > 512,
-            f"--data.max_length {max(512, length // 2)} --data.overlong drop",
+            f"--data.max_length {max(512, length // 2)} --data.overlength drop",
             "leaves longer samples out: see `typst-lit lengths` for how many",
         ),
         (

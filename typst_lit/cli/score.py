@@ -17,7 +17,7 @@ from typst_lit.cli.parser import CommandParser
 from typst_lit.data.prompts import PromptTemplate, ReportPrompt
 from typst_lit.data.records import parse_record
 from typst_lit.data.sources import FileSource, open_source
-from typst_lit.data.store import load_records
+from typst_lit.data.table import load_records
 from typst_lit.errors import UserError, listing
 from typst_lit.metrics.documents import Draft
 from typst_lit.metrics.scoring import Scorer

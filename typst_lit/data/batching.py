@@ -18,18 +18,18 @@ from typst_lit.data.encoding import IGNORE_INDEX, Example
 POOL_BATCHES = 32  # how many batches are sorted by length together: larger wastes less padding and shuffles less
 
 
-class Documents(NamedTuple):
-    """Where the documents of a packed row are.
+class PackedSequences(NamedTuple):
+    """Where the sequences of a packed row are.
 
     Attributes:
-        ends: 0, and where each document ends.
-        bounds: the same as int32, for kernels.
-        longest: tokens of the longest document.
+        offsets: 0, and the end of each sequence: (N + 1,) positions.
+        cu_seqlens: the same as an int32 tensor on the row's device, for kernels of variable length.
+        max_seqlen: tokens of the longest sequence.
     """
 
-    ends: list[int]
-    bounds: Tensor
-    longest: int
+    offsets: list[int]
+    cu_seqlens: Tensor
+    max_seqlen: int
 
 
 class Batch(NamedTuple):
@@ -45,8 +45,8 @@ class Batch(NamedTuple):
         prompt_lengths: how many of them are the prompt's.
         origins: where each record stood, for messages.
         position_ids: (1, T) places that begin anew with each packed example; None when they are not packed.
-        documents: where the packed examples are.
-        predicting: `target_positions` of the labels.
+        packed_sequences: where the packed examples are; None when they are not packed.
+        target_positions: `target_positions` of the labels.
     """
 
     input_ids: Tensor
@@ -55,8 +55,8 @@ class Batch(NamedTuple):
     prompt_lengths: list[int]
     origins: list[str]
     position_ids: Tensor | None = None
-    documents: Documents | None = None
-    predicting: Tensor | None = None
+    packed_sequences: PackedSequences | None = None
+    target_positions: Tensor | None = None
 
 
 def target_positions(labels: Tensor) -> Tensor:
@@ -66,30 +66,31 @@ def target_positions(labels: Tensor) -> Tensor:
     return ahead.flatten().nonzero()[:, 0]
 
 
-def split(batch: Batch, parts: int) -> list[Batch]:
+def split_batch(batch: Batch, num_splits: int) -> list[Batch]:
     """Returns a batch's examples in so many batches, or as many as it has examples, in order."""
-    if parts == 1 or not batch.lengths:
+    if num_splits == 1 or not batch.lengths:
         return [batch]
     count = len(batch.lengths)
-    ends = batch.documents.ends if batch.documents else list(range(count + 1))
-    places = sorted({int(np.abs(np.array(ends) - ends[-1] * part / parts).argmin()) for part in range(parts + 1)})
-    found = []
-    for first, last in pairwise(places):
+    offsets = batch.packed_sequences.offsets if batch.packed_sequences else list(range(count + 1))
+    cuts = [offsets[-1] * part / num_splits for part in range(num_splits + 1)]
+    boundaries = sorted({int(np.abs(np.array(offsets) - cut).argmin()) for cut in cuts})
+    parts = []
+    for first, last in pairwise(boundaries):
         lists = batch.lengths[first:last], batch.prompt_lengths[first:last], batch.origins[first:last]
-        if batch.documents is None:
+        if batch.packed_sequences is None:
             width = min(-(-max(lists[0]) // 8) * 8, batch.input_ids.shape[1])
-            found.append(Batch(batch.input_ids[first:last, :width], batch.labels[first:last, :width], *lists))
+            parts.append(Batch(batch.input_ids[first:last, :width], batch.labels[first:last, :width], *lists))
             continue
         assert batch.position_ids is not None
-        here = slice(ends[first], ends[last])
-        documents = Documents(
-            [end - ends[first] for end in ends[first : last + 1]],
-            batch.documents.bounds[first : last + 1] - ends[first],
+        columns = slice(offsets[first], offsets[last])
+        packed_sequences = PackedSequences(
+            [offset - offsets[first] for offset in offsets[first : last + 1]],
+            batch.packed_sequences.cu_seqlens[first : last + 1] - offsets[first],
             max(lists[0]),
         )
-        ids, labels, positions = (x[:, here] for x in (batch.input_ids, batch.labels, batch.position_ids))
-        found.append(Batch(ids, labels, *lists, positions, documents))
-    return found
+        ids, labels, positions = (tensor[:, columns] for tensor in (batch.input_ids, batch.labels, batch.position_ids))
+        parts.append(Batch(ids, labels, *lists, positions, packed_sequences))
+    return parts
 
 
 def empty_batch() -> Batch:
@@ -99,7 +100,7 @@ def empty_batch() -> Batch:
     """
     ids = torch.zeros(1, 8, dtype=torch.long)
     labels = torch.full_like(ids, IGNORE_INDEX)
-    return Batch(ids, labels, [], [], [], predicting=target_positions(labels))
+    return Batch(ids, labels, [], [], [], target_positions=target_positions(labels))
 
 
 class PromptBatch(NamedTuple):
@@ -134,7 +135,7 @@ class Collator:
             labels[row, :length] = torch.tensor(example.labels)
         prompt_lengths = [example.prompt_length for example in examples]
         origins = [example.origin for example in examples]
-        return Batch(input_ids, labels, lengths, prompt_lengths, origins, predicting=target_positions(labels))
+        return Batch(input_ids, labels, lengths, prompt_lengths, origins, target_positions=target_positions(labels))
 
 
 class PackingCollator:
@@ -144,7 +145,7 @@ class PackingCollator:
         if not examples:
             return empty_batch()
         lengths = [len(example.input_ids) for example in examples]
-        ends = [0, *np.cumsum(lengths).tolist()]
+        offsets = [0, *np.cumsum(lengths).tolist()]
         # The first label of each is nobody's to predict: what stands before it is another document.
         labels = torch.tensor([[label for example in examples for label in (IGNORE_INDEX, *example.labels[1:])]])
         return Batch(
@@ -154,7 +155,7 @@ class PackingCollator:
             [example.prompt_length for example in examples],
             [example.origin for example in examples],
             torch.cat([torch.arange(length) for length in lengths])[None],
-            Documents(ends, torch.tensor(ends, dtype=torch.int32), max(lengths)),
+            PackedSequences(offsets, torch.tensor(offsets, dtype=torch.int32), max(lengths)),
             target_positions(labels),
         )
 

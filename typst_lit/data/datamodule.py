@@ -24,14 +24,15 @@ from typst_lit.data.batching import (
     PackingCollator,
     PromptBatch,
 )
-from typst_lit.data.encoding import Encoder, Example, make_example
-from typst_lit.data.length_policy import LengthPolicy
+from typst_lit.data.encoding import Encoder, Example
+from typst_lit.data.length_policy import LengthPolicy, Overlength
 from typst_lit.data.lengths import LengthReport
 from typst_lit.data.loader import WatchedLoader
+from typst_lit.data.minhash import find_near_duplicates, minhash_signature
 from typst_lit.data.prompts import PromptTemplate, ReportPrompt
 from typst_lit.data.sources import RecordSource, open_source
-from typst_lit.data.splitting import find_near_duplicates, sketch, split_by_group
-from typst_lit.data.store import column, digest, load_records, origins
+from typst_lit.data.splitting import group_names, split_by_group
+from typst_lit.data.table import cache_key, column, load_records, record_origins
 from typst_lit.errors import UserError, listing
 
 log = logging.getLogger(__name__)
@@ -42,13 +43,12 @@ ROWS_PER_PART = 100_000
 
 
 class TokenizedDataset(torch.utils.data.Dataset[Example]):
-    """The tokenised rows of a table as examples, cut to length as they are taken."""
+    """The tokenized rows of a table as examples."""
 
-    def __init__(self, table: Dataset, max_length: int, train_on_prompt: bool) -> None:
+    def __init__(self, table: Dataset, completion_only_loss: bool) -> None:
         self.table = table
-        self.max_length = max_length
-        self.train_on_prompt = train_on_prompt
-        self.lengths = np.minimum(column(table, "length"), max_length)
+        self.completion_only_loss = completion_only_loss
+        self.lengths = column(table, "length")
 
     def __len__(self) -> int:
         return len(self.table)
@@ -59,9 +59,7 @@ class TokenizedDataset(torch.utils.data.Dataset[Example]):
 
     def __getitem__(self, index: int) -> Example:
         row = self.table[index]
-        return make_example(
-            row["input_ids"], row["prompt_length"], row["origin"], self.max_length, self.train_on_prompt
-        )
+        return Example.from_ids(row["input_ids"], row["prompt_length"], row["origin"], self.completion_only_loss)
 
 
 class Pair(NamedTuple):
@@ -90,10 +88,10 @@ class TypstDataModule(LightningDataModule):
             more than one, "none" splits record by record.
         max_length: most tokens of a sample; "auto" covers all samples up to ``max_length_cap``.
         max_length_cap: the most that "auto" takes.
-        overlong: what to do with samples that are longer: drop them, truncate them, or stop.
-        truncate: what truncating shortens: "text", the record's text in the prompt, so that the completion stays
-            whole; or "completion", its end, and the end token with it.
-        train_on_prompt: learn the prompt's tokens too.
+        overlength: what to do with samples that are longer: drop them; shorten the record's text in the prompt, so that
+            the completion stays intact (truncate_text); cut the end of the completion, and the EOS token with it
+            (truncate_completion); or stop and list them (error).
+        completion_only_loss: learn the tokens of the completion only; false learns those of the prompt too.
         packing: fill rows of ``max_length`` tokens with whole samples, which don't see each other, instead of padding;
             ``batch_size`` then counts rows.
         batch_size: samples a step and device.
@@ -118,9 +116,8 @@ class TypstDataModule(LightningDataModule):
         group_by: str = "auto",
         max_length: int | Literal["auto"] = "auto",
         max_length_cap: int = 8192,
-        overlong: Literal["drop", "truncate", "error"] = "drop",
-        truncate: Literal["text", "completion"] = "text",
-        train_on_prompt: bool = False,
+        overlength: Overlength = "drop",
+        completion_only_loss: bool = True,
         packing: bool = False,
         batch_size: int = 4,
         eval_batch_size: int | None = None,
@@ -152,9 +149,8 @@ class TypstDataModule(LightningDataModule):
         self.group_by = group_by
         self.max_length = max_length
         self.max_length_cap = max_length_cap
-        self.overlong = overlong
-        self.truncate = truncate
-        self.train_on_prompt = train_on_prompt
+        self.overlength = overlength
+        self.completion_only_loss = completion_only_loss
         self.packing = packing
         self.batch_size = batch_size
         self._eval_batch_size = eval_batch_size
@@ -216,7 +212,7 @@ class TypstDataModule(LightningDataModule):
             self._warn_of_leaks(encoded["train"], encoded["val"])
         longest = max(int(column(table, "length").max()) for table in encoded.values())
         self.length_limit = min(longest, self.max_length_cap) if self.max_length == "auto" else self.max_length
-        policy = LengthPolicy(self.length_limit, self.overlong, self.truncate)
+        policy = LengthPolicy(self.length_limit, self.overlength)
         self._tables = {name: policy.apply(name, table, self.encoder) for name, table in encoded.items()}
 
     def _read_pairs(self, fn: TrainerFn | str | None) -> dict[str, Dataset]:
@@ -234,7 +230,8 @@ class TypstDataModule(LightningDataModule):
         if len(table) < 2:
             log.warning("Nothing is held out for validation: there is only one record.")
             return {"train": self._encode(table)}
-        train, val = split_by_group(self._groups(table), self.val_fraction, self.seed)
+        groups = group_names(table, self.group_by, self.prompt_template.fields)
+        train, val = split_by_group(groups, self.val_fraction, self.seed)
         encoded = self._encode(table)
         return {"train": encoded.select(train), "val": encoded.select(val)}
 
@@ -251,25 +248,6 @@ class TypstDataModule(LightningDataModule):
             cache_dir=self.cache_dir,
         )
 
-    def _groups(self, table: Dataset) -> list[str]:
-        names = [field.name for field in self.prompt_template.fields]
-        field = self.group_by
-        if field == "auto":
-            several = "project_title" in names and len(table.unique("project_title")) > 1
-            field = "project_title" if several else "none"
-        if field == "none":
-            return [str(index) for index in range(len(table))]
-        if field not in names:
-            raise UserError(f"data.group_by: there is no field '{field}'; the fields are: {', '.join(names)}, or none.")
-        groups = [str(value) for value in column(table, field)]
-        count = len(set(groups))
-        if count < 2:
-            raise UserError(
-                f"data.group_by {field}: all {len(groups)} records have the same value, so no group can be held out. "
-                "Use --data.group_by none, another field, --data.val_path, or --data.val_fraction 0."
-            )
-        return groups
-
     def _encode(self, table: Dataset) -> Dataset:
         encoder = self.encoder
         processes = self.num_proc or max(1, min(os.cpu_count() or 1, len(table) // ROWS_PER_PROCESS))
@@ -284,7 +262,7 @@ class TypstDataModule(LightningDataModule):
                 num_proc=processes if processes > 1 else None,
                 fn_kwargs={"encoder": encoder, "names": names},
                 remove_columns=[*names, "reference"],
-                new_fingerprint=digest("encode-3", table._fingerprint, encoder.fingerprint, first),
+                new_fingerprint=cache_key("tokenize-4", table._fingerprint, encoder.fingerprint, first),
                 desc="Tokenising" if len(table) <= ROWS_PER_PART else f"Tokenising from record {first:,}",
             )
             for first in range(0, len(table), ROWS_PER_PART)
@@ -305,7 +283,7 @@ class TypstDataModule(LightningDataModule):
         pairs = find_near_duplicates(train, val)
         if pairs:
             held, trained, similarities = zip(*pairs, strict=True)
-            places = zip(origins(val, held), origins(train, trained), similarities, strict=True)
+            places = zip(record_origins(val, held), record_origins(train, trained), similarities, strict=True)
             like = [f"{one} is like {other} (similarity {similarity:.2f})" for one, other, similarity in places]
             log.warning(
                 "%d of %d held-out records have a near-duplicate among those to train on: val_loss will look better "
@@ -327,7 +305,7 @@ class TypstDataModule(LightningDataModule):
     def train_lengths(self) -> tuple[np.ndarray, np.ndarray]:
         """Tokens (N,) of the samples to train on, cut to ``length_limit``, and how many of them are prompts'."""
         table = self._tables["train"]
-        return np.minimum(column(table, "length"), self.length_limit or 0), column(table, "prompt_length")
+        return column(table, "length"), column(table, "prompt_length")
 
     # Loaders
 
@@ -381,7 +359,7 @@ class TypstDataModule(LightningDataModule):
 
     def _loader(self, name: str, batch_size: int, shuffle: bool = False) -> DataLoader[Example]:
         assert self.length_limit is not None and self.trainer is not None
-        examples = TokenizedDataset(self._tables[name], self.length_limit, self.train_on_prompt)
+        examples = TokenizedDataset(self._tables[name], self.completion_only_loss)
         trainer = self.trainer
         options: dict[str, Any] = {
             "seed": self.seed, "shuffle": shuffle, "rank": trainer.global_rank, "world_size": trainer.world_size,
@@ -415,8 +393,8 @@ class TypstDataModule(LightningDataModule):
 
     def _order_key(self) -> str:
         """What the order of the batches follows from, beside the epoch."""
-        lengths = np.minimum(column(self._tables["train"], "length"), self.length_limit or 0)
-        return digest(lengths.tolist(), self.batch_size, self.packing, self.seed)
+        lengths = column(self._tables["train"], "length")
+        return cache_key(lengths.tolist(), self.batch_size, self.packing, self.seed)
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the epoch to go on in, and the batches of all processes that are done in it; the end of one epoch is
@@ -451,5 +429,5 @@ def _encode_rows(columns: Mapping[str, list[Any]], encoder: Encoder, names: Sequ
     encoded["length"] = [len(ids) for ids in encoded["input_ids"]]
     # As arrays, they need not be looked through number by number before they are written.
     encoded["input_ids"] = [np.array(ids, dtype=np.int32) for ids in encoded["input_ids"]]
-    encoded["sketch"] = [sketch(record[encoder.template.body_field]) for record in records]
+    encoded["minhash"] = [minhash_signature(record[encoder.template.body_field]) for record in records]
     return encoded

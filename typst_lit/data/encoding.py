@@ -15,7 +15,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from typst_lit.data.prompts import PromptTemplate
-from typst_lit.data.store import digest
+from typst_lit.data.table import cache_key
 from typst_lit.errors import UserError
 
 IGNORE_INDEX = -100  # the label of a token that is not learned, as torch's cross-entropy has it
@@ -36,6 +36,15 @@ class Example:
     labels: list[int]
     prompt_length: int
     origin: str
+
+    @classmethod
+    def from_ids(
+        cls, input_ids: Sequence[int], prompt_length: int, origin: str = "", completion_only_loss: bool = True
+    ) -> Example:
+        """Returns the example of (T,) ids, with the prompt's labels masked unless its tokens are learned too."""
+        ids = list(input_ids)
+        num_masked = prompt_length if completion_only_loss else 0
+        return cls(ids, [IGNORE_INDEX] * num_masked + ids[num_masked:], prompt_length, origin)
 
 
 class Encoder:
@@ -65,7 +74,7 @@ class Encoder:
         """A key that changes whenever the ids of a record would."""
         backend: Any = getattr(self.tokenizer, "backend_tokenizer", None)
         vocabulary = backend.to_str() if backend is not None else sorted(self.tokenizer.get_vocab().items())
-        return digest(vocabulary, self.prefix, self.tokenizer.eos_token_id, self.template.describe())
+        return cache_key(vocabulary, self.prefix, self.tokenizer.eos_token_id, self.template.describe())
 
     def prompts(self, records: Sequence[Mapping[str, Any]]) -> list[list[int]]:
         """Returns the ids of each record's prompt."""
@@ -87,7 +96,7 @@ class Encoder:
             "prompt_length": [len(prompt) for prompt in prompts],
         }
 
-    def shorten(self, record: Mapping[str, Any], completion_length: int, max_length: int) -> list[int] | None:
+    def truncate_body(self, record: Mapping[str, Any], completion_length: int, max_length: int) -> list[int] | None:
         """Returns the ids of the record's prompt with its body cut so that prompt and completion fit.
 
         None when they do not fit even with an empty body. The cut is the longest that fits, found by bisection over
@@ -124,15 +133,3 @@ class Encoder:
                 backend.enable_padding(**before[1])
             if before[2] is not None:
                 backend.enable_truncation(**before[2])
-
-
-def make_example(
-    input_ids: Sequence[int], prompt_length: int, origin: str, max_length: int, train_on_prompt: bool
-) -> Example:
-    """Masks the prompt and cuts at ``max_length``.
-
-    A cut takes the end token with it: a document that was cut must not teach the model to stop there.
-    """
-    ids = list(input_ids[:max_length])
-    masked = 0 if train_on_prompt else min(prompt_length, len(ids))
-    return Example(ids, [IGNORE_INDEX] * masked + ids[masked:], min(prompt_length, len(ids)), origin)

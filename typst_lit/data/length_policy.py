@@ -1,87 +1,129 @@
-"""What becomes of samples that are too long. Nothing is ever cut or left out unseen."""
+"""What happens to samples that are too long. Every sample that is truncated or dropped is logged."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from datasets import Dataset, concatenate_datasets
 
+from typst_lit._compat.datasets import fingerprint
 from typst_lit.data.encoding import Encoder
-from typst_lit.data.store import column, origins
+from typst_lit.data.table import cache_key, column, record_origins
 from typst_lit.errors import UserError, listing
 
 log = logging.getLogger(__name__)
+Overlength = Literal["drop", "truncate_text", "truncate_completion", "error"]
 
 
 @dataclass(frozen=True)
 class LengthPolicy:
-    """The most tokens of a sample, and what to do with those that have more.
+    """The maximum number of tokens per sample, and what happens to longer samples.
 
     Attributes:
-        limit: most tokens.
-        overlong: ``drop`` them, ``truncate`` them, or stop with an ``error``.
-        truncate: what truncating shortens: the record's ``text`` in the prompt, or the ``completion``.
+        max_length: the maximum number of tokens.
+        overlength: ``drop`` longer samples; ``truncate_text``: shorten the record's text in the prompt;
+            ``truncate_completion``: cut the end of the completion, and the EOS token with it; or raise an ``error``.
     """
 
-    limit: int
-    overlong: Literal["drop", "truncate", "error"]
-    truncate: Literal["text", "completion"]
+    max_length: int
+    overlength: Overlength
 
     def apply(self, name: str, table: Dataset, encoder: Encoder) -> Dataset:
-        """Returns the tokenised table with the policy applied, and says which samples it touched.
+        """Returns the tokenized table without samples above ``max_length``, and logs which it dropped or truncated.
+
+        Args:
+            name: the name of the table in messages: ``train``, ``val`` or ``test``.
+            table: a table of `tokenize`.
+            encoder: the encoder that the table was tokenized with.
 
         Raises:
-            UserError: when there are overlong samples and the policy is to stop, or when none would be left.
+            UserError: when samples are too long and the policy is ``error``, or when no sample would be left.
         """
         lengths = column(table, "length")
-        over = np.flatnonzero(lengths > self.limit)
-        if not len(over):
+        too_long = np.flatnonzero(lengths > self.max_length)
+        if not len(too_long):
             return table
         longest = int(lengths.max())
-        named = zip(origins(table, over), lengths[over], strict=True)
-        places = [f"{origin}: {length} tokens" for origin, length in named]
-        told = (
-            f"{len(over)} of {len(table)} {name} samples are longer than {self.limit} tokens (the longest: {longest})"
+        origins = record_origins(table, too_long)
+        problem = (
+            f"{len(too_long)} of {len(table)} {name} samples {'is' if len(too_long) == 1 else 'are'} longer than "
+            f"{self.max_length} tokens (the longest has {longest})"
         )
-        if self.overlong == "error":
+        if self.overlength == "error":
+            lines = [f"{origin}: {length} tokens" for origin, length in zip(origins, lengths[too_long], strict=True)]
             raise UserError(
-                f"{told}:\n{listing(places)}\nRaise --data.max_length (or --data.max_length_cap), or choose "
-                "--data.overlong drop or truncate."
+                f"{problem}:\n{listing(lines)}",
+                hint="Raise `data.max_length` (or `data.max_length_cap`), or choose `data.overlength=drop` or "
+                "`data.overlength=truncate_text`.",
             )
-        kept = table.select(np.flatnonzero(lengths <= self.limit))
-        done = "They are dropped"
-        if self.overlong == "truncate":
-            shorter = self._truncated(table.select(over), encoder)
-            saved = set(shorter["origin"])
-            places = [f"{place}{'' if place.rpartition(':')[0] in saved else ', dropped'}" for place in places]
-            what, why = (
-                ("their text shortened", "their completion alone does not fit")
-                if self.truncate == "text"
-                else ("their completion cut, without an end token", "no label would be left")
-            )
-            done = f"{len(saved)} have {what}; {len(over) - len(saved)} are dropped because {why}"
-            kept = concatenate_datasets([kept, shorter]) if len(shorter) else kept
+        fitting = table.select(np.flatnonzero(lengths <= self.max_length))
+        truncated = self._truncate(table.select(too_long), encoder)
+        remaining = set(truncated["origin"])
+        lines = [
+            f"{origin}: {length} tokens{'' if origin in remaining else ', dropped'}"
+            for origin, length in zip(origins, lengths[too_long], strict=True)
+        ]
         log.warning(
-            "%s. %s. --data.max_length %d would keep all whole.\n%s", told, done, longest, listing(places, 1000)
+            "%s. %s `data.max_length=%d` would keep all of them intact.\n%s",
+            problem,
+            self._summary(len(truncated), len(too_long) - len(truncated)),
+            longest,
+            listing(lines, 1000),
         )
-        if not len(kept):
+        if len(truncated):
+            fitting = concatenate_datasets([fitting, truncated])
+        if not len(fitting):
             raise UserError(
-                f"no {name} sample is left: all {len(table)} are longer than {self.limit} tokens. "
-                f"Raise --data.max_length to {longest}, or choose --data.overlong truncate."
+                f"no {name} sample is left: all {len(table)} are longer than {self.max_length} tokens.",
+                hint=f"Use `data.max_length={longest}`, or choose `data.overlength=truncate_text`.",
             )
-        return kept
+        return fitting
 
-    def _truncated(self, table: Dataset, encoder: Encoder) -> Dataset:
-        if self.truncate == "completion":  # the cut itself happens when an example is taken
-            return table.select(np.flatnonzero(column(table, "prompt_length") < self.limit))
-        rows = []
-        for row in table:
-            completion = row["input_ids"][row["prompt_length"] :]
-            prompt = encoder.shorten(row, len(completion), self.limit)
-            if prompt is not None:
-                ids = [*prompt, *completion]
-                rows.append({**row, "input_ids": ids, "prompt_length": len(prompt), "length": len(ids)})
-        return Dataset.from_list(rows, features=table.features) if rows else table.select([])
+    def _summary(self, num_truncated: int, num_dropped: int) -> str:
+        if self.overlength == "drop":
+            return f"Dropped: {num_dropped}."
+        if self.overlength == "truncate_text":
+            return f"Text truncated: {num_truncated}; dropped, because the completion alone is too long: {num_dropped}."
+        return (
+            f"Completion truncated, without an EOS token: {num_truncated}; dropped, because the prompt alone is too "
+            f"long: {num_dropped}."
+        )
+
+    def _truncate(self, table: Dataset, encoder: Encoder) -> Dataset:
+        if self.overlength == "drop":
+            return table.select([])
+        return table.map(
+            self._truncate_rows,
+            batched=True,
+            batch_size=100,
+            fn_kwargs={"encoder": encoder},
+            features=table.features,
+            new_fingerprint=cache_key(
+                "truncate-1", fingerprint(table), encoder.fingerprint, self.max_length, self.overlength
+            ),
+            desc="Truncating",
+        )
+
+    def _truncate_rows(self, columns: Mapping[str, list[Any]], encoder: Encoder) -> dict[str, list[Any]]:
+        rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+        truncated = [row for row in (self._truncate_row(row, encoder) for row in rows) if row is not None]
+        return {name: [row[name] for row in truncated] for name in columns}
+
+    def _truncate_row(self, row: dict[str, Any], encoder: Encoder) -> dict[str, Any] | None:
+        """Returns the row with at most ``max_length`` ids, or None if no label would be left."""
+        prompt_length = row["prompt_length"]
+        if self.overlength == "truncate_completion":
+            ids = row["input_ids"][: self.max_length]
+            if prompt_length >= self.max_length:
+                return None
+        else:
+            completion = row["input_ids"][prompt_length:]
+            prompt = encoder.truncate_body(row, len(completion), self.max_length)
+            if prompt is None:
+                return None
+            ids, prompt_length = [*prompt, *completion], len(prompt)
+        return {**row, "input_ids": ids, "prompt_length": prompt_length, "length": len(ids)}

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-LARGEST_NUMBER = 2**63 - 1  # what Typst's integers, and Arrow's, can hold
+MAX_INTEGER = 2**63 - 1  # what Typst's integers, and Arrow's, can hold
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Field:
 
 
 @dataclass(frozen=True)
-class Parsed:
+class ParsedRecord:
     """A record after the check: its fields, its reference (empty where there is none), and what is wrong with it."""
 
     fields: dict[str, Any]
@@ -37,20 +37,20 @@ class Parsed:
     errors: tuple[str, ...]
 
 
-def parse_record(raw: object, fields: Sequence[Field], needs_reference: bool) -> Parsed:
+def parse_record(raw: object, fields: Sequence[Field], needs_reference: bool) -> ParsedRecord:
     """Checks one value as it was read and returns its fields in the order of ``fields``.
 
     Nothing is raised: a fault is text that names the field, so that all faults of a file can be told at once.
     """
     values: dict[str, Any] = {field.name: "" if field.kind == "text" else 0 for field in fields}
     if not isinstance(raw, dict):
-        return Parsed(values, "", (f"a record must be an object with fields, not {type_name(raw)}",))
+        return ParsedRecord(values, "", (f"a record must be an object with fields, not {type_name(raw)}",))
     faults: list[str] = []
     given = raw
     if "input" in raw and (isinstance(raw["input"], dict) or "input" not in values):
         given = raw["input"]
         if not isinstance(given, dict):
-            return Parsed(values, "", (f"'input' must be an object with fields, not {type_name(given)}",))
+            return ParsedRecord(values, "", (f"'input' must be an object with fields, not {type_name(given)}",))
     for field in fields:
         value = given.get(field.name)
         if value is None:
@@ -73,7 +73,7 @@ def parse_record(raw: object, fields: Sequence[Field], needs_reference: bool) ->
             faults.append(f"field 'output' {fault}")
     elif needs_reference:
         faults.append("field 'output' is missing: a training pair needs the Typst source of its record")
-    return Parsed(values, reference, tuple(faults))
+    return ParsedRecord(values, reference, tuple(faults))
 
 
 def type_name(value: object) -> str:
@@ -87,11 +87,11 @@ def _whole_number(value: object) -> tuple[int, str | None]:
         digits = value.strip()
         if not (digits.isascii() and digits.isdigit()):
             return 0, f"must be a whole number of 0 or more, not the text {_short(value)}"
-        value = int(digits) if len(digits) < 20 else LARGEST_NUMBER + 1
+        value = int(digits) if len(digits) < 20 else MAX_INTEGER + 1
     if isinstance(value, bool) or not isinstance(value, int):
         return 0, f"must be a whole number of 0 or more, not {type_name(value)} ({_short(value)})"
-    if not 0 <= value <= LARGEST_NUMBER:
-        return 0, f"must be a whole number from 0 to {LARGEST_NUMBER}, not {_short(value)}"
+    if not 0 <= value <= MAX_INTEGER:
+        return 0, f"must be a whole number from 0 to {MAX_INTEGER}, not {_short(value)}"
     return value, None
 
 

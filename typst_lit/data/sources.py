@@ -17,7 +17,7 @@ from typst_lit.errors import UserError
 
 SUFFIXES = (".json", ".jsonl", ".ndjson", ".parquet")
 CHUNK_BYTES = 1 << 20
-LARGEST_RECORD_CHARS = 64 << 20
+MAX_RECORD_CHARS = 64 << 20
 NOT_UTF8 = re.compile("[\udc80-\udcff]")  # what Python makes of bytes that are not
 
 
@@ -269,7 +269,7 @@ def _list_rows(file: Path, stream: BinaryIO) -> Iterator[Row]:
                     if end < len(text) or ended:
                         break
                 except ValueError:
-                    if ended or len(text) - at > LARGEST_RECORD_CHARS:
+                    if ended or len(text) - at > MAX_RECORD_CHARS:
                         raise
                 more()
             origin = f"{file}, record {index} ({here()})"

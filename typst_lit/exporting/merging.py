@@ -15,7 +15,7 @@ from peft import PeftModel
 from transformers import GenerationConfig
 
 from typst_lit.data.batching import Collator
-from typst_lit.data.encoding import make_example
+from typst_lit.data.encoding import Example
 from typst_lit.errors import UserError
 from typst_lit.inference.engine import eos_token_ids
 from typst_lit.inference.generator import Generator
@@ -70,7 +70,7 @@ def mean_loss(generator: Generator, pairs: Sequence[Mapping[str, Any]]) -> float
     encoded = encoder.encode([pair["input"] for pair in pairs], [pair["output"] for pair in pairs])
     total, count = 0.0, 0
     for ids, prompt_length in zip(encoded["input_ids"], encoded["prompt_length"], strict=True):
-        batch = Collator(0, len(ids))([make_example(ids, prompt_length, "", len(ids), train_on_prompt=False)])
+        batch = Collator(0, len(ids))([Example.from_ids(ids, prompt_length)])
         with torch.inference_mode():
             hidden = base.get_decoder()(input_ids=batch.input_ids.to(model.device), use_cache=False)[0]
             loss, tokens = chunked_cross_entropy(hidden, batch.labels.to(model.device), base.get_output_embeddings())

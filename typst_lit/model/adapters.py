@@ -18,7 +18,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from typst_lit.data.prompts import PromptTemplate, template_from
-from typst_lit.data.store import digest
+from typst_lit.data.table import cache_key
 from typst_lit.errors import UserError
 from typst_lit.files import fsync_directory, sha256
 
@@ -215,7 +215,7 @@ def adapter_base(directory: Path) -> str | None:
 def adapter_key(directory: Path) -> str:
     """Returns a text that changes whenever an adapter's weights are written anew."""
     weights = (directory / SAFETENSORS_WEIGHTS_NAME).stat()
-    return digest(str(directory), weights.st_size, weights.st_mtime_ns)
+    return cache_key(str(directory), weights.st_size, weights.st_mtime_ns)
 
 
 def adapter_template(directory: Path) -> PromptTemplate | None:

@@ -4,7 +4,7 @@
 those before it in its document: the whole of training and the prompts of generation. What is left, single steps with a
 cache and padded batches, goes to transformers' own function.
 
-Where the documents of a packed row are is told by `Documents`, which transformers hands through from the model's
+Where the documents of a packed row are is told by `PackedSequences`, which transformers hands through from the model's
 forward, beside ``position_ids`` that begin anew with each.
 """
 
@@ -23,7 +23,7 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-from typst_lit.data.batching import Documents
+from typst_lit.data.batching import PackedSequences
 
 try:
     from torch.nn.attention.varlen import varlen_attn
@@ -53,8 +53,8 @@ def use_packed_attention(model: PreTrainedModel) -> None:
 def has_no_cross_contamination(model: PreTrainedModel) -> bool:
     """Returns whether packed documents can't see each other in a model: another first one must change nothing."""
     device = next(model.parameters()).device
-    ends = [0, 5, 12]
-    documents = Documents(ends, torch.tensor(ends, dtype=torch.int32, device=device), 7)
+    offsets = [0, 5, 12]
+    packed_sequences = PackedSequences(offsets, torch.tensor(offsets, dtype=torch.int32, device=device), 7)
     places = torch.cat([torch.arange(5), torch.arange(7)])[None].to(device)
     ids = torch.arange(1, 13, device=device)[None]
     other = ids.clone()
@@ -63,7 +63,9 @@ def has_no_cross_contamination(model: PreTrainedModel) -> bool:
     model.eval()
     with torch.inference_mode():
         one, two = (
-            model.get_decoder()(input_ids=each, position_ids=places, documents=documents, use_cache=False)[0][:, 5:]
+            model.get_decoder()(
+                input_ids=each, position_ids=places, packed_sequences=packed_sequences, use_cache=False
+            )[0][:, 5:]
             for each in (ids, other)
         )
     model.train(training)
@@ -87,9 +89,9 @@ def attention_backend(
         torch.zeros(1, count, 32, width, device=device, dtype=dtype, requires_grad=True)
         for count in (heads, groups, groups)
     )
-    documents = Documents([0, 16, 32], torch.tensor([0, 16, 32], dtype=torch.int32, device=device), 16)
+    packed_sequences = PackedSequences([0, 16, 32], torch.tensor([0, 16, 32], dtype=torch.int32, device=device), 16)
     with Operators() as seen:
-        attention(nn.Module(), query, key, value, None, documents=documents if packed else None)
+        attention(nn.Module(), query, key, value, None, packed_sequences=packed_sequences if packed else None)
     return next((KERNELS[name] for name in seen.names if name in KERNELS), PLAIN)
 
 
@@ -124,7 +126,7 @@ def attention(
     dropout: float = 0.0,
     scaling: float | None = None,
     sliding_window: int | None = None,
-    documents: Documents | None = None,
+    packed_sequences: PackedSequences | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Returns the attention of queries (B, H, T, D) to keys and values (B, K, T', D) as (B, T, H, D).
@@ -141,16 +143,16 @@ def attention(
         dtype = torch.get_autocast_dtype(device)
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     window = sliding_window if sliding_window and sliding_window < query.shape[2] else None
-    if documents and _has_varlen(query.device, query.dtype):
-        return _varlen(query, key, value, documents, scaling, window), None
+    if packed_sequences and _has_varlen(query.device, query.dtype):
+        return _varlen(query, key, value, packed_sequences, scaling, window), None
     grouped = query.shape[1] != key.shape[1]
     if grouped and not (query.is_cuda and torch.cuda.get_device_capability(query.device) >= FIRST_WITH_FLASH):
         groups = query.shape[1] // key.shape[1]
         key, value, grouped = repeat_kv(key, groups), repeat_kv(value, groups), False
-    ends = documents.ends if documents else [0, query.shape[2]]
+    offsets = packed_sequences.offsets if packed_sequences else [0, query.shape[2]]
     parts = [
         _causal(query[:, :, a:b], key[:, :, a:b], value[:, :, a:b], dropout, scaling, window, grouped)
-        for a, b in pairwise(ends)
+        for a, b in pairwise(offsets)
     ]
     return (parts[0] if len(parts) == 1 else torch.cat(parts, 2)).transpose(1, 2).contiguous(), None
 
@@ -176,7 +178,12 @@ def _causal(
 
 
 def _varlen(
-    query: Tensor, key: Tensor, value: Tensor, documents: Documents, scaling: float | None, window: int | None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    packed_sequences: PackedSequences,
+    scaling: float | None,
+    window: int | None,
 ) -> Tensor:
     options: dict[str, Any] = {"scale": scaling, "window_size": (window - 1 if window else -1, 0)}
     if VARLEN_GQA:
@@ -185,8 +192,8 @@ def _varlen(
         groups = query.shape[1] // key.shape[1]
         key, value = repeat_kv(key, groups), repeat_kv(value, groups)
     q, k, v = (each[0].transpose(0, 1).contiguous() for each in (query, key, value))
-    bounds, longest = documents.bounds, documents.longest
-    output: Any = varlen_attn(q, k, v, bounds, bounds, longest, longest, **options)
+    cu_seqlens, max_seqlen = packed_sequences.cu_seqlens, packed_sequences.max_seqlen
+    output: Any = varlen_attn(q, k, v, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen, **options)
     result: Tensor = output[None]
     return result
 

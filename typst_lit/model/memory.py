@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from typst_lit.data.batching import Batch, split
+from typst_lit.data.batching import Batch, split_batch
 
 SummedLoss = Callable[[Batch], tuple[Tensor, Tensor]]
 
@@ -58,7 +58,7 @@ def split_batch_loss(
     """
     losses, counts = [], []
     gradients: list[Tensor | None] = [None] * len(parameters)
-    for part in split(batch, parts):
+    for part in split_batch(batch, parts):
         loss, count = summed_loss(part)
         with torch.autocast(loss.device.type, enabled=False):
             found = torch.autograd.grad(loss, parameters, scale.to(loss.dtype), allow_unused=True)

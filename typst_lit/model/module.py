@@ -20,7 +20,7 @@ from torchmetrics import Metric, SumMetric
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from typst_lit.callbacks.watchdog import Watchdog
-from typst_lit.data.batching import Batch, PromptBatch, split
+from typst_lit.data.batching import Batch, PromptBatch, split_batch
 from typst_lit.data.prompts import PromptTemplate
 from typst_lit.errors import UserError
 from typst_lit.inference.engine import Completion, generate
@@ -292,8 +292,8 @@ class TypstModule(LightningModule):
         caught: list[Tensor] = []
         handle = base.get_decoder().register_forward_hook(lambda _m, _i, output: caught.append(output[0]))
         packed: dict[str, Any] = {}
-        if batch.documents is not None:
-            packed = {"position_ids": batch.position_ids, "documents": batch.documents}
+        if batch.packed_sequences is not None:
+            packed = {"position_ids": batch.position_ids, "packed_sequences": batch.packed_sequences}
         try:
             with offload_activations(self.gradient_checkpointing):
                 self.model(input_ids=batch.input_ids, use_cache=False, logits_to_keep=1, **packed)
@@ -304,7 +304,7 @@ class TypstModule(LightningModule):
     def summed_loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Returns the loss summed over the batch's labelled tokens, and their count."""
         head = self.model.get_output_embeddings()
-        return chunked_cross_entropy(self.hidden_states(batch), batch.labels, head, batch.predicting)
+        return chunked_cross_entropy(self.hidden_states(batch), batch.labels, head, batch.target_positions)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         self._seed(batch_idx)
@@ -402,7 +402,7 @@ class TypstModule(LightningModule):
         self.log("lr", optimizer.param_groups[0]["lr"])
 
     def _evaluate(self, batch: Batch) -> None:
-        found = self._that_fits(batch, lambda: [self.summed_loss(part) for part in split(batch, self.parts)])
+        found = self._that_fits(batch, lambda: [self.summed_loss(part) for part in split_batch(batch, self.parts)])
         for loss, tokens in found:
             self.eval_loss.update(loss)
             self.eval_tokens.update(tokens)

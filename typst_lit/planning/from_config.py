@@ -56,7 +56,7 @@ def job_of(module: TypstModule, data: TypstDataModule, dtype: torch.dtype) -> Jo
     data.template = data.template or module.adapter_template  # no trainer is there yet to ask for it
     data.load(TrainerFn.FITTING)
     lengths, prompts = data.train_lengths
-    labelled = 1.0 if data.train_on_prompt else float(1 - prompts.sum() / max(1, lengths.sum()))
+    labelled = float(1 - prompts.sum() / max(1, lengths.sum())) if data.completion_only_loss else 1.0
     adapter = module.adapter
     if module.adapter_path:
         adapter = PeftConfig.from_pretrained(str(adapter_directory(module.adapter_path)))

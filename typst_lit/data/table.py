@@ -22,7 +22,7 @@ from typst_lit.data.sources import RecordSource
 from typst_lit.errors import UserError, listing
 
 log = logging.getLogger(__name__)
-FORMAT = "2"  # raise it when the table's columns or the checks change: old caches are then not used
+FORMAT = "3"  # raise it when the table's columns or the checks change: old caches are then not used
 
 
 def load_records(
@@ -44,7 +44,7 @@ def load_records(
             features=_features(template.fields),
             cache_dir=cache_dir,
             gen_kwargs={"source": source, "fields": tuple(template.fields), "needs_reference": needs_reference},
-            fingerprint=digest(FORMAT, source.fingerprint(), [vars(f) for f in template.fields], needs_reference),
+            fingerprint=cache_key(FORMAT, source.fingerprint(), [vars(f) for f in template.fields], needs_reference),
         )
     except DatasetGenerationError as error:  # datasets wraps what the source raised
         if isinstance(error.__cause__, UserError):
@@ -68,12 +68,12 @@ def column(table: Dataset, name: str) -> np.ndarray:
     return np.asarray(table.with_format("numpy")[name][:])
 
 
-def origins(table: Dataset, places: Sequence[int] | np.ndarray) -> list[str]:
-    """Returns where the records at some places of a table stood; the rest of their rows is not read."""
-    return list(table.select_columns(["origin"]).select(places)["origin"])
+def record_origins(table: Dataset, indices: Sequence[int] | np.ndarray) -> list[str]:
+    """Returns where the records at some indices of a table come from; the rest of their rows is not read."""
+    return list(table.select_columns(["origin"]).select(indices)["origin"])
 
 
-def digest(*parts: Any) -> str:
+def cache_key(*parts: Any) -> str:
     """Returns a short key for a cache, from plain values."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:32]
 
