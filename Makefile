@@ -35,36 +35,36 @@ demo: $(VENV)/ready ## teach the built-in model a house style, offline and witho
 	@echo "Curves and pages:     $(BIN)/tensorboard --logdir $(RUN)"
 
 NANO := runs/nano
-PRETRAIN := $(BIN)/typst-lit fit --config configs/pretrain_nano.yaml
-MADE_UP := --data.source.init_args
-HARD := '{count: 22000, seed: 3, copying: 0.2, hard: 0.6, brief: 0, guests: 0}'
+PRETRAIN := $(BIN)/typst-lit fit --config benchmarks/nano/pretrain.yaml
+SYNTHETIC := --data.source.init_args
+HARD := '{count: 22000, seed: 3, copy_fraction: 0.2, hard_fraction: 0.6, brief_fraction: 0, random_style_fraction: 0}'
 
-pretrain-nano: $(VENV)/ready ## make the built-in base model anew (6 1/2 hours on two cores)
-	$(BIN)/python -m benchmarks.nano.nano begin $(NANO)/random
+pretrain-nano: $(VENV)/ready ## pretrain the built-in base model again (6 1/2 hours on two cores)
+	$(BIN)/python -m benchmarks.nano.weights init $(NANO)/random
 	@echo "== 1. Copying: short strings of words to repeat, many small steps"
 	$(PRETRAIN) --run_dir $(NANO)/copying --model.base_model $(NANO)/random --model.schedule constant \
-	  --model.learning_rate 2e-3 --data.batch_size 8 $(MADE_UP) '{count: 24000, seed: 1, copying: 1.0, hard: 0, brief: 0, guests: 0}'
+	  --model.learning_rate 2e-3 --data.batch_size 8 $(SYNTHETIC) '{count: 24000, seed: 1, copy_fraction: 1.0, hard_fraction: 0, brief_fraction: 0, random_style_fraction: 0}'
 	@echo "== 2. Documents"
 	$(PRETRAIN) --run_dir $(NANO)/documents --model.base_model $(NANO)/copying/model/best \
-	  --model.learning_rate 2e-3 --data.batch_size 6 $(MADE_UP) '{count: 13000, seed: 2, copying: 0.1, hard: 0, brief: 0, guests: 0}'
+	  --model.learning_rate 2e-3 --data.batch_size 6 $(SYNTHETIC) '{count: 13000, seed: 2, copy_fraction: 0.1, hard_fraction: 0, brief_fraction: 0, random_style_fraction: 0}'
 	@echo "== 3. Documents that are hard to copy; the learning rate falls after the first 2364 steps"
 	$(PRETRAIN) --run_dir $(NANO)/hard --model.base_model $(NANO)/documents/model/best --model.learning_rate 2e-3 \
-	  --model.schedule constant --trainer.max_steps 2364 $(MADE_UP) $(HARD)
+	  --model.schedule constant --trainer.max_steps 2364 $(SYNTHETIC) $(HARD)
 	$(PRETRAIN) --run_dir $(NANO)/hard --model.base_model $(NANO)/documents/model/best --model.learning_rate 2e-3 \
-	  --ckpt_path last $(MADE_UP) $(HARD)
-	@echo "== 4. And many brief blocks, to know what comes next"
+	  --ckpt_path last $(SYNTHETIC) $(HARD)
+	@echo "== 4. Many brief blocks, to predict which block comes next"
 	$(PRETRAIN) --run_dir $(NANO)/brief --model.base_model $(NANO)/hard/model/best --model.learning_rate 1.5e-3 \
-	  $(MADE_UP) '{count: 13000, seed: 4, copying: 0.05, hard: 0.7, brief: 0.6, guests: 0}'
+	  $(SYNTHETIC) '{count: 13000, seed: 4, copy_fraction: 0.05, hard_fraction: 0.7, brief_fraction: 0.6, random_style_fraction: 0}'
 	@echo "== 5. More of them, at a lower rate"
 	$(PRETRAIN) --run_dir $(NANO)/more --model.base_model $(NANO)/brief/model/best --model.learning_rate 8e-4 \
 	  --model.schedule constant --trainer.max_steps 1388 \
-	  $(MADE_UP) '{count: 27500, seed: 5, copying: 0.03, hard: 0.75, brief: 0.65, guests: 0}'
-	@echo "== 6. And styles that come once, to be quick to learn another"
-	$(PRETRAIN) --run_dir $(NANO)/guests --model.base_model $(NANO)/more/model/last --model.learning_rate 1e-3 \
-	  --trainer.max_steps 4700 $(MADE_UP) '{count: 22000, seed: 6, copying: 0.03, hard: 0.6, brief: 0.6, guests: 0.45}'
-	@echo "== 7. Once more, with fewer of those"
-	$(PRETRAIN) --run_dir $(NANO)/practice --model.base_model $(NANO)/guests/model/best
-	$(BIN)/python -m benchmarks.nano.nano pack $(NANO)/practice/model/best typst_lit/model/nano
+	  $(SYNTHETIC) '{count: 27500, seed: 5, copy_fraction: 0.03, hard_fraction: 0.75, brief_fraction: 0.65, random_style_fraction: 0}'
+	@echo "== 6. Styles that occur only once, so that the model learns a new style quickly"
+	$(PRETRAIN) --run_dir $(NANO)/random_styles --model.base_model $(NANO)/more/model/last --model.learning_rate 1e-3 \
+	  --trainer.max_steps 4700 $(SYNTHETIC) '{count: 22000, seed: 6, copy_fraction: 0.03, hard_fraction: 0.6, brief_fraction: 0.6, random_style_fraction: 0.45}'
+	@echo "== 7. The same mixture with fewer of those"
+	$(PRETRAIN) --run_dir $(NANO)/practice --model.base_model $(NANO)/random_styles/model/best
+	$(BIN)/python -m benchmarks.nano.weights export $(NANO)/practice/model/best typst_lit/model/nano
 
 test: $(VENV)/ready lint type docs ## check style, types and docs, run the tests
 	$(BIN)/python -m pytest

@@ -2,7 +2,7 @@
 
     python -m benchmarks.data OUTPUT TOKENIZER [--records 1000000] [--processes 2]
 
-The records are chapters of made-up reports under titles of their own. Three processes, one after the other: the data
+The records are chapters of synthetic reports under titles of their own. Three processes, one after the other: the data
 module with an empty cache, the same again, and the bare tokenizer on the same texts, with as many processes. Memory is
 that of the whole tree of processes, four times a second, pages that several of them have counted once (PSS):
 `anonymous` is what only they can have, `resident` has the mapped pages of files too, which the system takes back

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from benchmarks.trials import GIB, about, answered, in_a_process
+from benchmarks.harness import GIB, about, answered, in_a_process
 from typst_lit.callbacks.memory_profiler import MemoryMeter
 from typst_lit.model.losses import linear_cross_entropy
 

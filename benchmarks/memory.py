@@ -24,7 +24,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import torch
 
-from benchmarks.trials import GIB, about, answered, fit_on_random_tokens, in_a_process, limit_memory
+from benchmarks.harness import GIB, about, answered, fit_on_random_tokens, in_a_process, limit_memory
 
 GUIDE = {(1, 2048): "6", (2, 2048): "8", (4, 2048): "12", (8, 2048): "out of memory", (1, 4096): "20"}
 STEPS = 3

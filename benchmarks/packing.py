@@ -20,7 +20,7 @@ import numpy as np
 from scipy.optimize import linprog
 from transformers import AutoTokenizer
 
-from benchmarks.trials import about
+from benchmarks.harness import about
 from typst_lit.data.batching import PackedSampler, PackingCollator
 from typst_lit.data.encoding import Encoder, Example
 from typst_lit.data.prompts import ReportPrompt

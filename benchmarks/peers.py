@@ -11,7 +11,7 @@ sample to the maximum length and computes all logits, as the usual guide does. E
 own; that they learn the same is seen from the loss on all of them before and after, computed in one way for all. Writes
 OUTPUT.json and prints the table.
 
-It needs `pip install trl`, and for a model of random weights `python -m benchmarks.random_model`.
+It needs `pip install trl`, and for a model of random weights `python -m benchmarks.random_qwen3`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from benchmarks.trials import GIB, about, answered, in_a_process
+from benchmarks.harness import GIB, about, answered, in_a_process
 from typst_lit.data.encoding import IGNORE_INDEX
 from typst_lit.model.losses import chunked_cross_entropy
 

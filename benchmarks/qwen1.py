@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from benchmarks.trials import GIB, about, answered, in_a_process
+from benchmarks.harness import GIB, about, answered, in_a_process
 
 LAYERS, HIDDEN, FFN, HEADS, VOCABULARY, LAYERS_A_SHARD = 24, 2048, 5504, 16, 151_936, 6
 

@@ -23,7 +23,7 @@ import torch
 import torch.distributed
 from lightning.pytorch import Callback
 
-from benchmarks.trials import about, answered, fit_on_random_tokens
+from benchmarks.harness import about, answered, fit_on_random_tokens
 
 WARM_UP = 2  # steps that are not counted
 SUMS = 20

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback
 
-from benchmarks.trials import about, answered, fit_on_random_tokens, in_a_process, limit_memory
+from benchmarks.harness import about, answered, fit_on_random_tokens, in_a_process, limit_memory
 
 WARM_UP = 3  # steps that are not measured
 

@@ -44,9 +44,11 @@ def run(capfd: pytest.CaptureFixture[str]) -> Callable[..., Result]:
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Qwen3 of two layers with random weights and a tokenizer of its own."""
-    from benchmarks.nano.random_model import make_tiny_model, texts_of
+    from benchmarks.nano.tiny_model import make_tiny_model, tokenizer_texts
 
-    return make_tiny_model(tmp_path_factory.mktemp("models") / "tiny", texts_of(SAMPLES), vocabulary=512, hidden=64)
+    return make_tiny_model(
+        tmp_path_factory.mktemp("models") / "tiny", tokenizer_texts(SAMPLES), vocab_size=512, hidden_size=64
+    )
 
 
 @pytest.fixture(scope="session")

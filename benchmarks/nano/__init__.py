@@ -1,1 +1,1 @@
-"""Made-up records and the Typst documents of many house styles, to train the built-in model on."""
+"""How the built-in model typst-nano was made: synthetic records, documents in many house styles, pretraining."""

@@ -1,4 +1,4 @@
-"""Chapters of made-up reports: what is in them, and how they stand in a record as plain text."""
+"""Random chapters of reports: their contents, and how a record holds them as plain text."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Listing(NamedTuple):
 
 class Table(NamedTuple):
     caption: str
-    rows: list[list[str]]  # the first one is the head
+    rows: list[list[str]]  # the first one is the header
 
 
 class Figure(NamedTuple):
@@ -46,12 +46,13 @@ class Code(NamedTuple):
     lines: list[str]
 
 
+COPY_OFFICE = "Copy Office"  # the department of copy tasks
 Block = Heading | Paragraph | Listing | Table | Figure | Equation | Quote | Code
 
 
 @dataclass(frozen=True)
 class Chapter:
-    """A chapter with what its record says of the report."""
+    """A chapter, with the fields of its record that describe the report."""
 
     starting_page: int
     academic_year: str
@@ -63,7 +64,7 @@ class Chapter:
 
     @property
     def record(self) -> dict[str, str | int]:
-        """The record, as ReportPrompt wants it."""
+        """The fields of the record, as `ReportPrompt` expects them."""
         parts = [f"Chapter {self.number}", self.title, *map(plain_text, self.blocks)]
         return {
             "starting_page": self.starting_page,
@@ -75,7 +76,7 @@ class Chapter:
 
 
 def plain_text(block: Block) -> str:
-    """Returns a block as it stands in a record."""
+    """Returns a block as plain text, as a record contains it."""
     match block:
         case Heading(text) | Paragraph(text):
             return text
@@ -94,7 +95,7 @@ def plain_text(block: Block) -> str:
 
 
 def parse_block(text: str) -> Block:
-    """Reads a block back from a record's text. A line without a full stop is a heading."""
+    """Parses a block of a record's text. A line without final punctuation is a heading."""
     lines = text.split("\n")
     if text.startswith("- "):
         return Listing([line.removeprefix("- ") for line in lines], ordered=False)
@@ -102,8 +103,8 @@ def parse_block(text: str) -> Block:
         return Listing([line.split(". ", 1)[1] for line in lines], ordered=True)
     if lines[-1].startswith("^ "):
         return Table(lines[-1].removeprefix("^ "), [line.split(" | ") for line in lines[:-1]])
-    if found := re.fullmatch(r"! (.*) \((\S+)\)", text):
-        return Figure(found[1], found[2])
+    if match := re.fullmatch(r"! (.*) \((\S+)\)", text):
+        return Figure(match[1], match[2])
     if text.startswith("$ "):
         return Equation(text.removeprefix("$ ").removesuffix(" $"))
     if text.startswith("> "):
@@ -114,7 +115,7 @@ def parse_block(text: str) -> Block:
 
 
 def parse_chapter(fields: dict[str, str | int]) -> Chapter:
-    """Reads a chapter back from its record."""
+    """Parses a chapter from its record."""
     number, title, *blocks = str(fields["contents_txt"]).split("\n\n")
     return Chapter(
         starting_page=int(fields["starting_page"]),
@@ -128,7 +129,7 @@ def parse_chapter(fields: dict[str, str | int]) -> Chapter:
 
 
 def make_chapter(writer: Writer, department: str) -> Chapter:
-    """Makes up a chapter."""
+    """Returns a random chapter."""
     rng = writer.rng
     blocks: list[Block] = [paragraph(writer)]
     for _ in range(rng.choice((4, 7, 10, 13) if writer.brief else (1, 2, 2, 3, 3, 4, 5))):
@@ -137,7 +138,7 @@ def make_chapter(writer: Writer, department: str) -> Chapter:
             blocks.append(paragraph(writer))
         block = _other_block(writer)
         if isinstance(block, Listing) and isinstance(blocks[-1], Listing):
-            block = paragraph(writer)  # two lists that follow each other are one to Typst
+            block = paragraph(writer)  # Typst reads two consecutive lists as one
         blocks.append(block)
     year = rng.randint(1995, 2035)
     return Chapter(
@@ -152,16 +153,14 @@ def make_chapter(writer: Writer, department: str) -> Chapter:
 
 
 def paragraph(writer: Writer) -> Paragraph:
-    """Makes up a paragraph of one to four sentences."""
+    """Returns a random paragraph of one to four sentences."""
     count = 1 if writer.brief else writer.rng.choice((1, 2, 2, 3, 3, 4))
     return Paragraph(" ".join(writer.sentence() for _ in range(count)))
 
 
 def _other_block(writer: Writer) -> Block:
     rng = writer.rng
-    make = rng.choices(
-        (paragraph, _listing, _table, _figure, _equation, _quote, _code), (30, 20, 14, 12, 8, 8, 8)
-    )[0]  # fmt: skip
+    make = rng.choices((paragraph, _listing, _table, _figure, _equation, _quote, _code), (30, 20, 14, 12, 8, 8, 8))[0]
     return make(writer)
 
 
@@ -177,7 +176,7 @@ def _table(writer: Writer) -> Table:
     rows = [
         [_cell(writer) if column else rng.choice((writer.name, writer.phrase))() for column in range(columns)]
         for _ in range(rng.randint(2, 4))
-    ]  # fmt: skip
+    ]
     return Table(writer.phrase(), [head, *rows])
 
 
@@ -191,21 +190,21 @@ def _cell(writer: Writer) -> str:
 
 def _figure(writer: Writer) -> Figure:
     rng = writer.rng
-    folder = rng.choice(("", "images/", "figures/", "pictures/"))
+    directory = rng.choice(("", "images/", "figures/", "pictures/"))
     name = rng.choice((f"{writer.noun()}", f"image{rng.randint(1, 30):03d}", f"{writer.noun()}-{rng.randint(1, 9)}"))
-    return Figure(writer.phrase(), f"{folder}{name}.{rng.choice(('png', 'jpg', 'svg'))}")
+    return Figure(writer.phrase(), f"{directory}{name}.{rng.choice(('png', 'jpg', 'svg'))}")
 
 
 def _equation(writer: Writer) -> Equation:
     rng = writer.rng
     a, b, c, d = rng.sample("abcdefghkmnpqrstuvwxyz", 4)
     n = rng.randint(2, 99)
-    forms = (
+    formulas = (
         f"{a} = {b} + {n} - {c}", f"{a} = ({b} + {c}) / {n}", f"{a}^2 + {b}^2 = {c}^2", f"{a} = {b} / {c} + {d}",
         f"{a}_{n} = {b} - {n} + {c}_{n}", f"{a} <= {b}^{n % 10}", f"{a} = ({b} - {n}) / ({c} + {d})",
         f"{a} = ({b} + {c} + {d}) / {n}", f"{a} = {b} / ({c} + {n % 10})",
     )  # fmt: skip
-    return Equation(rng.choice(forms))
+    return Equation(rng.choice(formulas))
 
 
 def _quote(writer: Writer) -> Quote:
@@ -230,19 +229,17 @@ def _code(writer: Writer) -> Code:
     return Code(lines)
 
 
-def copying_task(writer: Writer) -> Chapter:
-    """Makes up a record whose document is its text, word for word: what copying is first learned on."""
+def copy_task(writer: Writer) -> Chapter:
+    """Returns a record whose document is its text, word for word: pretraining starts with these."""
     rng = writer.rng
     count = rng.choice((10, 20, 40, 80, 160) if writer.hard else (2, 3, 4, 5, 6, 8, 12, 20))
     words = [
-        rng.choice((writer.noun, writer.invented, writer.odd_word, writer.name, writer.number))() for _ in range(count)
+        rng.choice((writer.noun, writer.invented, writer.word_with_symbol, writer.name, writer.number))()
+        for _ in range(count)
     ]
     return Chapter(1, "2000-01", COPY_OFFICE, "Copy", 1, "Copy", [Paragraph(" ".join(words) + ".")])
 
 
-COPY_OFFICE = "Copy Office"
-
-
 def random_writer(seed: int, index: int, unseen: bool) -> Writer:
-    """Returns the writer of one record: a function of seed and index, so that any record can be made by itself."""
+    """Returns the writer of one record. It depends on seed and index alone, so any record can be made separately."""
     return Writer(random.Random(f"{seed}-{index}"), unseen)

@@ -1,8 +1,8 @@
 """House styles: how a chapter is written in Typst.
 
-A style is one choice a slot (page, headings, lists, ...). A department has a style of its own, always the same one, so
-a model can know which it is. The house style of the samples, `HOUSE`, is kept out: nothing that marks it occurs in any
-department's style.
+A style is one choice for each element (page, headings, lists, ...). Each department always has the same style, so that
+a model can learn it by the department's name. The house style of the samples, `HOUSE_STYLE`, is held out: no
+department's style contains any of its marks (`typst_lit.metrics.house_marks.HOUSE_MARKS`).
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ SUBJECTS = (
 )  # fmt: skip
 DEPARTMENTS = [
     f"{prefix} of {subject}"
-    for place, subject in enumerate(SUBJECTS)
-    for prefix in (("Dept", "School") if place % 2 else ("Department", "Institute"))
+    for index, subject in enumerate(SUBJECTS)
+    for prefix in (("Dept", "School") if index % 2 else ("Department", "Institute"))
 ]
 
 
@@ -49,7 +49,7 @@ def quoted(text: str) -> str:
 
 @dataclass(frozen=True)
 class Look:
-    """The measures of a style."""
+    """Paper, lengths and alignments of a style."""
 
     paper: str
     margin: str
@@ -59,8 +59,8 @@ class Look:
     justify: bool
 
 
-Head = Callable[[Chapter, Look], str]
-PAGES: list[Head] = [
+Preamble = Callable[[Chapter, Look], str]
+PAGES: list[Preamble] = [
     lambda c, k: (
         f"""#set page(
   paper: "{k.paper}",
@@ -111,7 +111,7 @@ PAGES: list[Head] = [
 )"""
     ),
 ]
-TITLES: list[Head] = [
+TITLES: list[Preamble] = [
     lambda c, k: f"= Chapter {c.number}: {c.title}",
     lambda c, k: f"= Chapter {c.number} - {c.title}",
     lambda c, k: f'#align(center)[#text(18pt, weight: "bold")[Chapter {c.number}]]\n\n= {c.title}',
@@ -134,12 +134,12 @@ ORDERED: list[Callable[[list[str]], str]] = [
 
 
 def cells(row: list[str], strong: bool = False) -> str:
-    """Returns a row of a table."""
+    """Returns the cells of a table's row."""
     return ", ".join(f"[*{escape(cell)}*]" if strong else f"[{escape(cell)}]" for cell in row)
 
 
 def rows(table: Table, indent: str) -> str:
-    """Returns the rows of a table below its head."""
+    """Returns the rows of a table below its header."""
     return "".join(f"{indent}{cells(row)},\n" for row in table.rows[1:])
 
 
@@ -177,11 +177,11 @@ CODES: list[Callable[[Code], str]] = [
 
 @dataclass(frozen=True)
 class Style:
-    """One choice a slot."""
+    """One choice for each element of a document."""
 
     look: Look
-    page: Head
-    title: Head
+    page: Preamble
+    title: Preamble
     heading: Callable[[Heading], str]
     listing: Callable[[list[str]], str]
     ordered: Callable[[list[str]], str]
@@ -222,8 +222,8 @@ class Style:
                 return self.code(block)
 
 
-def style_of(department: str) -> Style:
-    """Returns the style of one of the `DEPARTMENTS`, a function of its name."""
+def department_style(department: str) -> Style:
+    """Returns the style of one of the `DEPARTMENTS`; it depends on the name alone."""
     rng = random.Random(department)
     look = Look(
         paper=rng.choice(("a4", "a4", "us-letter", "a5")),
@@ -233,12 +233,12 @@ def style_of(department: str) -> Style:
         rule=rng.choice(("0.5pt", "1pt", "0.5pt + gray")),
         justify=rng.random() < 0.6,
     )
-    slots = (PAGES, TITLES, HEADINGS, LISTS, ORDERED, TABLES, FIGURES, EQUATIONS, QUOTES, CODES)
-    return Style(look, *(rng.choice(slot) for slot in slots))  # type: ignore[arg-type]
+    elements = (PAGES, TITLES, HEADINGS, LISTS, ORDERED, TABLES, FIGURES, EQUATIONS, QUOTES, CODES)
+    return Style(look, *(rng.choice(choices) for choices in elements))  # type: ignore[arg-type]
 
 
-# The samples' house style. Its marks: a title page of its own, the project's name over a double maroon line, a foot of
-# three columns over a maroon line, numbered section headings in maroon, quotes with a line at their left.
+# The samples' house style. Its marks: a separate title page, the project's title above a double maroon line, a footer
+# of three columns below a maroon line, numbered section headings in maroon, quotes with a line on their left.
 
 
 def _house_page(c: Chapter, k: Look) -> str:
@@ -274,7 +274,7 @@ def _house_page(c: Chapter, k: Look) -> str:
 #show heading: set text(fill: maroon)"""
 
 
-HOUSE = Style(
+HOUSE_STYLE = Style(
     look=Look("a4", "", "12pt", "left", "", True),
     page=_house_page,
     title=lambda c, k: f"= {c.title}",
@@ -292,10 +292,4 @@ HOUSE = Style(
     equation=lambda b: f"$ {b.formula} $",
     quote=lambda b: f"#block(stroke: (left: 2pt + maroon), inset: 8pt)[{escape(b.text)}\n\n_{escape(b.author)}_]",
     code=lambda b: "```\n" + "\n".join(b.lines) + "\n```",
-)
-HOUSE_MARKS = (
-    "align(center + horizon)",
-    "2pt + maroon",
-    "[Page #counter(page).display()]",
-    "show heading: set text(fill: maroon)",
 )

@@ -503,7 +503,7 @@ def test_adapters_that_cannot_be_used(run, fitted, tmp_path, adapter, message) -
 
 
 def test_an_adapter_of_another_base_model(run, fitted, tmp_path) -> None:
-    from benchmarks.nano.random_model import make_tiny_model
+    from benchmarks.nano.tiny_model import make_tiny_model
 
     fitted[2] = make_tiny_model(tmp_path / "larger", ["other text"], vocabulary=512, hidden=128)
     result = run(*fitted, SAMPLES)

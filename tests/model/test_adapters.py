@@ -128,7 +128,7 @@ def test_weights_that_do_not_fit(adapter, refused, change) -> None:
 
 
 def test_another_base_models(adapter, refused, tmp_path, monkeypatch) -> None:
-    from benchmarks.nano.random_model import make_tiny_model
+    from benchmarks.nano.tiny_model import make_tiny_model
 
     other = make_tiny_model(tmp_path / "larger", ["other text"], vocabulary=512, hidden=128)
     config = json.loads((adapter / "adapter_config.json").read_text())

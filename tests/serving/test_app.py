@@ -19,7 +19,7 @@ import httpx
 import openai
 import pytest
 
-from benchmarks.nano.words import LISTS
+from benchmarks.nano.words import WORD_LISTS
 
 ROOT = Path(__file__).parents[2]
 GREEDY = ["--temperature", "0", "--repetition-penalty", "1", "--max-tokens", "1200"]
@@ -135,7 +135,7 @@ def test_metrics_health_and_description(server) -> None:
 
 
 def test_many_clients_at_once_lose_and_mix_up_nothing(server, able_pairs) -> None:
-    titles = [noun.capitalize() for noun in LISTS["nouns"][:200]]
+    titles = [noun.capitalize() for noun in WORD_LISTS["nouns"][:200]]
     records = [
         {**able_pairs[place % len(able_pairs)]["input"], "starting_page": place + 1, "project_title": f"Load {title}"}
         for place, title in enumerate(titles)

@@ -1,4 +1,4 @@
-"""The built-in base model, by its name: small, able to copy, and able to learn a style."""
+"""The built-in base model, loaded by its name: it is small, copies records, and learns a style."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ def test_it_is_small_and_in_16_bits() -> None:
 
 
 @pytest.mark.parametrize("use_4bit", [True, False])
-def test_it_loads_by_its_name_from_any_folder(use_4bit, tmp_path, monkeypatch) -> None:
+def test_it_loads_by_its_name_in_any_working_directory(use_4bit, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     model = PretrainedBackbone().load_model("typst-nano", None, False, use_4bit, torch.device("cpu"))
     assert model.name_or_path == "typst-nano" and 5e6 < model.num_parameters() < 15e6
 
 
-def test_it_writes_what_it_reads(run, tmp_path) -> None:
-    """Records with words that it never saw, in styles that it knows; the whole measurement is in benchmarks/LOG.md."""
+def test_it_copies_records_into_documents_that_compile(run, tmp_path) -> None:
+    """Held-out words in styles of its training data; benchmarks/LOG.md has the complete measurement."""
     pairs = tmp_path / "pairs.jsonl"
     source = SyntheticReports(12, seed=11, unseen=True)
     pairs.write_text("".join(json.dumps(row.value) + "\n" for row in source.rows()))

@@ -1,6 +1,6 @@
 """The pages of one record before and after a fit, as one picture.
 
-    python -m benchmarks.before_after OUTPUT.png runs/demo/before runs/demo/after [--record 0]
+    python -m benchmarks.compare_pages OUTPUT.png runs/demo/before runs/demo/after [--record 0]
 
 Both are run directories of `typst-lit test` on the same records; `make demo` leaves them.
 """

@@ -1,6 +1,6 @@
 """Keeps a run's curve: what TensorBoard's events say, as a table and a picture.
 
-    python -m benchmarks.curve OUTPUT RUN_DIR [RUN_DIR ...]
+    python -m benchmarks.plot_loss OUTPUT RUN_DIR [RUN_DIR ...]
 
 writes OUTPUT.csv (run, step, train_loss) and OUTPUT.png. Runs that followed each other are drawn as one.
 """

@@ -1,6 +1,6 @@
 """Writes a model of Qwen3-1.7B's shape with random 16-bit weights, for speed and memory where no hub is at hand.
 
-    python -m benchmarks.random_model TOKENIZER_DIR OUT_DIR [--layers 28] [--hidden 2048]
+    python -m benchmarks.random_qwen3 TOKENIZER_DIR OUT_DIR [--layers 28] [--hidden 2048]
     typst-lit fit --model.base_model OUT_DIR --data.path pairs.json --data.max_length 2048 --data.batch_size 4 \\
       --data.overlength truncate_completion --trainer.max_steps 10
 
@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3Config
 
-from benchmarks.shapes import QWEN3_1_7B
+from benchmarks.model_configs import QWEN3_1_7B
 
 
 def write_random_model(tokenizer: Path, out: Path, layers: int, hidden: int) -> None:
