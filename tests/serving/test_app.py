@@ -37,8 +37,8 @@ class Server:
         assert self.process.stderr is not None
         for line in self.process.stderr:
             self.log.append(line)
-            if found := re.search(r"Serving on (http://\S+?)[;,]", line):
-                self.url = found[1]
+            if match := re.search(r"Serving on (http://\S+?)[;,]", line):
+                self.url = match[1]
                 break
         threading.Thread(target=lambda: self.log.extend(self.process.stderr or []), daemon=True).start()
 
@@ -52,35 +52,35 @@ class Server:
 
 @pytest.fixture(scope="module")
 def server(able_adapter) -> Iterator[Server]:
-    made = Server("--model", able_adapter, *GREEDY)
-    yield made
-    assert made.stop() == 0, "".join(made.log)
+    server = Server("--model", able_adapter, *GREEDY)
+    yield server
+    assert server.stop() == 0, "".join(server.log)
 
 
-def test_generate_answers_with_a_document_that_compiles(server, able_pairs) -> None:
+def test_generate_returns_a_document_that_compiles(server, able_pairs) -> None:
     with server.client() as client:
         for body in (able_pairs[0]["input"], {"input": able_pairs[0]["input"], "seed": 3, "attempts": 2}):
-            answer = client.post("/generate", json=body)
-            assert answer.status_code == 200, answer.text
-            document = answer.json()
+            response = client.post("/generate", json=body)
+            assert response.status_code == 200, response.text
+            document = response.json()
             assert document["compiled"] and document["pages"] >= 1 and document["finish_reason"] == "stop"
             assert document["generated_output"].startswith("#set page(") and document["fidelity"] > 0.9
             assert document["input"] == able_pairs[0]["input"]
 
 
-def test_faults_are_named_by_their_field(server, able_pairs) -> None:
-    good = able_pairs[0]["input"]
+def test_errors_name_their_field(server, able_pairs) -> None:
+    record = able_pairs[0]["input"]
     with server.client() as client:
-        for body, told in (
-            ({**good, "starting_page": "one"}, "field 'starting_page' must be a whole number"),
-            ({key: value for key, value in good.items() if key != "department"}, "field 'department' is missing"),
-            ({"input": good, "temperature": 5}, "field 'temperature'"),
-            ({"input": good, "temprature": 1}, "field 'temprature'"),
-            ({"input": good, "adapter": "letters"}, "no adapter 'letters'; there is: default"),
-            ([good], "the body"),
+        for body, message in (
+            ({**record, "starting_page": "one"}, "field 'starting_page' must be a whole number"),
+            ({key: value for key, value in record.items() if key != "department"}, "field 'department' is missing"),
+            ({"input": record, "temperature": 5}, "field 'temperature'"),
+            ({"input": record, "temprature": 1}, "field 'temprature'"),
+            ({"input": record, "adapter": "letters"}, "no adapter 'letters'; there is: default"),
+            ([record], "request body"),
         ):
-            answer = client.post("/generate", json=body)
-            assert answer.status_code == 422 and told in answer.json()["error"]["message"], answer.text
+            response = client.post("/generate", json=body)
+            assert response.status_code == 422 and message in response.json()["error"]["message"], response.text
         assert client.post("/generate", content=b"{").status_code == 422
         assert client.post("/generate", content=b" " * (2 << 20)).status_code == 413
 
@@ -89,39 +89,40 @@ def test_faults_are_named_by_their_field(server, able_pairs) -> None:
                 yield b" " * 8192
 
         assert client.post("/generate", content=chunks()).status_code == 413
-        assert client.get("/nothing").status_code == 404
+        unknown_path = client.get("/nothing")
+        assert unknown_path.status_code == 404 and unknown_path.json()["error"]["message"] == "Not Found"
 
 
-def test_the_openai_client_completes_chats_and_streams(server, able_pairs) -> None:
+def test_openai_client_gets_completions_chats_and_streams(server, able_pairs) -> None:
     client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none")
     record = json.dumps(able_pairs[1]["input"])
     assert [model.id for model in client.models.list()] == ["default"]
-    whole = client.completions.create(model="default", prompt=record)
-    text = whole.choices[0].text
-    assert text.startswith("#set page(") and whole.choices[0].finish_reason == "stop"
-    assert whole.usage is not None and whole.usage.completion_tokens > 100
-    assert whole.typst["compiled"]  # type: ignore[attr-defined]
+    completion = client.completions.create(model="default", prompt=record)
+    text = completion.choices[0].text
+    assert text.startswith("#set page(") and completion.choices[0].finish_reason == "stop"
+    assert completion.usage is not None and completion.usage.completion_tokens > 100
+    assert completion.typst["compiled"]  # type: ignore[attr-defined]
     chat = client.chat.completions.create(model="default", messages=[{"role": "user", "content": record}])
     assert chat.choices[0].message.content == text
-    pieces = [
-        event.choices[0]
-        for event in client.chat.completions.create(
+    chunks = [
+        chunk.choices[0]
+        for chunk in client.chat.completions.create(
             model="default", messages=[{"role": "user", "content": record}], stream=True
         )
     ]
-    assert len(pieces) > 5
-    assert "".join(piece.delta.content or "" for piece in pieces) == text and pieces[-1].finish_reason == "stop"
-    free = client.completions.create(model="default", prompt="Any text", max_tokens=7)
-    assert free.usage and free.usage.completion_tokens <= 7
+    assert len(chunks) > 5
+    assert "".join(chunk.delta.content or "" for chunk in chunks) == text and chunks[-1].finish_reason == "stop"
+    plain = client.completions.create(model="default", prompt="Any text", max_tokens=7)
+    assert plain.usage and plain.usage.completion_tokens <= 7
     short = client.completions.create(model="default", prompt=record, max_tokens=7)
     assert short.choices[0].finish_reason == "length" and short.usage and short.usage.completion_tokens == 7
-    with pytest.raises(openai.UnprocessableEntityError, match="stop"):  # refused, not ignored in silence
+    with pytest.raises(openai.UnprocessableEntityError, match="stop"):  # refused, not silently ignored
         client.completions.create(model="default", prompt=record, stop=["x"])
     with pytest.raises(openai.UnprocessableEntityError, match="field 'department' is missing"):
         client.completions.create(model="default", prompt='{"project_title": "x"}')
 
 
-def test_metrics_health_and_description(server) -> None:
+def test_metrics_health_and_docs(server) -> None:
     with server.client() as client:
         health = client.get("/health").json()
         assert health["status"] == "ok" and health["running"] == 0
@@ -134,67 +135,67 @@ def test_metrics_health_and_description(server) -> None:
         assert client.get("/docs").status_code == 200
 
 
-def test_many_clients_at_once_lose_and_mix_up_nothing(server, able_pairs) -> None:
+def test_concurrent_clients_get_their_own_documents(server, able_pairs) -> None:
     titles = [noun.capitalize() for noun in WORD_LISTS["nouns"][:200]]
     records = [
-        {**able_pairs[place % len(able_pairs)]["input"], "starting_page": place + 1, "project_title": f"Load {title}"}
-        for place, title in enumerate(titles)
+        {**able_pairs[index % len(able_pairs)]["input"], "starting_page": index + 1, "project_title": f"Load {title}"}
+        for index, title in enumerate(titles)
     ]
 
-    def ask(place: int) -> dict[str, Any]:
+    def post(index: int) -> dict[str, Any]:
         with server.client() as client:
-            answer = client.post("/generate", json={"input": records[place], "max_tokens": 100, "temperature": 0.1})
-            assert answer.status_code == 200, f"{answer.text} {server.log[-40:]}"
-            return answer.json()
+            body = {"input": records[index], "max_tokens": 100, "temperature": 0.1}
+            response = client.post("/generate", json=body)
+            assert response.status_code == 200, f"{response.text} {server.log[-40:]}"
+            return response.json()
 
     with ThreadPoolExecutor(20) as pool:
-        answers = list(pool.map(ask, range(200)))
-    assert [answer["input"] for answer in answers] == records
-    shown = [set(re.findall(r"Load (\w+)", answer["generated_output"])) for answer in answers]
-    assert not any(names & ({*titles} - {title}) for names, title in zip(shown, titles, strict=True))
-    assert sum(names == {title} for names, title in zip(shown, titles, strict=True)) > 190
-    for place in (0, 7, 199):
-        assert ask(place)["generated_output"] == answers[place]["generated_output"]
+        documents = list(pool.map(post, range(200)))
+    assert [document["input"] for document in documents] == records
+    titles_found = [set(re.findall(r"Load (\w+)", document["generated_output"])) for document in documents]
+    assert not any(found & ({*titles} - {title}) for found, title in zip(titles_found, titles, strict=True))
+    assert sum(found == {title} for found, title in zip(titles_found, titles, strict=True)) > 190
+    for index in (0, 7, 199):
+        assert post(index)["generated_output"] == documents[index]["generated_output"]
 
 
-def test_a_client_that_leaves_frees_its_place(server, able_pairs) -> None:
+def test_disconnected_client_frees_its_slot(server, able_pairs) -> None:
     with server.client() as client:
-        before = client.get("/health").json()
-        assert before["running"] == 0
+        assert client.get("/health").json()["running"] == 0
         with pytest.raises(httpx.ReadTimeout):
-            long = {"input": able_pairs[2]["input"], "temperature": 2, "top_k": 0, "top_p": 1, "attempts": 16}
-            client.post("/generate", json=long, timeout=0.5)
-        limit = time.monotonic() + 20
-        while client.get("/health").json()["running"] and time.monotonic() < limit:
+            body = {"input": able_pairs[2]["input"], "temperature": 2, "top_k": 0, "top_p": 1, "attempts": 16}
+            client.post("/generate", json=body, timeout=0.5)
+        deadline = time.monotonic() + 20
+        while client.get("/health").json()["running"] and time.monotonic() < deadline:
             time.sleep(0.05)
         metrics = client.get("/metrics").text
         assert client.get("/health").json()["running"] == 0
         assert not re.search(r'finish_reason="cancelled"\} [1-9]', metrics)
 
 
-def test_a_full_queue_says_when_to_come_back(able_adapter, able_pairs) -> None:
+def test_full_queue_is_refused_with_retry_after(able_adapter, able_pairs) -> None:
     server = Server("--model", able_adapter, *GREEDY, "--queue", 1, "--batch-size", 1)
     body = {"messages": [{"role": "user", "content": json.dumps(able_pairs[0]["input"])}], "stream": True}
     requests = [("/generate", able_pairs[0]["input"])] * 3 + [("/v1/chat/completions", body)] * 3
     with ThreadPoolExecutor(6) as pool, server.client() as client:
-        answers = list(pool.map(lambda request: client.post(request[0], json=request[1]), requests))
-    assert sorted(answer.status_code for answer in answers) == [200, 200, 429, 429, 429, 429]
-    assert all(int(a.headers["retry-after"]) >= 1 for a in answers if a.status_code == 429)
+        responses = list(pool.map(lambda request: client.post(request[0], json=request[1]), requests))
+    assert sorted(response.status_code for response in responses) == [200, 200, 429, 429, 429, 429]
+    assert all(int(response.headers["retry-after"]) >= 1 for response in responses if response.status_code == 429)
     assert server.stop() == 0
 
 
-def test_sigterm_finishes_what_runs(able_adapter, able_pairs) -> None:
+def test_sigterm_finishes_running_requests(able_adapter, able_pairs) -> None:
     server = Server("--model", able_adapter, *GREEDY)
     with ThreadPoolExecutor(1) as pool, server.client() as client:
-        answer = pool.submit(client.post, "/generate", json=able_pairs[0]["input"])
-        limit = time.monotonic() + 20
-        while not client.get("/health").json()["running"] and time.monotonic() < limit:
+        future = pool.submit(client.post, "/generate", json=able_pairs[0]["input"])
+        deadline = time.monotonic() + 20
+        while not client.get("/health").json()["running"] and time.monotonic() < deadline:
             time.sleep(0.01)
         assert server.stop() == 0
-        assert answer.result().json()["compiled"]
+        assert future.result().json()["compiled"]
 
 
-def test_other_addresses_need_a_token_and_requests_must_bring_it(run, able_adapter, able_pairs) -> None:
+def test_public_hosts_need_a_token_and_requests_must_send_it(run, able_adapter, able_pairs) -> None:
     refused = run("serve", "--model", able_adapter, "--host", "0.0.0.0")
     assert refused.status == 1 and "TYPST_LIT_TOKEN" in refused.err
     server = Server("--model", able_adapter, *GREEDY, "--host", "127.0.0.1", TYPST_LIT_TOKEN="secret")
@@ -205,10 +206,13 @@ def test_other_addresses_need_a_token_and_requests_must_bring_it(run, able_adapt
         assert client.post("/generate", json=body, headers={"Authorization": "Bearer wrong"}).status_code == 401
         assert client.post("/generate", json=body, headers={"Authorization": "Bearer secret"}).status_code == 200
         assert client.get("/metrics").status_code == 401
+        schema = client.get("/openapi.json").json()
+        assert schema["paths"]["/generate"]["post"]["security"] == [{"HTTPBearer": []}]
+        assert "security" not in schema["paths"]["/health"]["get"]
     assert server.stop() == 0
 
 
-def test_a_port_in_use_is_told(server, able_adapter, run) -> None:
+def test_port_in_use_is_an_error(server, able_adapter, run) -> None:
     port = server.url.rsplit(":", 1)[1]
     result = run("serve", "--model", able_adapter, "--port", port)
     assert result.status == 1 and f"--port {port}" in result.err and "Traceback" not in result.err

@@ -38,23 +38,23 @@ def address(able_adapter, tmp_path_factory) -> Iterator[str]:
             urllib.request.urlopen(f"http://127.0.0.1:{port}/_stcore/health", timeout=1)
             break
         except OSError:
-            assert process.poll() is None, "the page's server has stopped"
+            assert process.poll() is None, "Streamlit has stopped"
     yield f"http://127.0.0.1:{port}"
     process.terminate()
     process.wait(timeout=30)
-    assert "Traceback" not in errors.read_text()  # where progress could not be shown
+    assert "Traceback" not in errors.read_text()  # Streamlit logs one when progress cannot be shown
 
 
 @pytest.fixture
 def page(address) -> Iterator[Any]:
     with sync_playwright() as playwright:
         if not CHROMIUM and not Path(playwright.chromium.executable_path).exists() and "CI" not in os.environ:
-            pytest.skip("there is no browser: .ci/browser installs one")
+            pytest.skip("no browser is installed: .ci/browser installs one")
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        made = browser.new_page(viewport={"width": 1400, "height": 1100}, accept_downloads=True)
-        made.goto(address)
-        made.get_by_role("button", name="Generate").wait_for(timeout=120_000)
-        yield made
+        page = browser.new_page(viewport={"width": 1400, "height": 1100}, accept_downloads=True)
+        page.goto(address)
+        page.get_by_role("button", name="Generate").wait_for(timeout=120_000)
+        yield page
         browser.close()
 
 
@@ -64,11 +64,11 @@ def upload(page: Any, path: Path, *records: object) -> None:
 
 
 def test_a_record_becomes_a_document_with_pages_and_files(page, able_pairs, tmp_path) -> None:
-    expect(page.get_by_label("Project title")).not_to_have_value("", timeout=30_000)  # that of the first sample
+    expect(page.get_by_label("Project title")).not_to_have_value("", timeout=30_000)  # the first sample is selected
     upload(page, tmp_path / "records.json", able_pairs[0], able_pairs[1]["input"])
     page.locator(f'input[value="{able_pairs[0]["input"]["project_title"]}"]').wait_for(timeout=30_000)
     page.get_by_role("button", name="Generate").click()
-    page.get_by_text("It compiles").wait_for(timeout=120_000)
+    page.get_by_text("Compiled: ").wait_for(timeout=120_000)
     page.get_by_text("Page 1", exact=True).wait_for(timeout=60_000)
     assert page.locator(".highlight span").count() > 50
     for name, beginning in (("Download PDF", b"%PDF"), ("Download .typ", b"#set page(")):
@@ -77,26 +77,26 @@ def test_a_record_becomes_a_document_with_pages_and_files(page, able_pairs, tmp_
         assert Path(download.value.path()).read_bytes().startswith(beginning)
 
 
-def test_faults_of_records_and_limits_of_documents_are_told(page, able_pairs, tmp_path) -> None:
-    good = able_pairs[2]["input"]
-    upload(page, tmp_path / "records.json", {"input": good}, {**good, "starting_page": "one"})
+def test_invalid_records_and_cut_off_documents_are_reported(page, able_pairs, tmp_path) -> None:
+    record = able_pairs[2]["input"]
+    upload(page, tmp_path / "records.json", {"input": record}, {**record, "starting_page": "one"})
     page.get_by_text("record 1: field 'starting_page' must be a whole number").wait_for(timeout=30_000)
-    page.locator(f'input[value="{good["project_title"]}"]').wait_for(timeout=30_000)
+    page.locator(f'input[value="{record["project_title"]}"]').wait_for(timeout=30_000)
     page.get_by_label("Department").fill("")
     page.get_by_role("button", name="Generate").click()
     page.get_by_text("field 'department' is blank").wait_for(timeout=30_000)
-    page.get_by_label("Department").fill(good["department"])
-    page.get_by_label("Most tokens").fill("20")
-    page.get_by_label("Most tokens").press("Enter")
+    page.get_by_label("Department").fill(record["department"])
+    page.get_by_label("Max tokens").fill("20")
+    page.get_by_label("Max tokens").press("Enter")
     page.get_by_role("button", name="Generate").click()
-    page.get_by_text("It was cut off at the token limit").wait_for(timeout=60_000)
+    page.get_by_text("Cut off at the token limit").wait_for(timeout=60_000)
 
 
-def test_wrong_arguments_are_told_before_the_page_opens(run, tmp_path) -> None:
-    for flags, told in (
+def test_invalid_arguments_are_reported_before_the_page_opens(run, tmp_path) -> None:
+    for flags, message in (
         (["--temperature", 3], "temperature must be from 0 to 2"),
         (["--model", tmp_path], "no adapter there"),
         (["--prt", 1], "Did you mean --port"),
     ):
         result = run("app", *flags)
-        assert result.status != 0 and told in result.err
+        assert result.status != 0 and message in result.err

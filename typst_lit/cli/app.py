@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-import sys
 from collections.abc import Sequence
-from importlib.resources import files
 
 from jsonargparse import ArgumentParser
 
-from typst_lit.cli.generate import add_model_arguments, check
+from typst_lit.cli.generate import add_model_arguments, check, load
 from typst_lit.cli.parser import CommandParser
 from typst_lit.errors import UserError
 
@@ -33,13 +31,8 @@ def run(args: Sequence[str]) -> None:
     check(made.instantiate_classes(made.parse_args(list(args))))
     if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
         raise UserError(f"the page needs {', '.join(missing)}: pip install 'typst-lit[app]'")
-    from streamlit.web import cli
+    from typst_lit.serving.web_page import serve_web_page
 
     config = made.parse_args(list(args))
     log.info("The page: http://%s:%d", config.host, config.port)
-    sys.argv = [
-        "streamlit", "run", str(files("typst_lit") / "serving" / "streamlit_app.py"), "--server.port", str(config.port),
-        "--server.address", config.host, "--server.headless", "true", "--browser.gatherUsageStats", "false",
-        "--server.fileWatcherType", "none", "--", *args,
-    ]  # fmt: skip
-    cli.main()
+    serve_web_page(lambda: load(made.instantiate_classes(config)), config.host, config.port)

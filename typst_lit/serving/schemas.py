@@ -1,4 +1,4 @@
-"""What requests may say."""
+"""Request bodies."""
 
 from __future__ import annotations
 
@@ -7,45 +7,49 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 
-class Options(BaseModel):
-    """How one document is made; what is left out is as the server was started."""
+class GenerationOptions(BaseModel):
+    """Options of one request; those left out keep the values that the server was started with."""
 
     model_config = ConfigDict(extra="forbid")
-    adapter: str | None = None
-    max_tokens: int | None = Field(default=None, ge=1)
+    adapter: str | None = Field(default=None, description="One of /v1/models; by default the first.")
+    max_tokens: int | None = Field(default=None, ge=1, description="At most what the server was started with.")
     temperature: float | None = Field(default=None, ge=0, le=2)
     top_p: float | None = Field(default=None, gt=0, le=1)
     top_k: int | None = Field(default=None, ge=0)
     repetition_penalty: float | None = Field(default=None, ge=1, le=2)
     seed: int | None = Field(default=None, ge=0)
-    attempts: int | None = Field(default=None, ge=1, le=16)
+    attempts: int | None = Field(default=None, ge=1, le=16, description="Attempts at a document that compiles.")
 
-    def changes(self, limit: int) -> dict[str, Any]:
-        """Returns what is set, but for the adapter, with the tokens kept under the server's limit."""
-        given = self.model_dump(exclude_none=True, exclude={"adapter"}, include=set(Options.model_fields))
-        if "max_tokens" in given:
-            given["max_tokens"] = min(given["max_tokens"], limit)
-        return given
+    def overrides(self, max_tokens: int) -> dict[str, Any]:
+        """Returns the settings that the request overrides, with its ``max_tokens`` limited to the server's."""
+        names = GenerationOptions.model_fields.keys() - {"adapter"}
+        overrides = self.model_dump(include=set(names), exclude_none=True)
+        if "max_tokens" in overrides:
+            overrides["max_tokens"] = min(overrides["max_tokens"], max_tokens)
+        return overrides
 
 
-class OpenAIOptions(Options):
-    """What `/v1` takes beside: OpenAI's names; those that mean nothing here are accepted and not used."""
+class OpenAIOptions(GenerationOptions):
+    """The options of ``/v1``: OpenAI's in addition to our own. OpenAI's that have no meaning here are ignored."""
 
     model_config = ConfigDict(extra="ignore")
-    model: str = ""
-    stream: bool = False
+    model: str = Field(default="", description="The name of an adapter; other names mean the default adapter.")
+    stream: bool = Field(default=False, description="Server-sent events while the document is generated, once.")
     stream_options: dict[str, Any] | None = None
     n: Literal[1] = 1
-    stop: None = Field(default=None, description="Documents end by themselves: stop strings are refused.")
-    max_completion_tokens: int | None = Field(default=None, ge=1)
+    stop: None = Field(default=None, description="Not supported: a document ends where the model ends it.")
+    max_completion_tokens: int | None = Field(default=None, ge=1, description="Same as `max_tokens`.")
 
-    def changes(self, limit: int) -> dict[str, Any]:
+    def overrides(self, max_tokens: int) -> dict[str, Any]:
         self.max_tokens = self.max_tokens or self.max_completion_tokens
-        return super().changes(limit)
+        overrides = super().overrides(max_tokens)
+        if self.stream:
+            overrides["attempts"] = 1  # text that was sent cannot be taken back
+        return overrides
 
 
 class CompletionRequest(OpenAIOptions):
-    prompt: str = Field(min_length=1, description="A record as JSON, or a prompt that is already rendered.")
+    prompt: str = Field(min_length=1, description="A record as JSON, or a rendered prompt.")
 
 
 class Message(BaseModel):
@@ -54,4 +58,4 @@ class Message(BaseModel):
 
 
 class ChatRequest(OpenAIOptions):
-    messages: list[Message] = Field(min_length=1, description="The last one of the user is a record as JSON.")
+    messages: list[Message] = Field(min_length=1, description="The last user message is a record as JSON.")

@@ -1,139 +1,171 @@
-"""The thread that decodes, and how requests hand their work to it.
+"""The service between many clients and one model: a thread runs the engine, and requests await their documents.
 
-Requests that arrive together share a batch (`typst_lit.inference.engine.Engine`), and a client that leaves frees its
-place.
+Requests that arrive together share batches (`typst_lit.inference.engine.Engine`). A client that disconnects frees its
+slot in the batch.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import math
 import threading
 import time
 from collections.abc import Callable
 from contextvars import Context, copy_context
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
-
+from typst_lit.errors import UserError
 from typst_lit.inference.attempts import Attempts, GeneratedDocument
 from typst_lit.inference.decoder import Row
 from typst_lit.inference.engine import Completion, Job
 from typst_lit.inference.generator import Generator
+from typst_lit.serving.metrics import ServiceMetrics
+
+if TYPE_CHECKING:
+    from typst_lit.serving.schemas import GenerationOptions
 
 log = logging.getLogger(__name__)
-IDLE_S = 0.5  # the decoding thread looks at the clock this often when nothing waits
+IDLE_S = 0.5  # the engine's thread looks this often whether it is to stop
+INITIAL_MEAN_SECONDS = 5.0  # of a document, before any was measured
+MEAN_SECONDS_DECAY = 0.8
 
 
 class QueueFullError(Exception):
-    """Too many documents wait already.
+    """Too many documents are waiting.
 
     Attributes:
-        retry_after_s: when there may be room.
+        retry_after_s: estimated seconds until there is capacity again.
     """
 
     def __init__(self, retry_after_s: int) -> None:
-        super().__init__(f"Too many documents wait already; try again in {retry_after_s} s.")
+        super().__init__(f"Too many documents are waiting; try again in {retry_after_s} s.")
         self.retry_after_s = retry_after_s
 
 
-class Service:
-    """The thread that decodes, and how requests hand their work to it.
+class GenerationError(Exception):
+    """The model failed on a request that was valid."""
+
+
+class GenerationService:
+    """Runs a generator's engine in a thread, for any number of asyncio tasks that await documents.
 
     Args:
-        generator: the loaded model.
-        queue_limit: documents that may wait; more are refused.
+        generator: a generator with its model loaded.
+        max_waiting: maximum number of documents that wait for the model, in addition to the batch that is running.
     """
 
-    def __init__(self, generator: Generator, queue_limit: int) -> None:
+    def __init__(self, generator: Generator, max_waiting: int) -> None:
         self.generator = generator
-        self.queue_limit = queue_limit
-        self.documents = 0  # under way or waiting
+        self.max_waiting = max_waiting
+        self.metrics = ServiceMetrics(generator.engine)
+        self._num_documents = 0  # running or waiting
+        self._mean_seconds = INITIAL_MEAN_SECONDS
         self._wake = threading.Event()
         self._stopping = False
-        self._thread = threading.Thread(target=self._decode, name="decoding", daemon=True)
-        self.registry = CollectorRegistry()
-        self._done = Counter("typst_lit_documents", "Documents", ["finish_reason"], registry=self.registry)
-        self._failures = Counter("typst_lit_not_compiled", "Documents that do not compile", registry=self.registry)
-        self._refused = Counter("typst_lit_refused", "Requests refused as the queue was full", registry=self.registry)
-        self._tokens = Counter("typst_lit_tokens", "Generated tokens", registry=self.registry)
-        self._seconds = Histogram(
-            "typst_lit_seconds", "Seconds from request to document", registry=self.registry,
-            buckets=(0.5, 1, 2, 5, 10, 20, 60, 120, 300, 600),
-        )  # fmt: skip
-        for name, what, value in (
-            ("typst_lit_waiting", "Documents that wait", lambda: generator.engine.waiting),
-            ("typst_lit_running", "Documents that are decoded", lambda: generator.engine.running),
-        ):
-            Gauge(name, what, registry=self.registry).set_function(value)
-        self._mean_seconds = 5.0  # of a document, lately
+        self._thread = threading.Thread(target=self._run_engine, name="engine", daemon=True)
 
     def start(self) -> None:
+        """Starts the engine's thread."""
         self._thread.start()
 
     def stop(self) -> None:
+        """Stops the engine's thread after its current step."""
         self._stopping = True
         self._wake.set()
         self._thread.join(timeout=10)
 
     @property
-    def alive(self) -> bool:
-        """Whether documents are being made."""
+    def is_alive(self) -> bool:
+        """Whether the engine's thread is running."""
         return self._thread.is_alive()
 
-    def _decode(self) -> None:
+    def attempts_for_record(self, record: object, options: GenerationOptions) -> Attempts:
+        """Returns the attempts at a record's document.
+
+        Raises:
+            UserError: when the record is invalid or the adapter is unknown.
+        """
+        fields, errors = self.generator.check(record, options.adapter)
+        if errors:
+            raise UserError("; ".join(errors))
+        overrides = options.overrides(self.generator.settings.max_tokens)
+        return self.generator.attempt(fields, options.adapter, **overrides)
+
+    def attempts_for_prompt(self, prompt: str, options: GenerationOptions) -> Attempts:
+        """Returns the attempts at the document of a prompt: a record as JSON, or else a rendered prompt.
+
+        Raises:
+            UserError: when the record is invalid or the adapter is unknown.
+        """
+        try:
+            record = json.loads(prompt)
+        except ValueError:
+            record = None
+        if isinstance(record, dict):
+            return self.attempts_for_record(record, options)
+        overrides = options.overrides(self.generator.settings.max_tokens)
+        return self.generator.attempt_prompt(prompt, options.adapter, **overrides)
+
+    def check_capacity(self) -> None:
+        """Checks that there is capacity for one more document.
+
+        Raises:
+            QueueFullError: when there is not.
+        """
+        batch_size = self.generator.engine.batch_size
+        if self._num_documents >= self.max_waiting + batch_size:
+            self.metrics.refused.inc()
+            num_batches = self._num_documents / batch_size
+            raise QueueFullError(max(1, math.ceil(num_batches * self._mean_seconds)))
+
+    async def generate(
+        self, attempts: Attempts, adapter: str | None = None, on_text: Callable[[str], None] | None = None
+    ) -> GeneratedDocument:
+        """Generates a document; cancelling the task frees its slot in the batch.
+
+        Args:
+            attempts: of `attempts_for_record` or `attempts_for_prompt`.
+            adapter: the name of the adapter; None for the default adapter.
+            on_text: called in the event loop with the whole source so far, whenever it has grown.
+
+        Raises:
+            QueueFullError: when too many documents are waiting.
+            UserError: when the prompt is too long for the model.
+            GenerationError: when the model failed.
+        """
+        self.check_capacity()
+        self._num_documents += 1
+        start = time.monotonic()
+        adapter = adapter or next(iter(self.generator.encoders))
+        document = None
+        try:
+            while document is None:
+                completion = await self._complete(attempts.row(), adapter, on_text)
+                self.metrics.tokens.inc(completion.tokens)
+                document = await asyncio.to_thread(attempts.judge, completion)
+        finally:
+            self._num_documents -= 1
+        seconds = time.monotonic() - start
+        self._mean_seconds = MEAN_SECONDS_DECAY * self._mean_seconds + (1 - MEAN_SECONDS_DECAY) * seconds
+        self.metrics.record_document(document, seconds)
+        return document
+
+    def _run_engine(self) -> None:
         engine = self.generator.engine
         while not self._stopping:
             self._wake.clear()
             try:
                 busy = engine.pump()
-            except Exception as error:  # memory ran out, most likely: those under way fail, the server goes on
+            except Exception as error:
                 log.exception("Decoding failed")
                 engine.fail(error)
                 busy = True
             if not busy:
                 self._wake.wait(IDLE_S)
 
-    def refuse_if_full(self) -> None:
-        """Refuses a document when too many wait.
-
-        Raises:
-            QueueFullError: saying when to come back.
-        """
-        if self.documents >= self.queue_limit + self.generator.engine.batch_size:
-            self._refused.inc()
-            rounds = self.documents / self.generator.engine.batch_size
-            raise QueueFullError(max(1, math.ceil(rounds * self._mean_seconds)))
-
-    async def document(
-        self, attempts: Attempts, adapter: str | None, on_text: Callable[[str], None] | None = None
-    ) -> GeneratedDocument:
-        """Makes a document, and gives its place up when the caller is cancelled.
-
-        Raises:
-            QueueFullError: when too many wait.
-        """
-        self.refuse_if_full()
-        self.documents += 1
-        began = time.monotonic()
-        try:
-            while True:
-                completion = await self._completion(attempts.row(), adapter, on_text)
-                self._tokens.inc(completion.tokens)
-                document = await asyncio.to_thread(attempts.judge, completion)
-                if document is not None:
-                    break
-        finally:
-            self.documents -= 1
-        seconds = time.monotonic() - began
-        self._seconds.observe(seconds)
-        self._mean_seconds = 0.8 * self._mean_seconds + 0.2 * seconds
-        self._done.labels(document.finish_reason).inc()
-        self._failures.inc(document.compiled is False)
-        return document
-
-    async def _completion(self, row: Row, adapter: str | None, on_text: Callable[[str], None] | None) -> Completion:
+    async def _complete(self, row: Row, adapter: str | None, on_text: Callable[[str], None] | None) -> Completion:
         loop, context = asyncio.get_running_loop(), copy_context()
         future: asyncio.Future[Completion] = loop.create_future()
 
@@ -148,8 +180,8 @@ class Service:
         job = Job(
             row,
             adapter,
-            on_done=lambda job: _threadsafe(loop, context, resolve, job),
-            on_text=(lambda text: _threadsafe(loop, context, on_text, text)) if on_text else None,
+            on_done=lambda job: _call_in_loop(loop, context, resolve, job),
+            on_text=(lambda text: _call_in_loop(loop, context, on_text, text)) if on_text else None,
         )
         self.generator.engine.submit(job)
         self._wake.set()
@@ -159,9 +191,13 @@ class Service:
             self.generator.engine.cancel(job)
             self._wake.set()
             raise
+        except UserError:
+            raise
+        except Exception as error:
+            raise GenerationError(f"The document could not be generated ({type(error).__name__}: {error}).") from error
 
 
-def _threadsafe(loop: asyncio.AbstractEventLoop, context: Context, call: Callable[..., None], *args: Any) -> None:
-    # in the context of who waits: the web page keeps in it which visitor it writes to
+def _call_in_loop(loop: asyncio.AbstractEventLoop, context: Context, call: Callable[..., None], *args: Any) -> None:
+    # In the caller's context: Streamlit keeps the browser session that it writes to in a context variable.
     if not loop.is_closed():
         loop.call_soon_threadsafe(call, *args, context=context)
