@@ -34,7 +34,7 @@ def trial(options: dict[str, Any]) -> dict[str, Any]:
     """Fits a model for a few steps on random tokens, and returns what it held."""
     import typst_lit.cli.fit  # noqa: F401 - the libraries' own memory shall not count: all are loaded here
     from typst_lit.callbacks.memory_profiler import MemoryMeter
-    from typst_lit.model.memory import is_out_of_memory
+    from typst_lit.model.oom import is_out_of_memory
 
     cuda = torch.cuda.is_available()
     limit_memory(options["limit_gib"])

@@ -66,7 +66,7 @@ def able_adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "fit", "--model.base_model", "typst-nano", "--run_dir", str(directory), "--trainer.accelerator", "cpu",
         "--data.source", "benchmarks.nano.source.SyntheticReports", "--data.source.init_args.count", "16",
         "--data.val_fraction", "0.25", "--data.group_by", "none", "--eval.every_n_epochs", "0",
-        "--model.learning_rate", "1e-4", "--trainer.max_epochs", "1", "--warmup.steps", "1",
+        "--model.learning_rate", "1e-4", "--trainer.max_epochs", "1", "--model.warmup_steps", "1",
         "--trainer.accumulate_grad_batches", "1", "--model.gradient_checkpointing", "false",
     ]  # fmt: skip
     assert main(args) == 0
@@ -93,7 +93,7 @@ def fit_args(tiny_model: Path, tmp_path: Path) -> list[str]:
     """The arguments of a fit that takes seconds: 8 short pairs of two projects, 4 held out."""
     return [
         "fit", "--data.path", str(SAMPLES), "--model.base_model", str(tiny_model), "--run_dir", str(tmp_path / "run"),
-        "--trainer.accumulate_grad_batches", "1", "--trainer.max_epochs", "2", "--warmup.steps", "1",
+        "--trainer.accumulate_grad_batches", "1", "--trainer.max_epochs", "2", "--model.warmup_steps", "1",
         "--data.batch_size", "2", "--trainer.accelerator", "cpu", "--eval.every_n_epochs", "0",
     ]  # fmt: skip
 

@@ -31,7 +31,7 @@ def args(pairs, tiny_model, tmp_path) -> list[str]:
         "fit", "--data.path", str(tmp_path / "train.json"), "--data.val_path", str(tmp_path / "val.json"),
         "--model.base_model", str(tiny_model), "--data.batch_size", "2", "--trainer.max_epochs", "2",
         "--model.adapter.lora_dropout", "0", "--model.learning_rate", "1e-2", "--trainer.accelerator", "cpu",
-        "--model.schedule", "constant", "--warmup.steps", "0", "--eval.every_n_epochs", "0",
+        "--model.schedule", "constant", "--model.warmup_steps", "0", "--eval.every_n_epochs", "0",
     ]  # fmt: skip
 
 

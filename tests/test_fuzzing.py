@@ -171,7 +171,8 @@ SETTINGS = [
     "model.base_model", "model.use_4bit", "model.adapter", "model.adapter.r", "model.learning_rate", "model.schedule",
     "model.generation.temperature", "model.metrics", "data.path", "data.batch_size", "data.max_length", "data.source",
     "data.template", "data.val_fraction", "data.num_workers", "trainer.max_epochs", "trainer.precision",
-    "trainer.callbacks", "trainer.accumulate_grad_batches", "warmup.steps", "warmup.ratio", "watchdog.spike",
+    "trainer.callbacks", "trainer.accumulate_grad_batches", "model.warmup_steps", "model.warmup_ratio",
+    "watchdog.spike",
     "adapter_checkpoint.keep", "eval.samples", "typesetting.timeout_s", "run_dir", "plan", "seed_everything", "nothing",
     "model.nothing", "trainer.nothing.at_all",
 ]  # fmt: skip

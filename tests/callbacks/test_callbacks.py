@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import math
 import sys
 
 import pytest
@@ -9,22 +8,7 @@ import torch
 
 from typst_lit.callbacks.learning_curve import reading
 from typst_lit.callbacks.memory_profiler import MemoryMeter, is_out_of_memory
-from typst_lit.callbacks.warmup import Warmup
-from typst_lit.errors import UserError
 from typst_lit.inference.outputs import JsonListFile
-
-
-def test_warm_up_by_steps_or_by_ratio(caplog) -> None:
-    assert Warmup(100).steps_of(1000) == 100
-    assert Warmup(ratio=0.05).steps_of(1000) == 50
-    assert Warmup(ratio=0.05).steps_of(math.inf) == 0
-    assert Warmup(0).steps_of(10) == 0
-    assert not caplog.records
-    assert Warmup(100).steps_of(100) == 10
-    assert "shrunk to 10" in caplog.text
-    for options in ({"steps": -1}, {"ratio": 1.5}):
-        with pytest.raises(UserError, match="warmup"):
-            Warmup(**options)
 
 
 @pytest.mark.parametrize(

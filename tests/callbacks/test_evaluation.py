@@ -24,7 +24,8 @@ def learned(tmp_path_factory, tiny_model) -> Path:
         "fit", "--data.path", str(SAMPLES), "--data.val_fraction", "0.3", "--data.group_by", "none",
         "--model.base_model", str(tiny_model), "--run_dir", str(run_dir), "--model.adapter", "null",
         "--model.use_4bit", "false", "--trainer.accumulate_grad_batches", "1", "--trainer.max_epochs", "4",
-        "--warmup.steps", "1", "--model.learning_rate", "1e-2", "--eval.every_n_epochs", "2", "--eval.records", "2",
+        "--model.warmup_steps", "1", "--model.learning_rate", "1e-2", "--eval.every_n_epochs", "2",
+        "--eval.records", "2",
         "--model.generation.max_tokens", "40", "--trainer.accelerator", "cpu",
     ]  # fmt: skip
     assert main(args) == 0

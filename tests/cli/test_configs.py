@@ -63,7 +63,7 @@ def test_an_overlay_keeps_the_core_callbacks_and_what_it_does_not_name(run, tiny
     assert result.status == 0, result.err
     assert (tmp_path / "checkpoints/last.ckpt").is_file() and "Memory, peak" in result.err
     saved = yaml.safe_load(next(tmp_path.glob("tensorboard/*/config.yaml")).read_text("utf-8"))
-    assert saved["model"]["adapter"]["init_args"]["r"] == 8 and saved["warmup"]["steps"] == 100
+    assert saved["model"]["adapter"]["init_args"]["r"] == 8 and saved["model"]["warmup_steps"] == 100
 
 
 def test_the_known_defaults(run, tiny_model, tmp_path) -> None:
@@ -86,7 +86,7 @@ def test_the_known_defaults(run, tiny_model, tmp_path) -> None:
     )
     model = saved["model"]
     assert (model["learning_rate"], model["weight_decay"], model["use_4bit"]) == (2e-4, 0.01, True)
-    assert saved["warmup"]["steps"] == 100
+    assert saved["model"]["warmup_steps"] == 100
     generation = model["generation"]
     assert [generation[key] for key in ("temperature", "top_p", "top_k", "repetition_penalty", "max_tokens")] == [
         0.7, 0.95, 50, 1.1, 2048,

@@ -261,7 +261,7 @@ def stopped_by(
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(run, fit_args, tmp_path, number, status) -> None:
     # The schedule shall not depend on the last step, which is not known yet.
-    fit_args = [*fit_args, "--model.schedule", "constant", "--warmup.steps", 3]
+    fit_args = [*fit_args, "--model.schedule", "constant", "--model.warmup_steps", 3]
     fit_args += ["--trainer.check_val_every_n_epoch", 1000]  # a validation is not finished first
     stopped = stopped_by(number, [*fit_args, "--adapter_checkpoint.every_n_steps", 10**6])
     assert stopped.returncode == status and "Traceback" not in stopped.stderr
@@ -373,8 +373,8 @@ def test_a_base_model_that_is_not_there(run, fit_args, tmp_path) -> None:
 
 
 def test_warm_up_longer_than_the_run_is_shrunk_with_a_warning(run, fit_args) -> None:
-    result = run(*fit_args, "--warmup.steps", 100)
-    assert result.status == 0 and "shrunk to 1" in result.err
+    result = run(*fit_args, "--model.warmup_steps", 100)
+    assert result.status == 0 and "shortened to 1" in result.err
 
 
 def test_validate_measures_without_training(run, fit_args, tmp_path) -> None:

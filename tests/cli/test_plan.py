@@ -61,7 +61,7 @@ def test_a_fit_plans_itself(run, fit_args, tmp_path) -> None:
 def test_a_batch_that_does_not_fit_is_run_in_parts_and_nothing_is_lost(tiny_model, tmp_path) -> None:
     args = [
         "fit", "--data.path", SAMPLES, "--model.base_model", tiny_model, "--trainer.accumulate_grad_batches", 1,
-        "--trainer.max_epochs", 3, "--warmup.steps", 1, "--data.batch_size", 4, "--trainer.accelerator", "cpu",
+        "--trainer.max_epochs", 3, "--model.warmup_steps", 1, "--data.batch_size", 4, "--trainer.accelerator", "cpu",
         "--eval.every_n_epochs", 0, "--plan", "auto", "--model.adapter.lora_dropout", 0,
     ]  # fmt: skip
     # Fixed: memory that is freed goes back to the system, which is what the limit looks at.
@@ -75,8 +75,8 @@ def test_a_batch_that_does_not_fit_is_run_in_parts_and_nothing_is_lost(tiny_mode
 
     _, free = fit("free")
     told, held = fit("held", "--trainer.callbacks+=tests.fault_injection.ShrinkMemory")
-    assert re.search(r"Memory ran out at step \d\. From here on, each batch is run in 2 parts", told)
-    assert "Traceback" not in told and held["parts"] >= 2 and free["parts"] == 1
+    assert re.search(r"Memory ran out at step \d\. From here on, each batch is split into 2", told)
+    assert "Traceback" not in told and held["num_splits"] >= 2 and free["num_splits"] == 1
     assert held["global_step"] == free["global_step"]
     for name, weight in free["state_dict"].items():
         torch.testing.assert_close(held["state_dict"][name], weight, rtol=1e-3, atol=1e-5)

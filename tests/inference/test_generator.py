@@ -77,7 +77,7 @@ def test_several_adapters_answer_by_name_over_one_base(able_adapter, tmp_path, r
     result = run(
         "fit", "--data.path", SAMPLES, "--run_dir", other, "--trainer.max_epochs", 1, "--eval.every_n_epochs", 0,
         "--trainer.accelerator", "cpu", "--model.learning_rate", 0.1, "--trainer.accumulate_grad_batches", 1,
-        "--data.batch_size", 1, "--warmup.steps", 0,
+        "--data.batch_size", 1, "--model.warmup_steps", 0,
         "--model.base_model", "typst-nano",
     )  # fmt: skip
     assert result.status == 0, result.err

@@ -35,7 +35,7 @@ def test_every_family_is_fitted_and_generates(run, tokenizer, tmp_path, family, 
     tokenizer.save_pretrained(folder)
     fit = run(
         "fit", "--data.path", SAMPLES, "--model.base_model", folder, "--run_dir", tmp_path / "run",
-        "--model.adapter.target_modules", "attention+mlp", "--trainer.max_epochs", 2, "--warmup.steps", 1,
+        "--model.adapter.target_modules", "attention+mlp", "--trainer.max_epochs", 2, "--model.warmup_steps", 1,
         "--trainer.accumulate_grad_batches", 1, "--trainer.accelerator", "cpu", "--eval.every_n_epochs", 0,
         "--model.learning_rate", 3e-3, "--data.packing", json.dumps(packing),
     )  # fmt: skip

@@ -1,98 +1,12 @@
-"""Batches that are run in parts: the same loss and the same gradients."""
+"""Freed memory on a CPU."""
 
 from __future__ import annotations
 
 import platform
 import subprocess
 import sys
-from typing import Any
 
 import pytest
-import torch
-from lightning.pytorch import seed_everything
-
-from typst_lit.data.batching import Batch, Collator, PackingCollator, split_batch
-from typst_lit.data.encoding import IGNORE_INDEX, Example
-from typst_lit.model.memory import is_out_of_memory, split_batch_loss
-from typst_lit.model.module import TypstModule
-
-
-def examples(lengths: list[int]) -> list[Example]:
-    generator = torch.Generator().manual_seed(0)
-    made = []
-    for number, length in enumerate(lengths):
-        ids = torch.randint(1, 500, (length,), generator=generator).tolist()
-        made.append(Example(ids, [IGNORE_INDEX] * 3 + ids[3:], 3, f"record {number}"))
-    return made
-
-
-def batch_of(lengths: list[int], packed: bool) -> Batch:
-    collate: Any = PackingCollator() if packed else Collator(0, 100)
-    return collate(examples(lengths))
-
-
-@pytest.mark.parametrize("packed", [False, True])
-def test_the_parts_are_the_batch(packed) -> None:
-    whole = batch_of([30, 8, 9, 10, 11], packed)
-    for parts in (1, 2, 3, 5, 9):
-        found = split_batch(whole, parts)
-        assert len(found) <= min(parts, 5) and (parts in (2, 3)) <= (len(found) > 1)
-        assert [origin for part in found for origin in part.origins] == whole.origins
-        assert [length for part in found for length in part.lengths] == whole.lengths
-        assert sum(int((part.labels != IGNORE_INDEX).sum()) for part in found) == int(
-            (whole.labels != IGNORE_INDEX).sum()
-        )
-        for part in found:
-            if packed:
-                assert (
-                    part.packed_sequences.offsets[0] == 0
-                    and part.packed_sequences.offsets[-1] == part.input_ids.shape[1]
-                )
-                assert part.packed_sequences.cu_seqlens.tolist() == part.packed_sequences.offsets
-                assert part.packed_sequences.max_seqlen == max(part.lengths)
-            else:
-                assert part.input_ids.shape[0] == len(part.lengths)
-                assert part.input_ids.shape[1] == -(-max(part.lengths) // 8) * 8
-    if packed:  # by tokens, not by documents
-        assert [sum(part.lengths) for part in split_batch(whole, 2)] == [30, 38]
-
-
-@pytest.mark.parametrize("packed", [False, True])
-@pytest.mark.parametrize("parts", [1, 2, 4])
-def test_loss_and_gradients_are_those_of_the_whole(tiny_model, packed, parts) -> None:
-    seed_everything(0)
-    module = TypstModule(str(tiny_model), use_4bit=False)
-    module.adapter.lora_dropout = 0.0
-    module.configure_model()
-    from typst_lit.model.attention import use_packed_attention
-
-    use_packed_attention(module.model.get_base_model())
-    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    for parameter in parameters:  # LoRA's B begins at 0, which would leave A without a gradient
-        parameter.data = torch.randn_like(parameter) * 0.1
-    batch = batch_of([20, 7, 13, 40], packed)
-    plain, count = module.summed_loss(batch)
-    (plain / 8).backward()
-    expected = [parameter.grad.clone() for parameter in parameters]
-    module.zero_grad()
-    loss, same_count = split_batch_loss(module.summed_loss, batch, parts, parameters, torch.tensor(0.25))
-    assert all(parameter.grad is None for parameter in parameters)
-    (loss / 8).backward()
-    assert count == same_count
-    torch.testing.assert_close(loss, plain)
-    for parameter, gradient in zip(parameters, expected, strict=True):
-        assert gradient.abs().max() > 0
-        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-4, atol=1e-5)
-
-
-def test_what_a_full_memory_is_told_by() -> None:
-    with pytest.raises(RuntimeError) as raised:
-        torch.empty(2**55)
-    assert is_out_of_memory(raised.value)
-    wrapped = ValueError("something else")
-    wrapped.__cause__ = torch.OutOfMemoryError("CUDA out of memory.")
-    assert is_out_of_memory(wrapped) and not is_out_of_memory(ValueError("a shape"))
-
 
 FREED = """
 import os, sys, torch

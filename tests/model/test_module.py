@@ -129,7 +129,7 @@ def test_packing_is_refused_where_it_would_mix_documents(tiny_model) -> None:
         tiny_model, data_options={"packing": True}, adapter=PromptTuningConfig(num_virtual_tokens=3),
         gradient_checkpointing=False,
     )  # fmt: skip
-    with pytest.raises(UserError, match=r"--data\.packing false"):
+    with pytest.raises(UserError, match=r"`data\.packing=false`"):
         trainer.fit(module, data)
 
 
@@ -183,13 +183,6 @@ def test_offloading_keeps_the_inputs_of_layers_elsewhere(tiny_model, monkeypatch
     module, data, trainer = make(tiny_model, gradient_checkpointing="offload")
     trainer.fit(module, data)
     assert sum(len(shape) == 3 for shape in moved) >= 2  # (B, T, D), one a layer
-
-
-@pytest.mark.parametrize("optimizer", ["adamw_8bit", "paged_adamw_8bit"])
-def test_optimizers_for_gpus_say_so(tiny_model, optimizer) -> None:
-    module, data, trainer = make(tiny_model, optimizer=optimizer)
-    with pytest.raises(UserError, match=r"--model\.optimizer adamw"):
-        trainer.fit(module, data)
 
 
 def test_training_after_a_validation_has_the_same_gradient(tiny_model) -> None:
@@ -302,7 +295,7 @@ def test_pissa_needs_sixteen_bits_and_comes_back_whole(tiny_model, tmp_path) -> 
 
     adapter = LoraConfig(r=4, init_lora_weights="pissa", target_modules="attention")
     module, data, trainer = make(tiny_model, adapter=adapter)
-    with pytest.raises(UserError, match="use_4bit false"):
+    with pytest.raises(UserError, match="use_4bit=false"):
         trainer.fit(module, data)
     module, data, trainer = make(tiny_model, {"max_steps": 3}, adapter=adapter, use_4bit=False, learning_rate=1e-2)
     trainer.fit(module, data)
@@ -338,7 +331,7 @@ def test_settings_that_cannot_be(options, message) -> None:
 
 def test_prefix_tuning_is_trained_or_refused_but_never_ignored(tiny_model) -> None:
     module, data, trainer = make(tiny_model, adapter=PrefixTuningConfig(num_virtual_tokens=4), learning_rate=1e-2)
-    with pytest.raises(UserError, match="gradient_checkpointing false"):
+    with pytest.raises(UserError, match="gradient_checkpointing=false"):
         trainer.fit(module, data)
     keep = KeepGradients()
     module, data, trainer = make(

@@ -162,7 +162,7 @@ def test_in_four_bits_it_fits_and_predicts_and_its_adapter_goes_everywhere(run, 
     data.write_text(json.dumps(pairs[:6]))
     fit = run(
         "fit", "--data.path", data, "--model.base_model", first_folder, "--run_dir", tmp_path / "run",
-        "--data.group_by", "none", "--trainer.max_epochs", 1, "--trainer.accelerator", "cpu", "--warmup.steps", 1,
+        "--data.group_by", "none", "--trainer.max_epochs", 1, "--trainer.accelerator", "cpu", "--model.warmup_steps", 1,
         "--eval.every_n_epochs", 0,
     )  # fmt: skip
     assert fit.status == 0, fit.err

@@ -90,7 +90,7 @@ class AdapterExport(ResumableCheckpoint):
             "base weights in training": "4-bit NF4, double quantisation" if pl_module.use_4bit else "not quantised",
             "steps": trainer.global_step,
             "epochs": epochs.started,
-            "learning rate": pl_module.learning_rate,
+            "learning rate": pl_module.learning_rate.peak,
             "batch size": f"{data.batch_size} x {trainer.accumulate_grad_batches} x {trainer.world_size}",
             "max length": data.length_limit,
             self.monitor: "not measured" if value is None else f"{float(value):.4f}",

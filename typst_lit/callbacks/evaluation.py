@@ -74,7 +74,7 @@ class Evaluation(Callback):
         module: Any = pl_module
         if not self.records or trainer.sanity_checking or not self._due(trainer):
             return
-        if module.divided:  # all processes pass a layer together, and documents end at different lengths
+        if module.is_sharded:  # all processes pass a layer together, and documents end at different lengths
             log.info("No documents are generated while the base model is divided among processes.")
             return
         data: Any = trainer.datamodule  # type: ignore[attr-defined]

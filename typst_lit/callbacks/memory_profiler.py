@@ -12,7 +12,7 @@ import psutil
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from typst_lit.model.memory import is_out_of_memory
+from typst_lit.model.oom import is_out_of_memory
 
 log = logging.getLogger(__name__)
 GIB = 2**30

@@ -25,8 +25,6 @@ from typst_lit.callbacks.memory_profiler import MemoryProfiler
 from typst_lit.callbacks.prediction_writer import PredictionWriter
 from typst_lit.callbacks.progress import progress_bar
 from typst_lit.callbacks.throughput import Throughput
-from typst_lit.callbacks.warmup import Warmup
-from typst_lit.callbacks.watchdog import Watchdog
 from typst_lit.cli import app, convert, doctor, export, generate, lengths, score, serve
 from typst_lit.cli import compile as compile_command
 from typst_lit.cli.messages import Flags, use_flags
@@ -35,6 +33,7 @@ from typst_lit.data.datamodule import TypstDataModule
 from typst_lit.errors import UsageError, UserError
 from typst_lit.model.backbones import compute_dtype
 from typst_lit.model.module import TypstModule
+from typst_lit.model.step_guard import StepGuard
 from typst_lit.planning.from_config import flags, planned, write_overlay
 from typst_lit.plugins import load_plugins
 from typst_lit.typesetting.typesetter import Typesetter
@@ -109,15 +108,15 @@ class TypstCLI(LightningCLI):
         parser.add_argument("--run_dir", type=str, default="runs/default", help="Where everything of the run is kept.")
         parser.link_arguments("run_dir", "trainer.default_root_dir")
         for callback, group in (
-            (Warmup, "warmup"),
             (AdapterExport, "adapter_checkpoint"),
             (EarlyStoppingOnPlateau, "early_stopping"),
-            (Watchdog, "watchdog"),
             (MemoryProfiler, "vram"),
             (Evaluation, "eval"),
             (PredictionWriter, "predict"),
         ):
             parser.add_lightning_class_args(callback, group)
+        parser.add_class_arguments(StepGuard, "watchdog")
+        parser.link_arguments("watchdog", "model.step_guard", apply_on="instantiate")
         parser.add_class_arguments(Typesetter, "typesetting")
         for group in ("eval", "predict"):
             parser.link_arguments("typesetting", f"{group}.typesetter", apply_on="instantiate")
@@ -177,8 +176,7 @@ class TypstCLI(LightningCLI):
             overlay = planned(self.model, self.datamodule, self.trainer)
             if self.trainer.is_global_zero:
                 write_overlay(overlay, path)
-        watchdog = next(callback for callback in self.trainer.callbacks if isinstance(callback, Watchdog))  # type: ignore[attr-defined]
-        watchdog.out_of_memory = overlay["watchdog"]["out_of_memory"]
+        self.model.step_guard.out_of_memory = overlay["watchdog"]["out_of_memory"]
         self.model.gradient_checkpointing = overlay["model"]["gradient_checkpointing"]
         self.datamodule.batch_size = overlay["data"]["batch_size"]
         self.trainer.accumulate_grad_batches = overlay["trainer"]["accumulate_grad_batches"]
@@ -207,7 +205,7 @@ class TypstCLI(LightningCLI):
     def _settings(self) -> dict[str, Any]:
         """Returns the run's settings, flat, for TensorBoard's table of runs."""
         config = self.config[self.command]
-        groups = {"model": config.model, "data": config.data, "warmup": config.warmup}
+        groups = {"model": config.model, "data": config.data}
         flat = {
             f"{group}.{key}": value for group, values in groups.items() for key, value in vars(values.as_flat()).items()
         }

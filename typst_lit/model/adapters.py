@@ -27,7 +27,7 @@ TARGET_PRESETS: dict[str, list[str]] = {
     "attention": ATTENTION,
     "attention+mlp": [*ATTENTION, "gate_proj", "up_proj", "down_proj"],
 }  # "all-linear" is PEFT's own: every linear layer but the head
-PISSA_HINT = " PiSSA starts from weights that are not quantised: use --model.use_4bit false."
+PISSA_HINT = " PiSSA starts from weights that are not quantized: use `model.use_4bit=false`."
 ABOUT_FILE = "typst_lit.json"
 CARD_FILE = "README.md"
 DIGESTS = "sha256"  # in the about file: of the weights beside it, and of those that they are about to replace
@@ -73,6 +73,11 @@ def _checked_targets(model: nn.Module, targets: Any, option: str) -> Any:
             f"{', '.join(sorted(linear))}. Name some of them, or use all-linear."
         )
     return list(wanted)
+
+
+def base_model(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
+    """Returns the base model, without an adapter around it."""
+    return model.get_base_model() if isinstance(model, PeftModel) else model  # type: ignore[return-value]
 
 
 def load_adapter(

@@ -33,7 +33,7 @@ except ImportError:  # no CUDA build has it not; other builds may
 log = logging.getLogger(__name__)
 NAME = "typst_lit"
 VARLEN_GQA = varlen_attn is not None and "enable_gqa" in inspect.signature(varlen_attn).parameters
-KERNELS = {  # operators that hold no length x length scores
+FUSED_KERNELS = {  # operators that hold no length x length scores
     "aten::_scaled_dot_product_flash_attention": "flash",
     "aten::_scaled_dot_product_efficient_attention": "memory-efficient",
     "aten::_scaled_dot_product_cudnn_attention": "cuDNN",
@@ -92,7 +92,7 @@ def attention_backend(
     packed_sequences = PackedSequences([0, 16, 32], torch.tensor([0, 16, 32], dtype=torch.int32, device=device), 16)
     with Operators() as seen:
         attention(nn.Module(), query, key, value, None, packed_sequences=packed_sequences if packed else None)
-    return next((KERNELS[name] for name in seen.names if name in KERNELS), PLAIN)
+    return next((FUSED_KERNELS[name] for name in seen.names if name in FUSED_KERNELS), PLAIN)
 
 
 class Operators(TorchDispatchMode):

@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
-from typst_lit.model.activation_checkpointing import Checkpointing, enable_activation_checkpointing
+from typst_lit.model.activation_checkpointing import ActivationCheckpointing, enable_activation_checkpointing
 from typst_lit.model.adapters import attach_adapter
 from typst_lit.model.attention import use_packed_attention
 from typst_lit.model.backbones import NF4_BLOCK
@@ -145,7 +145,7 @@ def simulated_step(
     config: PretrainedConfig,
     adapter: PeftConfig | None,
     use_4bit: bool,
-    policy: Checkpointing,
+    policy: ActivationCheckpointing,
     rows: int,
     length: int,
     labelled: float = 1.0,

@@ -11,11 +11,11 @@ from peft import PeftConfig
 from transformers import PretrainedConfig
 
 from typst_lit.errors import UserError
-from typst_lit.model.activation_checkpointing import Checkpointing
+from typst_lit.model.activation_checkpointing import ActivationCheckpointing
 from typst_lit.planning.fake_step import Peaks, meta_model, simulated_step
 
 GIB = 2**30
-POLICIES: tuple[Checkpointing, ...] = ("none", "selective", "full")  # the fastest first
+POLICIES: tuple[ActivationCheckpointing, ...] = ("none", "selective", "full")  # the fastest first
 ROWS = (1, 2, 4, 8, 16, 32)
 PROBED = (2048, 4096)  # tokens of the simulated steps; each phase's peak is affine in them
 # A forward pass is one part of work, the backward pass one for the activations: the frozen weights have no gradient.
@@ -53,7 +53,7 @@ DEVICES = {
 class Option(NamedTuple):
     """One way to run a step: its policy, samples at a time, and what that takes."""
 
-    policy: Checkpointing
+    policy: ActivationCheckpointing
     rows: int
     peak: int  # bytes
     seconds: float | None  # of a micro-batch
@@ -89,7 +89,7 @@ class Predictor:
         self.job = job
         self._probes: dict[str, tuple[Peaks, Peaks]] = {}
 
-    def peak(self, policy: Checkpointing, tokens: int) -> int:
+    def peak(self, policy: ActivationCheckpointing, tokens: int) -> int:
         """Returns the most bytes that a step on so many tokens holds."""
         if policy not in self._probes:
             job = self.job
@@ -121,7 +121,7 @@ class Predictor:
         )
         return layers, sum(parameter.numel() for parameter in head.parameters())
 
-    def seconds(self, policy: Checkpointing, tokens: int, device: Device, share: float) -> float | None:
+    def seconds(self, policy: ActivationCheckpointing, tokens: int, device: Device, share: float) -> float | None:
         """Returns the time of a micro-batch at a share of the device's matrix rate; None when that is not known."""
         if device.tflops is None:
             return None
