@@ -44,11 +44,11 @@ def main() -> None:
     with Typesetter() as typesetter:
         for run in args.runs:
             documents = json.loads((run / "test" / "report.json").read_text("utf-8"))["documents"]
-            document = next(each for each in documents if f"record {args.record} " in each["name"])
+            document = next(each for each in documents if f"record {args.record} " in each["origin"])
             result = typesetter.compile(document["source"], PPI)
             pages = [Image.open(io.BytesIO(page)).convert("RGB") for page in result.pages[: args.pages]]
             strips.append(
-                strip(f"{run.name}: {result.reason or 'compiles'}", pages or [Image.new("RGB", (500, 700), PAPER)])
+                strip(f"{run.name}: {result.error or 'compiles'}", pages or [Image.new("RGB", (500, 700), PAPER)])
             )
     whole = Image.new("RGB", (sum(s.width for s in strips), max(s.height for s in strips)), GROUND)
     left = 0

@@ -99,7 +99,7 @@ def main() -> None:
                     shown = set(words(each.result.body))
                     given = words(each.fields["contents_txt"])
                     there = sum(word in shown for word in given) / len(given)
-                    print(f"    record {each.name}: fidelity {score:.4f}; in any order {there:.4f}")
+                    print(f"    record {each.origin}: fidelity {score:.4f}; in any order {there:.4f}")
 
 
 if __name__ == "__main__":

@@ -68,7 +68,7 @@ def main() -> None:
         started = time.perf_counter()
         for number, result in enumerate(typesetter.compile_many(faulty(sources, args.endurance)), 1):
             in_source = not result.ok and result.diagnostics[0].line is not None
-            outcomes["compiled" if result.ok else "error in the source" if in_source else result.reason] += 1
+            outcomes["compiled" if result.ok else "error in the source" if in_source else result.error] += 1
             if number % (args.endurance // 10) == 0:
                 own, worker = resident_mib()
                 seconds = time.perf_counter() - started

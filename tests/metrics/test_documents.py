@@ -17,8 +17,8 @@ from typst_lit.metrics import images as pictures
 from typst_lit.metrics.documents import (
     Document,
     DocumentMetric,
+    compute_metrics,
     document_metrics,
-    metric_values,
     update_metric,
 )
 from typst_lit.metrics.images import page_similarity
@@ -46,7 +46,7 @@ def scores(typesetter) -> dict[str, dict[str, float]]:
         made = documents(pairs, sources, typesetter, ppi=72)
         for metric in metrics.values():
             update_metric(metric, made)
-        table[way] = metric_values(metrics)
+        table[way] = compute_metrics(metrics)
     return table
 
 
@@ -79,7 +79,7 @@ def test_a_document_that_does_not_compile_shows_nothing(typesetter) -> None:
     made = [Document("a", fields, "text", "#bad", bad, "ref", good)]
     for metric in metrics.values():
         update_metric(metric, made)
-    values = metric_values(metrics)
+    values = compute_metrics(metrics)
     assert values["compile_rate"] == values["fidelity"] == values["page_similarity"] == values["field_presence"] == 0
     assert "invention" not in values and "page_count_error" not in values
 
@@ -89,8 +89,8 @@ def test_without_references_only_what_needs_none_is_scored(typesetter) -> None:
     made = [Document("a", {"text": "some words"}, "text", "some words", typesetter.compile("some words", 36))]
     for metric in metrics.values():
         update_metric(metric, made)
-    assert metric_values(metrics) == {"compile_rate": 1, "fidelity": 1, "invention": 0}
-    assert metric_values(document_metrics()) == {}
+    assert compute_metrics(metrics) == {"compile_rate": 1, "fidelity": 1, "invention": 0}
+    assert compute_metrics(document_metrics()) == {}
 
 
 # Pictures
@@ -143,7 +143,7 @@ def test_page_similarity_counts_pages_that_are_not_there_and_paper_of_another_si
 
 class ByName(DocumentMetric):
     def score(self, document: Document) -> float | None:
-        return float(document.name) if document.name else None
+        return float(document.origin) if document.origin else None
 
 
 def named(*names: str) -> list[Document]:
@@ -166,7 +166,7 @@ def _one_process(rank: int, store: str, results: str) -> None:
     for metric in metrics.values():
         if rank == 0:  # the other process's share is empty, as with more processes than records
             update_metric(metric, named("1", "2", "6"))
-    (Path(results) / f"{rank}").write_text(repr(metric_values(metrics)))
+    (Path(results) / f"{rank}").write_text(repr(compute_metrics(metrics)))
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
 
@@ -176,7 +176,7 @@ def test_processes_add_up(tmp_path) -> None:
     metrics: dict[str, Any] = {"mean": ByName(), **document_metrics()}
     for metric in metrics.values():
         update_metric(metric, named("1", "2", "6"))
-    alone = metric_values(metrics)
+    alone = compute_metrics(metrics)
     assert alone["mean"] == 3 and {"compile_rate", "chrf", "bleu", "rouge1", "rougeL"} <= alone.keys()
     assert (tmp_path / "0").read_text() == (tmp_path / "1").read_text() == repr(alone)
 
@@ -191,7 +191,7 @@ def test_rouge_is_that_of_torchmetrics() -> None:
     metrics = {name: metric for name, metric in document_metrics().items() if name.startswith("rouge")}
     for metric in metrics.values():
         update_metric(metric, made)
-    for name, value in metric_values(metrics).items():
+    for name, value in compute_metrics(metrics).items():
         assert value == pytest.approx(float(expected.compute()[f"{name}_fmeasure"])), name
 
 

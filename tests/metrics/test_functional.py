@@ -7,11 +7,11 @@ import pytest
 
 from typst_lit.metrics.functional import content_fidelity, edit_similarity, field_presence, invention, words
 from typst_lit.typesetting.results import PageText
-from typst_lit.typesetting.typesetter import compile_source
+from typst_lit.typesetting.typesetter import Typesetter
 
 
-def page(body: str, head: str = "", foot: str = "") -> PageText:
-    return PageText(head, body, foot)
+def page(body: str, header: str = "", footer: str = "") -> PageText:
+    return PageText(header, body, footer)
 
 
 @pytest.mark.parametrize(
@@ -31,9 +31,11 @@ def test_words(text, expected) -> None:
 
 def test_words_of_a_justified_page_are_those_of_the_source() -> None:
     text = " ".join(["Uncharacteristically long-winded internationalisation of state-of-the-art"] * 20)
-    result = compile_source(
-        f"#set par(justify: true)\n#set page(width: 7cm, height: 30cm)\n#set text(lang: 'en')\n{text}".replace("'", '"')
+    source = f"#set par(justify: true)\n#set page(width: 7cm, height: 30cm)\n#set text(lang: 'en')\n{text}".replace(
+        "'", '"'
     )
+    with Typesetter(workers=1) as typesetter:
+        result = typesetter.compile(source)
     assert "-\n" in result.body  # or nothing was shown
     assert words(result.body) == words(text)
 

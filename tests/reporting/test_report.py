@@ -5,45 +5,45 @@ import json
 
 from PIL import Image
 
-from typst_lit.metrics.documents import Draft
+from typst_lit.metrics.documents import Candidate
 from typst_lit.metrics.scoring import Scorer
 from typst_lit.reporting import report as module
 from typst_lit.reporting.report import Report
 from typst_lit.typesetting.typesetter import Typesetter
 
 
-def drafts(count: int) -> list[Draft]:
+def candidates(count: int) -> list[Candidate]:
     fields = {"title": "<script>alert(1)</script>", "text": "one two three four"}
     sources = ["one two three four", "one two", "#bad", "one"]
-    return [Draft(f"record {i}", fields, "text", sources[i % 4], "one two three four") for i in range(count)]
+    return [Candidate(f"record {i}", fields, "text", sources[i % 4], "one two three four") for i in range(count)]
 
 
-def test_only_the_worst_keep_their_pictures(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(module, "MOST_SHOWN", 3)
+def test_only_the_worst_keep_their_images(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(module, "MAX_DOCUMENTS_WITH_IMAGES", 3)
     with Typesetter(workers=1) as typesetter:
         scorer = Scorer(typesetter)
         report = Report(scorer, {"model": "tiny"})
-        for index, document in enumerate(scorer.score(drafts(6))):
+        for index, document in enumerate(scorer.score(candidates(6))):
             report.add(document, index)
-    path = report.write(tmp_path, scorer.values())
+    path = report.write(tmp_path, scorer.compute())
     entries = json.loads((tmp_path / "report.json").read_text())["documents"]
-    assert [entry["name"] for entry in entries] == [f"record {i}" for i in (2, 3, 1, 5, 0, 4)]
+    assert [entry["origin"] for entry in entries] == [f"record {i}" for i in (2, 3, 1, 5, 0, 4)]
     page = path.read_text()
     assert page.count('class="document"') == 3 and "Pages of the 3 worst" in page
     assert "<script>alert" not in page and "&lt;script&gt;alert" in page
-    assert sum(bool(entry.pictures) for entry in report.entries) == 3
+    assert sum(bool(entry.images) for entry in report.entries) == 3
 
 
 def test_entries_of_other_processes_join_in(tmp_path) -> None:
     with Typesetter(workers=1) as typesetter:
         scorer = Scorer(typesetter)
         reports = [Report(scorer, {}), Report(scorer, {})]
-        for index, document in enumerate(scorer.score(drafts(4))):
+        for index, document in enumerate(scorer.score(candidates(4))):
             reports[index % 2].add(document, index)
     reports[0].merge(reports[1].entries)
     reports[0].write(tmp_path, {})
     entries = json.loads((tmp_path / "report.json").read_text())["documents"]
-    assert sorted(entry["name"] for entry in entries) == [f"record {i}" for i in range(4)]
+    assert sorted(entry["origin"] for entry in entries) == [f"record {i}" for i in range(4)]
 
 
 def test_pictures_are_those_of_the_pages() -> None:
@@ -51,6 +51,6 @@ def test_pictures_are_those_of_the_pages() -> None:
 
     with Typesetter(workers=1) as typesetter:
         pages = typesetter.compile("#set page(width: 100pt, height: 50pt)\nx #pagebreak() y", ppi=72).pages
-    (first, no_reference), (second, _) = module._pictures(pages, ())
+    (first, no_reference), (second, _) = module._images(pages, ())
     assert no_reference == "" and first != second
     assert Image.open(io.BytesIO(base64.b64decode(first.split(",")[1]))).size == (100, 50)

@@ -17,7 +17,7 @@ from typst_lit.callbacks.page_previews import show_pages
 from typst_lit.callbacks.progress import SECONDS_BETWEEN_LINES
 from typst_lit.data.datamodule import Pair
 from typst_lit.errors import UserError
-from typst_lit.metrics.documents import Document, Draft
+from typst_lit.metrics.documents import Candidate, Document
 from typst_lit.metrics.scoring import Scorer
 from typst_lit.reporting.report import Report
 from typst_lit.typesetting.typesetter import Typesetter
@@ -66,7 +66,7 @@ class Evaluation(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage != "predict" and self.records and self.every_n_epochs:
-            self.typesetter.containment()  # what can't be started should say so now, not after an epoch
+            self.typesetter.isolation()  # what can't be started should say so now, not after an epoch
 
     # Fit and validate
 
@@ -138,10 +138,10 @@ class Evaluation(Callback):
         """Yields the scored documents of this process's share of the records, with their places."""
         share = range(trainer.global_rank, len(pairs), trainer.world_size)
         log.info("Generating documents for %d held-out records ...", len(pairs))
-        drafts = self._drafts(trainer, pl_module, [pairs[index] for index in share])
-        yield from zip(share, scorer.score(drafts), strict=True)
+        candidates = self._candidates(trainer, pl_module, [pairs[index] for index in share])
+        yield from zip(share, scorer.score(candidates), strict=True)
 
-    def _drafts(self, trainer: Trainer, pl_module: LightningModule, pairs: Sequence[Pair]) -> Iterator[Draft]:
+    def _candidates(self, trainer: Trainer, pl_module: LightningModule, pairs: Sequence[Pair]) -> Iterator[Candidate]:
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         module: Any = pl_module
         told = time.monotonic()
@@ -152,8 +152,8 @@ class Evaluation(Callback):
                 told = time.monotonic()
                 log.info("  %d of %d generated", start + len(batch), len(pairs))
             for pair, completion in zip(batch, completions, strict=True):
-                yield Draft(
-                    name=pair.origin,
+                yield Candidate(
+                    origin=pair.origin,
                     fields=pair.fields,
                     body_field=data.prompt_template.body_field,
                     source=completion.text,
@@ -163,7 +163,7 @@ class Evaluation(Callback):
 
     @staticmethod
     def _log(pl_module: LightningModule, scorer: Scorer, stage: str, count: int) -> dict[str, float]:
-        values = scorer.values()
+        values = scorer.compute()
         for name, value in values.items():
             # The metrics have added up all processes already; averaging equal values keeps Lightning from warning.
             pl_module.log(f"{stage}_{name}", value, sync_dist=True)

@@ -23,13 +23,13 @@ def show_pages(writer: SummaryWriter, documents: Sequence[Document], step: int) 
     for number, document in enumerate(documents, 1):
         name = f"document_{number}"
         reference = document.reference_result
-        pictures = [_page(document.result.pages, document.result.reason)]
+        pictures = [_page(document.result.pages, document.result.error)]
         if reference is not None:
-            pictures.append(_page(reference.pages, reference.reason))
+            pictures.append(_page(reference.pages, reference.error))
         writer.add_image(f"{name}/pages", _side_by_side(pictures), step, dataformats="HWC")
         writer.add_text(f"{name}/source", _as_code(document.source), step)
         said = "\n".join(f"- {each}" for each in document.result.diagnostics) or "no diagnostics"
-        writer.add_text(f"{name}/diagnostics", f"**{document.name}**\n\n{said}", step)
+        writer.add_text(f"{name}/diagnostics", f"**{document.origin}**\n\n{said}", step)
 
 
 def _as_code(source: str) -> str:

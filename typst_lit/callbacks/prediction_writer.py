@@ -15,7 +15,7 @@ from typst_lit.errors import UserError
 from typst_lit.inference.engine import Completion
 from typst_lit.inference.outputs import JsonListFile, file_name
 from typst_lit.model.adapters import adapter_directory, adapter_key
-from typst_lit.typesetting.repair import mend
+from typst_lit.typesetting.repairs import repair
 from typst_lit.typesetting.typesetter import Typesetter
 
 log = logging.getLogger(__name__)
@@ -124,7 +124,7 @@ class PredictionWriter(BasePredictionWriter):
         """Makes the PDFs of a batch and says in the results what came of it."""
         compiled = self.typesetter.compile_many([result["generated_output"] for result in results])
         for file, result, made in zip(files, results, compiled, strict=True):
-            made, repairs = mend(made, self.typesetter, cut_off="finish_reason" in result)
+            made, repairs = repair(made, self.typesetter, cut_off="finish_reason" in result)
             made.save_pdf(file.with_suffix(".pdf"))
             file.write_text(made.source, "utf-8")
             result["generated_output"] = made.source
@@ -136,7 +136,7 @@ class PredictionWriter(BasePredictionWriter):
                 result["missing_assets"] = list(made.missing_assets)
             self._compiled += made.ok
             if not made.ok:
-                log.warning("%s does not compile: %s", file, made.reason)
+                log.warning("%s does not compile: %s", file, made.error)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert self._file is not None

@@ -39,7 +39,7 @@ def run(args: Sequence[str]) -> None:
                 stand_ins = f", with stand-ins for {', '.join(result.missing_assets)}" * bool(result.missing_assets)
                 print(f"{pdf}: {result.page_count} page{'s' * (result.page_count != 1)}{stand_ins}")
             else:
-                print(f"{file}: no PDF: {result.reason}")
+                print(f"{file}: no PDF: {result.error}")
             for number, page in enumerate(result.pages, 1):
                 file.with_name(f"{file.stem}-{number}.png").write_bytes(page)
     print(f"{compiled} of {len(files)} documents compiled.")

@@ -178,7 +178,7 @@ def _hub() -> Iterator[Finding]:
 def _typesetting(typesetter: Typesetter) -> Iterator[Finding]:
     try:
         with typesetter:
-            granted = typesetter.containment()
+            granted = typesetter.isolation()
             works = typesetter.compile("= It works").ok
     except UserError as error:
         yield Finding("typesetting", "compiler", str(error), "pip install --upgrade typst")

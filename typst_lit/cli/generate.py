@@ -257,6 +257,6 @@ def _line(place: int, document: GeneratedDocument) -> str:
         parts.append("cut off at the token limit: raise --max-tokens")
     if document.result is not None:
         pages = document.result.page_count
-        parts.append(f"{pages} page{'s' * (pages != 1)}" if document.compiled else document.result.reason)
+        parts.append(f"{pages} page{'s' * (pages != 1)}" if document.compiled else document.result.error)
         parts += [f"mended: {repair}" for repair in document.repairs]
     return f"record {place}: {', '.join(parts)}"

@@ -19,7 +19,7 @@ from typst_lit.data.records import parse_record
 from typst_lit.data.sources import FileSource, open_source
 from typst_lit.data.table import load_records
 from typst_lit.errors import UserError, listing
-from typst_lit.metrics.documents import Draft
+from typst_lit.metrics.documents import Candidate
 from typst_lit.metrics.scoring import Scorer
 from typst_lit.plugins import load_plugins
 from typst_lit.reporting.report import REPORT_FILES, Report
@@ -69,17 +69,17 @@ def run(args: Sequence[str]) -> None:
     path = Path(config.results)
     directory = Path(config.output_dir) if config.output_dir else path.parent
     _check_output(directory, [path, *([Path(config.references)] if config.references else [])])
-    drafts = _drafts(_generated(path, config.field, template), config.references, template)
+    candidates = _candidates(_generated(path, config.field, template), config.references, template)
     scorer = Scorer(config.typesetting)
     report = Report(scorer, {"results": str(path), "references": config.references or "none"})
     told = time.monotonic()
     with config.typesetting:
-        for index, document in enumerate(scorer.score(drafts)):
+        for index, document in enumerate(scorer.score(candidates)):
             report.add(document, index)
             if time.monotonic() - told > SECONDS_BETWEEN_LINES:
                 told = time.monotonic()
-                log.info("  %d of %d scored", index + 1, len(drafts))
-    values = scorer.values()
+                log.info("  %d of %d scored", index + 1, len(candidates))
+    values = scorer.compute()
     for name, value in values.items():
         print(f"{name:<18}{value:.4f}")
     print(f"\nreport: {report.write(directory, values)}")
@@ -130,7 +130,7 @@ def _source_in(value: object, field: str | None) -> tuple[str | None, str]:
     return None, f"{looked} a field with text (there is: {there}); name the field of the source with --field"
 
 
-def _drafts(generated: Sequence[Generated], references: str | None, template: PromptTemplate) -> list[Draft]:
+def _candidates(generated: Sequence[Generated], references: str | None, template: PromptTemplate) -> list[Candidate]:
     """Puts each source together with its record and reference.
 
     Raises:
@@ -140,7 +140,7 @@ def _drafts(generated: Sequence[Generated], references: str | None, template: Pr
         bare = [each.origin for each in generated if each.fields is None]
         if bare:
             raise UserError(f"{bare[0]}: says nothing of its record ('input'): name the pairs with --references.")
-        return [Draft(each.origin, each.fields or {}, template.body_field, each.source) for each in generated]
+        return [Candidate(each.origin, each.fields or {}, template.body_field, each.source) for each in generated]
     rows: list[Mapping[str, Any]] = list(load_records(open_source(references), template))
     names = [field.name for field in template.fields]
     if all(each.fields is not None for each in generated):
@@ -170,9 +170,9 @@ def _drafts(generated: Sequence[Generated], references: str | None, template: Pr
 
 def _matched(
     generated: Sequence[Generated], rows: Sequence[Any], names: Sequence[str], template: PromptTemplate
-) -> Iterator[Draft]:
+) -> Iterator[Candidate]:
     for each, row in zip(generated, rows, strict=True):
-        yield Draft(each.origin, {n: row[n] for n in names}, template.body_field, each.source, row["reference"])
+        yield Candidate(each.origin, {n: row[n] for n in names}, template.body_field, each.source, row["reference"])
 
 
 def _key(row: Mapping[str, Any], names: Sequence[str]) -> str:

@@ -10,7 +10,7 @@ from typst_lit.inference.decoder import Row
 from typst_lit.inference.engine import Completion, seed_of
 from typst_lit.inference.sampling import GenerationSettings
 from typst_lit.metrics.functional import content_fidelity
-from typst_lit.typesetting.repair import Repair, mend
+from typst_lit.typesetting.repairs import Repair, repair
 from typst_lit.typesetting.results import CompileResult
 from typst_lit.typesetting.typesetter import Typesetter
 
@@ -118,7 +118,7 @@ class Attempts:
         cut_off = completion.finish_reason == "length"
         source, result, repairs, fidelity = completion.text, None, tuple[Repair, ...](), None
         if self.typesetter:
-            result, repairs = mend(self.typesetter.compile(source), self.typesetter, cut_off)
+            result, repairs = repair(self.typesetter.compile(source), self.typesetter, cut_off)
             source = result.source
             fidelity = content_fidelity(self._text, result.body) if self._text else None
         document = GeneratedDocument(

@@ -21,10 +21,10 @@ from typst_lit.typesetting.results import CompileResult
 
 @dataclass(frozen=True)
 class Document:
-    """A generated document beside its record and, where there is one, its reference.
+    """A generated document with its record and, if there is one, its reference.
 
     Attributes:
-        name: where the record stood.
+        origin: source location of the record: file and line or index.
         fields: the record.
         body_field: which of the fields is the long text.
         source: the generated Typst source.
@@ -34,7 +34,7 @@ class Document:
         finish_reason: ``stop``, or ``length`` when the token limit cut the source off; empty when not known.
     """
 
-    name: str
+    origin: str
     fields: Mapping[str, Any]
     body_field: str
     source: str
@@ -61,17 +61,17 @@ class Document:
 
     @cached_property
     def similarity(self) -> float | None:
-        """`pictures.page_similarity` to the reference; None without one."""
+        """`images.page_similarity` to the reference; None without one."""
         if not self.has_reference_pages:
             return None
         assert self.reference_result is not None
         return page_similarity(self.result.pages, self.reference_result.pages)
 
 
-class Draft(NamedTuple):
+class Candidate(NamedTuple):
     """What is to be scored: a `Document` before it was compiled."""
 
-    name: str
+    origin: str
     fields: Mapping[str, Any]
     body_field: str
     source: str
@@ -166,7 +166,7 @@ class FieldPresence(DocumentMetric):
 class PageSimilarity(DocumentMetric):
     """How alike the pages look to the reference's.
 
-    See `pictures.page_similarity`. A document that does not compile scores 0.
+    See `images.page_similarity`. A document that does not compile scores 0.
     """
 
     higher_is_better = True
@@ -266,7 +266,7 @@ def update_metric(metric: Metric, documents: Sequence[Document]) -> None:
         metric.update([document.source for document in paired], references)
 
 
-def metric_values(metrics: Mapping[str, Metric]) -> dict[str, float]:
+def compute_metrics(metrics: Mapping[str, Metric]) -> dict[str, float]:
     """Computes metrics, over all processes, and returns their values by name; what saw nothing is left out.
 
     A metric that gives several values gives them names of their own.

@@ -78,7 +78,7 @@ def invention(given: str, pages: Sequence[PageText], reference: Sequence[PageTex
 
 def _counted(pages: Sequence[PageText]) -> Counter[str]:
     body = Counter(words("\n".join(page.body for page in pages)))
-    furniture = {word for page in pages for word in words(page.head) + words(page.foot) if not word.isdigit()}
+    furniture = {word for page in pages for word in words(page.header) + words(page.footer) if not word.isdigit()}
     return body + Counter(furniture)
 
 
@@ -158,7 +158,7 @@ def _page_numbers(
 
 def _furniture_numbers(pages: Sequence[PageText], other: set[int]) -> list[set[int]]:
     """Returns the numbers in head and foot of each page, but for those of other fields, such as the year."""
-    return [{int(n) for n in _NUMBER.findall(f"{page.head} {page.foot}")} - other for page in pages]
+    return [{int(n) for n in _NUMBER.findall(f"{page.header} {page.footer}")} - other for page in pages]
 
 
 def rouge_l(source: str, reference: str) -> float:

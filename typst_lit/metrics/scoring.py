@@ -8,7 +8,14 @@ from itertools import tee
 
 from torchmetrics import Metric
 
-from typst_lit.metrics.documents import Document, DocumentMetric, Draft, document_metrics, metric_values, update_metric
+from typst_lit.metrics.documents import (
+    Candidate,
+    Document,
+    DocumentMetric,
+    compute_metrics,
+    document_metrics,
+    update_metric,
+)
 from typst_lit.typesetting.typesetter import Typesetter
 
 log = logging.getLogger(__name__)
@@ -20,33 +27,37 @@ class Scorer:
 
     Args:
         typesetter: what compiles.
-        further: metrics beside `document_metrics`.
+        extra_metrics: metrics in addition to `document_metrics`.
     """
 
-    def __init__(self, typesetter: Typesetter, further: Mapping[str, Metric] | None = None) -> None:
+    def __init__(self, typesetter: Typesetter, extra_metrics: Mapping[str, Metric] | None = None) -> None:
         self.typesetter = typesetter
-        self.metrics: dict[str, Metric] = {**document_metrics(), **(further or {})}
+        self.metrics: dict[str, Metric] = {**document_metrics(), **(extra_metrics or {})}
 
-    def score(self, drafts: Iterable[Draft]) -> Iterator[Document]:
-        """Compiles drafts, adds them to the metrics, and yields them as documents, in order."""
-        drafts, ahead = tee(drafts)
-        sources = (text for draft in ahead for text in (draft.source, draft.reference)[: 1 + bool(draft.reference)])
+    def score(self, candidates: Iterable[Candidate]) -> Iterator[Document]:
+        """Compiles candidates, adds them to the metrics, and yields them as documents, in order."""
+        candidates, ahead = tee(candidates)
+        sources = (
+            text
+            for candidate in ahead
+            for text in (candidate.source, candidate.reference)[: 1 + bool(candidate.reference)]
+        )
         results = self.typesetter.compile_many(sources, PPI)
-        for draft in drafts:
+        for candidate in candidates:
             result = next(results)
-            reference = next(results) if draft.reference else None
+            reference = next(results) if candidate.reference else None
             if reference is not None and not reference.ok:
-                log.warning("The reference of %s does not compile: %s", draft.name, reference.reason)
-            document = Document(**draft._asdict(), result=result, reference_result=reference)
+                log.warning("The reference of %s does not compile: %s", candidate.origin, reference.error)
+            document = Document(**candidate._asdict(), result=result, reference_result=reference)
             for metric in self.metrics.values():
                 update_metric(metric, [document])
             yield document
 
-    def values(self) -> dict[str, float]:
+    def compute(self) -> dict[str, float]:
         """Returns the scores over all documents, of all processes."""
-        return metric_values(self.metrics)
+        return compute_metrics(self.metrics)
 
-    def scores_of(self, document: Document) -> dict[str, float]:
+    def document_scores(self, document: Document) -> dict[str, float]:
         """Returns one document's own scores, of those metrics that have such."""
         scores = {
             name: metric.score(document) for name, metric in self.metrics.items() if isinstance(metric, DocumentMetric)

@@ -17,12 +17,14 @@ from PIL import Image
 
 from typst_lit.metrics.documents import Document
 from typst_lit.metrics.scoring import Scorer
-from typst_lit.typesetting.results import line_of
+from typst_lit.typesetting.results import source_line
 from typst_lit.version import __version__
 
-MOST_SHOWN = 100  # documents whose pages are in the HTML file, the worst ones; it would grow too large to open
+MAX_DOCUMENTS_WITH_IMAGES = (
+    100  # documents whose pages are in the HTML file, the worst ones; it would grow too large to open
+)
 REPORT_FILES = ("report.html", "report.json")
-MOST_PAGES = 12  # of each of them
+MAX_PAGES_PER_DOCUMENT = 12  # of each of them
 
 
 @dataclass
@@ -30,7 +32,7 @@ class Entry:
     """One document in the report, without what would fill the memory."""
 
     index: int
-    name: str
+    origin: str
     fields: Mapping[str, Any]
     body_field: str
     scores: dict[str, float]
@@ -44,13 +46,13 @@ class Entry:
     source: str
     reference: str
     reference_problem: str
-    pictures: list[tuple[str, str]] = field(default_factory=list)  # data URLs of a page and its reference
+    images: list[tuple[str, str]] = field(default_factory=list)  # data URLs of a page and its reference
 
     @property
     def label(self) -> str:
         """What to call the document where room is short."""
         titles = [value for name, value in self.fields.items() if isinstance(value, str) and name != self.body_field]
-        return f"{self.index}. {titles[-1][:40] if titles else self.name.split('/')[-1]}"
+        return f"{self.index}. {titles[-1][:40] if titles else self.origin.split('/')[-1]}"
 
     @property
     def badness(self) -> tuple[bool, float, float, int]:
@@ -59,8 +61,8 @@ class Entry:
         return (not self.compiled, -fidelity, -similarity, -self.index)
 
     def for_json(self) -> dict[str, Any]:
-        """Returns everything but the pictures."""
-        return {key: value for key, value in vars(self).items() if key not in ("pictures", "index", "body_field")}
+        """Returns everything but the images."""
+        return {key: value for key, value in vars(self).items() if key not in ("images", "index", "body_field")}
 
 
 class Report:
@@ -75,24 +77,27 @@ class Report:
         self.scorer = scorer
         self.about = {**about, "typst_lit": __version__}
         self.entries: list[Entry] = []
-        self._pictured: list[tuple[Any, Entry]] = []
+        self._with_images: list[tuple[Any, Entry]] = []
 
     def add(self, document: Document, index: int) -> Entry:
         """Adds a document; ``index`` is its place among all."""
         result, reference = document.result, document.reference_result
         entry = Entry(
             index=index,
-            name=document.name,
+            origin=document.origin,
             fields=dict(document.fields),
             body_field=document.body_field,
-            scores={key: round(value, 6) for key, value in self.scorer.scores_of(document).items()},
+            scores={key: round(value, 6) for key, value in self.scorer.document_scores(document).items()},
             field_scores=document.field_scores,
             compiled=result.ok,
             diagnostics=[
-                {**each._asdict(), "excerpt": line_of(result.source, each.line) if each.line and not each.file else ""}
+                {
+                    **each._asdict(),
+                    "excerpt": source_line(result.source, each.line) if each.line and not each.file else "",
+                }
                 for each in result.diagnostics
             ],
-            reference_problem=reference.reason if reference else "",
+            reference_problem=reference.error if reference else "",
             pages=result.page_count,
             reference_pages=reference.page_count if reference else None,
             missing_assets=list(result.missing_assets),
@@ -101,21 +106,21 @@ class Report:
             reference=document.reference,
         )
         self.entries.append(entry)
-        entry.pictures = _pictures(result.pages, reference.pages if reference else ())
-        self._keep_the_worst_pictured([entry])
+        entry.images = _images(result.pages, reference.pages if reference else ())
+        self._keep_the_worst_with_images([entry])
         return entry
 
-    def _keep_the_worst_pictured(self, entries: Iterable[Entry]) -> None:
+    def _keep_the_worst_with_images(self, entries: Iterable[Entry]) -> None:
         for entry in entries:
-            heapq.heappush(self._pictured, (entry.badness, entry))
-            if len(self._pictured) > MOST_SHOWN:
-                heapq.heappop(self._pictured)[1].pictures = []
+            heapq.heappush(self._with_images, (entry.badness, entry))
+            if len(self._with_images) > MAX_DOCUMENTS_WITH_IMAGES:
+                heapq.heappop(self._with_images)[1].images = []
 
     def merge(self, others: Iterable[Entry]) -> None:
         """Adds the entries that other processes collected."""
         others = list(others)
         self.entries += others
-        self._keep_the_worst_pictured(others)
+        self._keep_the_worst_with_images(others)
 
     def write(self, directory: Path, values: Mapping[str, float]) -> Path:
         """Writes both files, with ``values`` as the scores of the whole, and returns the path of ``report.html``."""
@@ -129,7 +134,12 @@ class Report:
         columns = [name for name in self.scorer.metrics if name in scored and name != "compile_rate"]
         meanings = {name: _meaning(metric) for name, metric in self.scorer.metrics.items()}
         page = environment.get_template("report.html.jinja").render(
-            about=self.about, values=values, columns=columns, entries=entries, meanings=meanings, most=MOST_SHOWN
+            about=self.about,
+            values=values,
+            columns=columns,
+            entries=entries,
+            meanings=meanings,
+            most=MAX_DOCUMENTS_WITH_IMAGES,
         )
         path = directory / "report.html"
         path.write_text(page, "utf-8")
@@ -142,9 +152,10 @@ def _meaning(metric: Any) -> str:
     return f"{first} ({better})" if better else first
 
 
-def _pictures(pages: Sequence[bytes], reference: Sequence[bytes]) -> list[tuple[str, str]]:
+def _images(pages: Sequence[bytes], reference: Sequence[bytes]) -> list[tuple[str, str]]:
     return [
-        (_data_url(page), _data_url(other)) for page, other in zip_longest(pages[:MOST_PAGES], reference[:MOST_PAGES])
+        (_data_url(page), _data_url(other))
+        for page, other in zip_longest(pages[:MAX_PAGES_PER_DOCUMENT], reference[:MAX_PAGES_PER_DOCUMENT])
     ]
 
 

@@ -1,4 +1,4 @@
-"""What comes of compiling a Typst source."""
+"""The result of compiling a Typst source: `CompileResult`, its diagnostics and the text of its pages."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-LONGEST_MESSAGE = 2000
+MAX_MESSAGE_LENGTH = 2000  # characters
 
 
 class Diagnostic(NamedTuple):
@@ -16,10 +16,13 @@ class Diagnostic(NamedTuple):
     Attributes:
         severity: ``error`` or ``warning``.
         message: one sentence.
-        line: line in the source from 1, or None when it belongs to no place.
-        column: character in the line from 1, or None.
-        hint: what to do about it, or empty.
-        file: the file that the place is in, or empty when that is the document itself.
+        line: line in the source, counted from 1; None when the message is about the whole document.
+        column: character in the line, counted from 1, or None.
+        hint: how to fix it, or empty.
+        file: the file that line and column refer to; empty for the document itself.
+
+    >>> str(Diagnostic("error", "expected expression", line=2, column=11, hint="remove the #"))
+    'error: line 2, column 11: expected expression (remove the #)'
     """
 
     severity: Literal["error", "warning"]
@@ -30,32 +33,42 @@ class Diagnostic(NamedTuple):
     file: str = ""
 
     def __str__(self) -> str:
-        place = f"line {self.line}, column {self.column}: " if self.line else ""
-        place = f"{self.file}, {place}" if self.file else place
-        return f"{self.severity}: {place}{self.message}" + (f" ({self.hint})" if self.hint else "")
+        location = f"line {self.line}, column {self.column}: " if self.line else ""
+        location = f"{self.file}, {location}" if self.file else location
+        return f"{self.severity}: {location}{self.message}" + (f" ({self.hint})" if self.hint else "")
 
 
 class PageText(NamedTuple):
-    """The text of one page: its running head and foot apart from what stands between them."""
+    """The text of one page, with header and footer separate from the body.
 
-    head: str
+    >>> PageText(header="My report", body="The first page.", footer="Page 1").body
+    'The first page.'
+    """
+
+    header: str
     body: str
-    foot: str
+    footer: str
 
 
 @dataclass(frozen=True)
 class CompileResult:
-    """A document, or the reasons why there is none.
+    """A compiled document, or the errors that prevented it.
 
     Attributes:
         ok: whether there is a PDF.
-        pdf: the PDF, empty when not ok.
-        pages: PNG pictures of the pages, empty unless they were asked for.
+        pdf: the PDF; empty when not ok.
+        pages: PNG images of the pages; empty unless they were requested.
         diagnostics: errors and warnings.
         page_texts: the text layer, page by page.
-        seconds: wall-clock time from the request to the answer.
-        missing_assets: paths of pictures that were not there and got a stand-in.
-        source: what was compiled: the source given, with the paths mended where that was asked for.
+        seconds: wall-clock time from the request to the result.
+        missing_assets: paths of images that do not exist and were replaced by a placeholder image.
+        source: what was compiled: the given source, with its image paths normalized if that was requested.
+
+    >>> result = CompileResult(ok=True, page_texts=(PageText("My report", "The first page.", "Page 1"),))
+    >>> result.page_count, result.body
+    (1, 'The first page.')
+    >>> CompileResult(ok=False, diagnostics=(Diagnostic("error", "unclosed delimiter", 3, 1),)).error
+    'error: line 3, column 1: unclosed delimiter'
     """
 
     ok: bool
@@ -74,68 +87,81 @@ class CompileResult:
 
     @property
     def text(self) -> str:
-        """Everything that can be read in the document, running heads and feet included."""
+        """All text of the document, headers and footers included."""
         return "\n".join(part for page in self.page_texts for part in page if part)
 
     @property
     def body(self) -> str:
-        """What can be read in the document without running heads and feet."""
+        """The text of the document without headers and footers."""
         return "\n".join(page.body for page in self.page_texts)
 
+    @property
+    def error(self) -> str:
+        """The first error as text; empty without one."""
+        return next((str(diagnostic) for diagnostic in self.diagnostics if diagnostic.severity == "error"), "")
+
     def save_pdf(self, path: Path) -> None:
-        """Writes the PDF to a path; without one, removes what an earlier source left there."""
+        """Writes the PDF. Without a PDF, deletes the file that an earlier version of the source left at the path."""
         if self.ok:
             path.write_bytes(self.pdf)
         else:
             path.unlink(missing_ok=True)
 
-    @property
-    def reason(self) -> str:
-        """The first error as text, or empty."""
-        return next((str(each) for each in self.diagnostics if each.severity == "error"), "")
-
 
 _BLOCK = re.compile(r"^(error|warning|help): ", re.MULTILINE)
-_PLACE = re.compile(r"^\s*┌─ (.*):(\d+):(\d+)\s*$", re.MULTILINE)
-_DOCUMENT = "__typst_py_bytes__.typ"  # what the compiler calls a source that is no file
-_NEWLINE = re.compile(r"\r\n|[\n\v\f\r\x85\u2028\u2029]")  # as Typst has it
+_LOCATION = re.compile(r"^\s*┌─ (.*):(\d+):(\d+)\s*$", re.MULTILINE)
+_IN_MEMORY_DOCUMENT = "__typst_py_bytes__.typ"  # the compiler's name for a source that is not a file
+_NEWLINE = re.compile(r"\r\n|[\n\v\f\r\x85\u2028\u2029]")  # all that Typst counts as one
 _HINT = re.compile(r"^\s*= hint: (.*)$", re.MULTILINE)
 
 
 def parse_diagnostics(report: str) -> list[Diagnostic]:
-    """Reads the compiler's report, which is text only, back into diagnostics.
+    """Parses the compiler's report, which is only available as text.
 
-    Lines of source in the report are numbered, so none of them can be taken for the head of a block. The trace
+    Source lines in the report have line numbers, so none of them is mistaken for the start of a block. The call trace
     (``help: error occurred in this call``) is left out.
     """
-    found = []
-    starts = [*_BLOCK.finditer(report)]
-    for start, end in zip(starts, [*(m.start() for m in starts[1:]), len(report)], strict=True):
-        if start[1] == "help":
+    diagnostics = []
+    blocks = [*_BLOCK.finditer(report)]
+    for block, end in zip(blocks, [*(following.start() for following in blocks[1:]), len(report)], strict=True):
+        if block[1] == "help":
             continue
-        block = report[start.end() : end]
-        place = _PLACE.search(block)
-        message = (block[: place.start()] if place else block.split("\n  = ")[0]).strip()
-        hint = "; ".join(_HINT.findall(block))
-        line, column = (int(place[2]), int(place[3]) + 1) if place else (None, None)  # it counts columns from 0
-        file = place[1] if place and not place[1].endswith(_DOCUMENT) else ""
-        severity: Literal["error", "warning"] = "error" if start[1] == "error" else "warning"
-        found.append(Diagnostic(severity, shorten(message), line, column, shorten(hint), file))
-    return found
+        text = report[block.end() : end]
+        location = _LOCATION.search(text)
+        message = (text[: location.start()] if location else text.split("\n  = ")[0]).strip()
+        hint = "; ".join(_HINT.findall(text))
+        # The compiler counts columns from 0.
+        line, column = (int(location[2]), int(location[3]) + 1) if location else (None, None)
+        file = location[1] if location and not location[1].endswith(_IN_MEMORY_DOCUMENT) else ""
+        severity: Literal["error", "warning"] = "error" if block[1] == "error" else "warning"
+        diagnostics.append(Diagnostic(severity, shorten(message), line, column, shorten(hint), file))
+    return diagnostics
 
 
 def line_start(source: str, line: int) -> int:
-    """Returns where a line of a source begins, counted from 1 as Typst counts them; the end where there is none."""
-    starts = [0, *(found.end() for found in _NEWLINE.finditer(source))]
+    """Returns the index at which a line starts, counted from 1 as Typst counts; the length when there is no such line.
+
+    >>> line_start("first\\nsecond", 2)
+    6
+    """
+    starts = [0, *(newline.end() for newline in _NEWLINE.finditer(source))]
     return starts[line - 1] if line <= len(starts) else len(source)
 
 
-def line_of(source: str, line: int) -> str:
-    """Returns a line of a source."""
+def source_line(source: str, line: int) -> str:
+    """Returns the text of a line, counted from 1 as Typst counts.
+
+    >>> source_line("first\\nsecond", 2)
+    'second'
+    """
     return _NEWLINE.split(source[line_start(source, line) :], maxsplit=1)[0]
 
 
 def shorten(message: str) -> str:
-    """Returns a message without the part that nobody would read, and without what a terminal would obey."""
-    plain = "".join(letter if letter.isprintable() else " " for letter in message[:LONGEST_MESSAGE])
-    return plain if len(message) <= LONGEST_MESSAGE else plain[:-3] + "..."
+    """Returns a message cut to `MAX_MESSAGE_LENGTH`, without terminal control characters.
+
+    >>> shorten("red \\x1b[31m text")
+    'red  [31m text'
+    """
+    printable = "".join(letter if letter.isprintable() else " " for letter in message[:MAX_MESSAGE_LENGTH])
+    return printable if len(message) <= MAX_MESSAGE_LENGTH else printable[:-3] + "..."

@@ -1,58 +1,59 @@
-"""Compiling Typst source that a model wrote: in child processes that can do no harm, and are killed in time."""
+"""Compiling Typst source that a model wrote, in sandboxed processes with a time limit."""
 
 from __future__ import annotations
 
-import contextlib
 import itertools
-import json
 import logging
 import os
 import queue
-import signal
-import socket
-import subprocess
-import sys
-import tempfile
 import threading
 import time
-import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from multiprocessing.connection import Connection
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from typst_lit.errors import UserError
-from typst_lit.typesetting.results import CompileResult, Diagnostic, PageText
+from typst_lit.typesetting.process import CompilerProcess, ProcessDiedError
+from typst_lit.typesetting.results import CompileResult, Diagnostic
+from typst_lit.typesetting.worker import WorkerSettings
 
 log = logging.getLogger(__name__)
-COMPILES_A_WORKER = 1000  # then a fresh one takes its place: the compiler's cache and its counters only ever grow
-KILLS = 3  # of a document's processes from outside, and it is given up
-START_UP_S = 60.0  # a worker that has not come up by then never will
-LARGEST_MESSAGE = 1 << 31
-MOST_OF_ANY = 1_000_000  # no limit is of use above this
+MAX_KILLS_PER_DOCUMENT = 3
+MAX_SETTING = 1_000_000  # of any limit: a larger value is a mistake
 _UNKNOWN_FONT = "unknown font family: "
 
 
 class Typesetter:
-    """A pool of processes that compile documents.
+    """A pool of sandboxed processes that compile documents.
 
-    Each process gives up network and privileges where the system allows it, may use so much memory, sees an empty
-    folder, and is killed when a document takes too long. A process that dies takes no other document with it.
-    Processes start with the first document and end with `close`, or when the object is no longer used.
+    A process has no network and no privileges where the system allows that, a limited address space and an empty
+    directory, and is killed when a document takes too long. When a process dies, no other document is affected.
+    Processes start with the first document and end with `close`, or when the object is garbage collected.
 
     Args:
-        workers: how many documents are compiled at a time; by default as many as there are cores.
-        timeout_s: longest time a document may take, in seconds.
-        memory_mib: most memory (address space) a process may have.
-        max_pages: most pages of a document.
-        max_page_pt: longest side of a page, in points (A0 has 3370).
-        max_pdf_mib: largest PDF.
-        max_source_mib: largest source.
-        assets_dir: folder of the files that documents name; pictures that are not there get a grey stand-in.
-        font_paths: folder of further fonts, or a list of such.
-        normalize_paths: read a backslash in a path as a slash. Typst refuses it.
+        workers: number of documents compiled concurrently; by default the number of cores.
+        timeout_s: maximum time per document, in seconds.
+        memory_mib: maximum memory (address space) per process, in MiB.
+        max_pages: maximum number of pages per document.
+        max_page_pt: maximum side of a page, in points (the longer side of A0 has 3370).
+        max_pdf_mib: maximum size of a PDF, in MiB.
+        max_source_mib: maximum size of a source, in MiB.
+        assets_dir: directory with the files that documents refer to; missing images are replaced by a gray placeholder.
+        font_paths: directory with additional fonts, or a list of directories.
+        normalize_paths: whether to read backslashes in paths as slashes. Typst rejects backslashes.
+
+    Raises:
+        UserError: when a setting is out of range or a directory does not exist.
+
+    >>> with Typesetter(workers=1) as typesetter:
+    ...     result = typesetter.compile("= Title\\nSome *text*.")
+    ...     broken = typesetter.compile("= Title\\n#text(")
+    >>> result.ok, result.body
+    (True, 'Title\\nSome text.')
+    >>> broken.ok, broken.error
+    (False, 'error: line 2, column 6: unclosed delimiter')
     """
 
     def __init__(
@@ -68,31 +69,32 @@ class Typesetter:
         font_paths: str | Sequence[str] = (),
         normalize_paths: bool = False,
     ) -> None:
-        font_paths = [font_paths] if isinstance(font_paths, str) else font_paths
-        for name, value, least in (
-            ("workers", 1 if workers is None else workers, 1), ("timeout_s", timeout_s, 0.1),
-            ("memory_mib", memory_mib, 512), ("max_pages", max_pages, 1), ("max_page_pt", max_page_pt, 1),
-            ("max_pdf_mib", max_pdf_mib, 1), ("max_source_mib", max_source_mib, 1),
-        ):  # fmt: skip
-            if not least <= value <= MOST_OF_ANY:
-                raise UserError(f"typesetting.{name} must be {least} to {MOST_OF_ANY}, not {value}.")
-        for name, folder in [("assets_dir", assets_dir)] * bool(assets_dir) + [("font_paths", f) for f in font_paths]:
-            if not Path(str(folder)).is_dir():
-                raise UserError(f"typesetting.{name}: there is no folder {folder}.")
-        self.workers = workers or len(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else [0, 0])
+        _check_range("workers", 1 if workers is None else workers, 1)
+        _check_range("timeout_s", timeout_s, 0.1)
+        _check_range("memory_mib", memory_mib, 512)
+        _check_range("max_pages", max_pages, 1)
+        _check_range("max_page_pt", max_page_pt, 1)
+        _check_range("max_pdf_mib", max_pdf_mib, 1)
+        _check_range("max_source_mib", max_source_mib, 1)
+        self.workers = workers or _num_cores()
         self.timeout_s = timeout_s
         self.max_source_mib = max_source_mib
-        self.font_paths = [str(Path(path).resolve()) for path in font_paths]
-        self._settings = {
-            "memory_mib": memory_mib, "max_pages": max_pages, "max_page_pt": max_page_pt, "max_pdf_mib": max_pdf_mib,
-            "assets_dir": str(Path(assets_dir).resolve()) if assets_dir else None,
-            "font_paths": self.font_paths, "normalize_paths": normalize_paths,
-        }  # fmt: skip
-        self._idle: queue.LifoQueue[_Worker] = queue.LifoQueue()
+        font_paths = [font_paths] if isinstance(font_paths, str) else font_paths
+        self.font_paths = [_resolve_directory("font_paths", path) for path in font_paths]
+        settings = WorkerSettings(
+            memory_mib=memory_mib,
+            max_pages=max_pages,
+            max_page_pt=max_page_pt,
+            max_pdf_mib=max_pdf_mib,
+            assets_dir=_resolve_directory("assets_dir", assets_dir) if assets_dir else None,
+            font_paths=self.font_paths,
+            normalize_paths=normalize_paths,
+        )
+        self._idle: queue.LifoQueue[CompilerProcess] = queue.LifoQueue()
         for _ in range(self.workers):
-            self._idle.put(_Worker(self._settings))
+            self._idle.put(CompilerProcess(settings))
         self._threads: ThreadPoolExecutor | None = None
-        self._known_fallbacks: set[str] = set()
+        self._reported_fonts: set[str] = set()
         self._lock = threading.Lock()
 
     def __enter__(self) -> Typesetter:
@@ -102,296 +104,140 @@ class Typesetter:
         self.close()
 
     def close(self) -> None:
-        """Ends the processes. The next document starts new ones."""
+        """Stops the processes. The next document starts new ones."""
         if self._threads:
             self._threads.shutdown(cancel_futures=True)
             self._threads = None
-        workers = [self._idle.get() for _ in range(self.workers)]
-        for worker in workers:
-            worker.stop()
-            self._idle.put(worker)
+        processes = [self._idle.get() for _ in range(self.workers)]
+        for process in processes:
+            process.stop()
+            self._idle.put(process)
 
-    def containment(self) -> dict[str, bool]:
-        """Returns which of the limits the system grants: ``network`` (cut off) and ``memory``."""
-        worker = self._idle.get()
+    def isolation(self) -> dict[str, bool]:
+        """Starts a process and returns which parts of its isolation the system enforces.
+
+        ``network``: it has no network; ``memory``: its address space is limited.
+
+        Raises:
+            UserError: when no process starts.
+        """
+        process = self._idle.get()
         try:
-            worker.start()
-            return worker.granted
+            process.ensure_running()
+            return process.isolation
         finally:
-            self._idle.put(worker)
+            self._idle.put(process)
 
     def compile(self, source: str | bytes, ppi: float | None = None) -> CompileResult:
-        """Compiles one document. May be called from several threads.
+        """Compiles one document. This method is thread-safe.
 
         Args:
             source: Typst source.
-            ppi: dots an inch of the pages' pictures; None makes none.
+            ppi: resolution of the page images, in pixels per inch; None for no images.
         """
         started = time.monotonic()
         try:
             encoded = source if isinstance(source, bytes) else source.encode()
             text = encoded.decode()
         except (UnicodeDecodeError, UnicodeEncodeError) as error:
-            result = _refused(f"the source is not valid Unicode text ({error.reason} at {error.start})")
+            result = _failure(f"the source is not valid Unicode text ({error.reason} at {error.start})")
         else:
-            if len(encoded) > self.max_source_mib << 20:
-                what = f"the source has {len(encoded) / 2**20:.1f} MiB, where {self.max_source_mib} are allowed"
-                result = _refused(what, "the limit is max_source_mib")
+            size_mib = len(encoded) / 2**20
+            if size_mib > self.max_source_mib:
+                problem = f"the source has {size_mib:.1f} MiB, but only {self.max_source_mib} MiB are allowed"
+                result = _failure(problem, "the limit is `typesetting.max_source_mib`")
             else:
-                result = self._compile(encoded, ppi)
-            result = _with(result, source=result.source or text)
-        self._tell_of_fonts(result)
-        return _with(result, seconds=time.monotonic() - started)
+                result = self._compile_in_process(encoded, ppi)
+            result = replace(result, source=result.source or text)
+        self._warn_of_missing_fonts(result)
+        return replace(result, seconds=time.monotonic() - started)
 
     def compile_many(self, sources: Iterable[str | bytes], ppi: float | None = None) -> Iterator[CompileResult]:
-        """Compiles documents side by side and yields their results in order, reading only a little ahead."""
+        """Compiles documents concurrently and yields the results in order.
+
+        The sources are consumed lazily, about two per process ahead of the results.
+
+        Args:
+            sources: Typst sources.
+            ppi: resolution of the page images, in pixels per inch; None for no images.
+
+        >>> with Typesetter(workers=1) as typesetter:
+        ...     [result.text for result in typesetter.compile_many(["First", "Second"])]
+        ['First', 'Second']
+        """
         if self._threads is None:
             self._threads = ThreadPoolExecutor(self.workers, "typesetting")
         threads = self._threads
-        waiting: deque[Future[CompileResult]] = deque()
-        rest = iter(sources)
+        pending: deque[Future[CompileResult]] = deque()
+        remaining = iter(sources)
         try:
             while True:
-                for source in itertools.islice(rest, 2 * self.workers - len(waiting)):
-                    waiting.append(threads.submit(self.compile, source, ppi))
-                if not waiting:
+                for source in itertools.islice(remaining, 2 * self.workers - len(pending)):
+                    pending.append(threads.submit(self.compile, source, ppi))
+                if not pending:
                     return
-                yield waiting.popleft().result()
+                yield pending.popleft().result()
         finally:
-            for future in waiting:
+            for future in pending:
                 future.cancel()
 
-    def _compile(self, source: bytes, ppi: float | None) -> CompileResult:
-        worker = self._idle.get()
+    def _compile_in_process(self, source: bytes, ppi: float | None) -> CompileResult:
+        process = self._idle.get()
         deadline = time.monotonic() + self.timeout_s
-        kills = 0
+        num_kills = 0
         try:
             while True:
                 before = time.monotonic()
-                fresh = worker.start()
-                deadline += time.monotonic() - before  # starting is not the document's fault
+                is_new = process.ensure_running()
+                deadline += time.monotonic() - before  # starting a process does not count
                 try:
-                    result = worker.ask(source, ppi, deadline)
+                    result = process.compile(source, ppi, deadline)
                 except TimeoutError:
-                    return _refused(f"the document took longer than {self.timeout_s:g} s", "the limit is timeout_s")
-                except _WorkerDiedError as death:
-                    result = _refused(f"the document broke the compiler: {death}")
-                    kills += death.killed
-                    if death.killed and kills < KILLS:
-                        fresh = False  # others may have taken the memory that the system wanted back
-                # What other documents left behind may have broken it: only a fresh process gives a verdict.
-                if worker.runs or fresh or time.monotonic() >= deadline:
+                    problem = f"the document took longer than {self.timeout_s:g} s"
+                    return _failure(problem, "the limit is `typesetting.timeout_s`")
+                except ProcessDiedError as death:
+                    result = _failure(f"the compiler failed on the document: {death}")
+                    num_kills += death.killed
+                    if death.killed and num_kills < MAX_KILLS_PER_DOCUMENT:
+                        is_new = False  # the memory that the system reclaimed may have been used by something else
+                # Earlier documents may have left the process in a bad state: only the verdict of a new one counts.
+                if process.running or is_new or time.monotonic() >= deadline:
                     return result
         finally:
-            self._idle.put(worker)
+            self._idle.put(process)
 
-    def _tell_of_fonts(self, result: CompileResult) -> None:
+    def _warn_of_missing_fonts(self, result: CompileResult) -> None:
+        """Logs each font that is not installed once per typesetter."""
         families = {
-            each.message.removeprefix(_UNKNOWN_FONT)
-            for each in result.diagnostics
-            if each.message.startswith(_UNKNOWN_FONT)
+            diagnostic.message.removeprefix(_UNKNOWN_FONT)
+            for diagnostic in result.diagnostics
+            if diagnostic.message.startswith(_UNKNOWN_FONT)
         }
         with self._lock:
-            new = sorted(families - self._known_fallbacks)
-            self._known_fallbacks |= families
+            new = sorted(families - self._reported_fonts)
+            self._reported_fonts |= families
         if new:
             log.warning(
-                "Fonts that are not on this machine: %s. Documents that ask for them are set in another font. "
-                "Install them, or name a folder that has them with --typesetting.font_paths.", ", ".join(new),
-            )  # fmt: skip
-
-
-class _WorkerDiedError(Exception):
-    """A worker ended before it answered.
-
-    Args:
-        reason: why, as far as it is known.
-        killed: whether it was killed from outside.
-    """
-
-    def __init__(self, reason: str, killed: bool = False) -> None:
-        super().__init__(reason)
-        self.killed = killed
-
-
-class _Worker:
-    """A child process, started when it is needed and replaced when it was killed or has done its share."""
-
-    def __init__(self, settings: dict[str, Any]) -> None:
-        self._settings = settings
-        self._process: subprocess.Popen[bytes] | None = None
-        self._connection: Connection | None = None
-        self._root: tempfile.TemporaryDirectory[str] | None = None
-        self._compiled = 0
-        self.granted: dict[str, bool] = {}
-
-    @property
-    def runs(self) -> bool:
-        """Whether the process is there: it is ended when a document broke it."""
-        return self._process is not None
-
-    def start(self) -> bool:
-        """Makes sure that the process runs; returns whether it is a fresh one.
-
-        Raises:
-            UserError: when it does not start.
-        """
-        if self._process is not None and self._process.poll() is None and self._compiled < COMPILES_A_WORKER:
-            return self._compiled == 0
-        for left in reversed(range(KILLS)):
-            try:
-                self._start()
-            except _WorkerDiedError as death:
-                self.stop()
-                if not (death.killed and left):
-                    raise UserError(f"the typesetting process does not start: {death}") from None
-            else:
-                break
-        return True
-
-    def _start(self) -> None:
-        self.stop()
-        self._root = tempfile.TemporaryDirectory(prefix="typst-lit-", ignore_cleanup_errors=True)
-        ours, theirs = socket.socketpair()
-        with theirs:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "typst_lit.typesetting.worker", str(theirs.fileno())],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                pass_fds=[theirs.fileno()],
-                cwd="/",  # Python imports from the working directory, which must not be the one that assets come to
-                env=_bare_environment(),
-                start_new_session=True,
+                "Missing fonts: %s. Another font is used in their place. Install them, or name a directory that has "
+                "them with `typesetting.font_paths`.",
+                ", ".join(new),
             )
-        assert self._process.stderr is not None
-        os.set_blocking(self._process.stderr.fileno(), False)
-        self._connection = Connection(ours.detach())
-        self._compiled = 0
-        self._finalizer = weakref.finalize(self, _end, self._process, self._connection, self._root)
-        try:
-            self._connection.send_bytes(json.dumps({**self._settings, "root": self._root.name}).encode())
-            if not self._connection.poll(START_UP_S):
-                raise _WorkerDiedError(f"it did not start within {START_UP_S:g} s")
-            self.granted = json.loads(self._connection.recv_bytes())
-        except (EOFError, OSError):
-            raise self._death() from None
-
-    def ask(self, source: bytes, ppi: float | None, deadline: float) -> CompileResult:
-        """Hands a document over and waits for the answer.
-
-        Raises:
-            TimeoutError: when it has not come by the deadline. The process was killed.
-            _WorkerDiedError: when the process ended instead.
-        """
-        assert self._connection is not None
-        left = deadline - time.monotonic()
-        self._compiled += 1
-        try:
-            self._connection.send_bytes(json.dumps({"ppi": ppi, "cpu_s": max(1.0, left)}).encode())
-            self._connection.send_bytes(source)
-            if not self._connection.poll(max(0.0, left)):
-                self.stop()
-                raise TimeoutError
-            head = json.loads(self._connection.recv_bytes(LARGEST_MESSAGE))
-            pdf = self._connection.recv_bytes(LARGEST_MESSAGE)
-            pages = tuple(self._connection.recv_bytes(LARGEST_MESSAGE) for _ in range(head["pictures"]))
-        except TimeoutError:
-            raise
-        except (EOFError, OSError):
-            death = self._death()
-            self.stop()
-            raise death from None
-        except BaseException:  # interrupted: the answer is still to come, and would be taken for the next document's
-            self.stop()
-            raise
-        self._last_words()  # or the pipe fills up
-        if head["spoilt"]:
-            self.stop()
-        return CompileResult(
-            ok=head["ok"],
-            pdf=pdf,
-            pages=pages,
-            diagnostics=tuple(Diagnostic(*each) for each in head["diagnostics"]),
-            page_texts=tuple(PageText(*each) for each in head["page_texts"]),
-            missing_assets=tuple(head["missing_assets"]),
-            source=head["source"] or "",
-        )
-
-    def stop(self) -> None:
-        """Kills the process and removes its folder."""
-        if self._process is not None:
-            self._finalizer()
-            self._process = self._connection = self._root = None
-
-    def _death(self) -> _WorkerDiedError:
-        reason = self._cause_of_death()
-        assert self._process is not None
-        return _WorkerDiedError(reason, self._process.poll() == -signal.SIGKILL)
-
-    def _cause_of_death(self) -> str:
-        assert self._process is not None
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(1)
-        status = self._process.poll()
-        words = self._last_words()
-        name = signal.Signals(-status).name if status is not None and status < 0 else ""
-        if "memory allocation of" in words or "MemoryError" in words:
-            return "it needs more memory than it may have (the limit is memory_mib)"
-        if "overflowed its stack" in words or name == "SIGSEGV":
-            return "it is nested too deeply"
-        if name == "SIGXCPU":
-            return "it used up its CPU time"
-        if name == "SIGKILL":
-            return "the system killed its process, which it does when memory runs out"
-        ended = f"the process died of {name}" if name else f"the process ended with status {status}"
-        if not words:
-            return ended
-        telling = words.splitlines()[-1 if words.startswith("Traceback") else 0]
-        return f"{ended}: {telling[:300]}"
-
-    def _last_words(self) -> str:
-        assert self._process is not None and self._process.stderr is not None
-        return (self._process.stderr.read() or b"").decode("utf-8", "replace").strip()
 
 
-def _end(process: subprocess.Popen[bytes], connection: Connection, root: tempfile.TemporaryDirectory[str]) -> None:
-    process.kill()
-    process.wait()
-    connection.close()
-    if process.stderr:
-        process.stderr.close()
-    root.cleanup()
+def _num_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2
 
 
-def _bare_environment() -> dict[str, str]:
-    """Returns what a worker needs to know of the environment: where Python's packages are, and nothing private."""
-    kept = ("PATH", "LD_LIBRARY_PATH", "LANG", "FONTCONFIG_FILE", "FONTCONFIG_PATH", "XDG_DATA_DIRS", "TZ")
-    environment = {name: os.environ[name] for name in kept if name in os.environ}
-    nowhere = "http://127.0.0.1:9"  # the discard port: where no namespace can be had, packages are not fetched either
-    return environment | {
-        "PYTHONSAFEPATH": "1",
-        "PYTHONPATH": os.pathsep.join(os.path.abspath(path) for path in sys.path),  # noqa: PTH100
-        "RAYON_NUM_THREADS": "1",  # the pool has a process a core
-        "HTTP_PROXY": nowhere, "HTTPS_PROXY": nowhere, "ALL_PROXY": nowhere,
-    }  # fmt: skip
+def _check_range(name: str, value: float, minimum: float) -> None:
+    if not minimum <= value <= MAX_SETTING:
+        raise UserError(f"must be between {minimum} and {MAX_SETTING}, not {value}.", setting=f"typesetting.{name}")
 
 
-def _refused(message: str, hint: str = "") -> CompileResult:
+def _resolve_directory(name: str, path: str) -> str:
+    if not Path(path).is_dir():
+        raise UserError(f"the directory {path} does not exist.", setting=f"typesetting.{name}")
+    return str(Path(path).resolve())
+
+
+def _failure(message: str, hint: str = "") -> CompileResult:
     return CompileResult(False, diagnostics=(Diagnostic("error", message, hint=hint),))
-
-
-def _with(result: CompileResult, **changes: Any) -> CompileResult:
-    return CompileResult(**{**vars(result), **changes})
-
-
-def compile_source(source: str | bytes, ppi: float | None = None, **settings: Any) -> CompileResult:
-    """Compiles one document with a `Typesetter` of its own, made of ``settings``. For several, keep one and use it."""
-    with Typesetter(workers=1, **settings) as typesetter:
-        return typesetter.compile(source, ppi)
-
-
-def compile_many(sources: Iterable[str | bytes], ppi: float | None = None, **settings: Any) -> Iterator[CompileResult]:
-    """Compiles documents with a `Typesetter` of their own and yields the results in order."""
-    with Typesetter(**settings) as typesetter:
-        yield from typesetter.compile_many(sources, ppi)

@@ -1,7 +1,7 @@
-"""The child process that compiles: it takes its own rights away, then answers one document after the other.
+"""The child process that compiles: it gives up its privileges, then compiles one document after another.
 
-Started by `compiling.Typesetter`, never by hand. It talks over a socket that it inherits: a JSON message with its
-settings, then for each document a JSON message and the source; the answer is a JSON message, the PDF and the pictures.
+Started by `process.CompilerProcess`. It communicates over an inherited socket. It receives its settings as JSON, then
+for each document a JSON message and the source; it answers with a JSON message, the PDF and the page images.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ import resource
 import shutil
 import signal
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -22,38 +24,53 @@ from typst_lit.typesetting.placeholders import placeholder_image
 from typst_lit.typesetting.results import Diagnostic, PageText, line_start, parse_diagnostics, shorten
 
 CLONE_NEWUSER, CLONE_NEWNET = 0x10000000, 0x40000000
-MOST_ASSETS = 200  # a document that asks for more files than this gets no further ones
-LARGEST_ASSET_MIB = 64
+MAX_ASSETS_PER_DOCUMENT = 200
+MAX_FILE_MIB = 64  # of an asset that is read, and of any file that is written
 _NOT_FOUND = re.compile(r"^file not found \(searched at (.*)\)$", re.DOTALL)
 _BACKSLASH = "path must not contain a backslash"
 _NO_PACKAGE = re.compile(r"^(failed to download package|package not found)\b.*", re.DOTALL)
+_STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
+
+
+@dataclass(frozen=True)
+class WorkerSettings:
+    """The settings of a worker: those of `Typesetter`, and ``root``, the only directory that documents can read."""
+
+    root: str = ""
+    memory_mib: int = 2048
+    max_pages: int = 500
+    max_page_pt: float = 5000.0
+    max_pdf_mib: int = 64
+    assets_dir: str | None = None
+    font_paths: Sequence[str] = ()
+    normalize_paths: bool = False
 
 
 def main(descriptor: int) -> None:
-    """Serves documents until the other end of the socket is closed."""
+    """Compiles documents until the other end of the socket is closed."""
     connection = Connection(descriptor)
-    settings = json.loads(connection.recv_bytes())
-    os.set_blocking(2, False)  # what the compiler says as it dies is read later; a full pipe must not hold it up
-    network = leave_the_network()  # before anything starts a thread, which would forbid it
-    memory = limit_resources(settings["memory_mib"])
+    settings = WorkerSettings(**json.loads(connection.recv_bytes()))
+    os.set_blocking(2, False)  # a full stderr pipe must not block the compiler
+    network = drop_network()  # before any thread starts, because threads make it impossible
+    memory = limit_resources(settings.memory_mib)
     worker = Worker(settings)
     connection.send_bytes(json.dumps({"network": network, "memory": memory}).encode())
     while True:
         try:
-            job = json.loads(connection.recv_bytes())
+            request = json.loads(connection.recv_bytes())
             source = connection.recv_bytes()
         except EOFError:
-            shutil.rmtree(settings["root"], ignore_errors=True)
+            shutil.rmtree(settings.root, ignore_errors=True)
             return
-        limit_cpu(job["cpu_s"])
-        answer = worker.answer(source, job["ppi"])
-        head = {key: value for key, value in answer.items() if key not in ("pdf", "pages")}
-        connection.send_bytes(json.dumps({**head, "pictures": len(answer["pages"])}).encode())
-        for blob in (answer["pdf"], *answer["pages"]):
+        limit_cpu_time(request["cpu_s"])
+        answer = worker.compile(source, request["ppi"])
+        pdf, images = answer.pop("pdf"), answer.pop("pages")
+        connection.send_bytes(json.dumps({**answer, "num_images": len(images)}).encode())
+        for blob in (pdf, *images):
             connection.send_bytes(blob)
 
 
-def leave_the_network() -> bool:
+def drop_network() -> bool:
     """Moves the process to an empty network namespace; returns False where the system does not permit that."""
     if not sys.platform.startswith("linux"):
         return False
@@ -62,9 +79,9 @@ def leave_the_network() -> bool:
 
 
 def limit_resources(memory_mib: int) -> bool:
-    """Limits address space and file size, and forbids core dumps; returns whether the memory limit holds here."""
+    """Limits address space and file size and disables core dumps; returns whether the memory limit is enforced."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    lower_limit(resource.RLIMIT_FSIZE, LARGEST_ASSET_MIB << 20)
+    lower_limit(resource.RLIMIT_FSIZE, MAX_FILE_MIB << 20)
     try:
         lower_limit(resource.RLIMIT_AS, memory_mib << 20)
     except (OSError, ValueError):
@@ -72,15 +89,15 @@ def limit_resources(memory_mib: int) -> bool:
     return sys.platform.startswith("linux")
 
 
-def lower_limit(which: int, limit: int) -> None:
-    """Sets a limit of this process for good, unless the one that it was started with is lower."""
-    inherited = resource.getrlimit(which)[1]
+def lower_limit(resource_id: int, limit: int) -> None:
+    """Sets the soft and hard limit of a resource, unless the inherited hard limit is lower."""
+    inherited = resource.getrlimit(resource_id)[1]
     limit = limit if inherited == resource.RLIM_INFINITY else min(limit, inherited)
-    resource.setrlimit(which, (limit, limit))
+    resource.setrlimit(resource_id, (limit, limit))
 
 
-def limit_cpu(seconds: float) -> None:
-    """Lets the kernel end the process after so much more CPU time: for the case that nobody is left to do it."""
+def limit_cpu_time(seconds: float) -> None:
+    """Lets the kernel kill the process after this much more CPU time, in case the parent no longer can."""
     usage = resource.getrusage(resource.RUSAGE_SELF)
     limit = int(usage.ru_utime + usage.ru_stime + seconds) + 2
     inherited = resource.getrlimit(resource.RLIMIT_CPU)[1]
@@ -88,8 +105,8 @@ def limit_cpu(seconds: float) -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (limit, inherited))
 
 
-class RefusedError(Exception):
-    """Why there is no document."""
+class DocumentError(Exception):
+    """A document that can't be compiled, or exceeds a limit."""
 
     def __init__(self, *diagnostics: Diagnostic) -> None:
         super().__init__()
@@ -97,52 +114,61 @@ class RefusedError(Exception):
 
 
 class Worker:
-    """The compiler, and the folder that is all it can see.
+    """The compiler and the directory that is all it can read.
 
     Args:
-        settings: those of `compiling.Typesetter`, and ``root``, an empty folder.
+        settings: with an empty directory as ``root``.
     """
 
-    def __init__(self, settings: dict[str, Any]) -> None:
-        import typst  # only now that the process has its limits
+    def __init__(self, settings: WorkerSettings) -> None:
+        import typst  # after the process has limited its resources
 
         self.settings = settings
-        self.root = Path(settings["root"]).resolve()
+        self.root = Path(settings.root).resolve()
         packages = self.root / ".packages"
         packages.mkdir()
         self.typst = typst
         self.compiler = typst.Compiler(
             root=str(self.root),
-            font_paths=settings["font_paths"],
+            font_paths=list(settings.font_paths),
             package_path=str(packages),
             package_cache_path=str(packages),
         )
 
-    def answer(self, source: bytes, ppi: float | None) -> dict[str, Any]:
-        """Compiles a source; returns the parts of a `CompileResult`, and ``spoilt`` when the process should end."""
-        job = Job(self, source)
-        spoilt = False
+    def compile(self, source: bytes, ppi: float | None) -> dict[str, Any]:
+        """Returns the attributes of a `CompileResult`, and ``needs_restart``: whether the process should end."""
+        task = CompileTask(self, source)
+        needs_restart = False
         try:
-            job.run(ppi)
-        except RefusedError as failure:
-            job.refuse(failure.diagnostics)
+            task.run(ppi)
+        except DocumentError as error:
+            task.fail(error.diagnostics)
         except MemoryError:
-            job.refuse([Diagnostic("error", "the document needs more memory than it may have")])
-            spoilt = True
-        except BaseException as error:  # a panic of the compiler is no Exception
-            job.refuse([Diagnostic("error", shorten(f"the compiler failed: {error}"))])
-            spoilt = True
+            task.fail([Diagnostic("error", "the document needs more memory than allowed")])
+            needs_restart = True
+        except BaseException as error:  # a panic of the compiler is not an Exception
+            task.fail([Diagnostic("error", shorten(f"the compiler failed: {error}"))])
+            needs_restart = True
         finally:
-            job.clear()
+            task.remove_assets()
         return {
-            "ok": bool(job.pdf), "pdf": job.pdf, "pages": job.pages, "diagnostics": job.diagnostics,
-            "page_texts": job.page_texts, "missing_assets": job.missing, "spoilt": spoilt,
-            "source": job.source.decode("utf-8", "replace") if job.source != source else None,
-        }  # fmt: skip
+            "ok": bool(task.pdf),
+            "pdf": task.pdf,
+            "pages": task.pages,
+            "diagnostics": task.diagnostics,
+            "page_texts": task.page_texts,
+            "missing_assets": task.missing_assets,
+            "needs_restart": needs_restart,
+            "source": task.source.decode("utf-8", "replace") if task.source != source else None,
+        }
 
 
-class Job:
-    """One document on its way."""
+class CompileTask:
+    """The compilation of one document.
+
+    The compiler names one missing file per run, so the task adds that file (the asset, or a placeholder image) to the
+    root directory and compiles again, until the document compiles or fails for another reason.
+    """
 
     def __init__(self, worker: Worker, source: bytes) -> None:
         self.worker = worker
@@ -151,24 +177,15 @@ class Job:
         self.pages: list[bytes] = []
         self.page_texts: list[PageText] = []
         self.diagnostics: list[Diagnostic] = []
-        self.missing: list[str] = []
+        self.missing_assets: list[str] = []
         self._assets: list[str] = []
 
-    def refuse(self, diagnostics: list[Diagnostic]) -> None:
-        """Withdraws what there is of the document."""
-        self.pdf, self.pages, self.page_texts = b"", [], []
-        self.diagnostics += diagnostics
-
-    def clear(self) -> None:
-        """Empties the root folder for the next document."""
-        for path in {self.worker.root / PurePosixPath(asset).parts[0] for asset in self._assets}:
-            if path.is_dir():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink(missing_ok=True)
-
     def run(self, ppi: float | None) -> None:
-        """Compiles, checks the limits, reads the text, and makes pictures when ``ppi`` is given."""
+        """Compiles, checks the limits, and reads the text; renders page images when ``ppi`` is given.
+
+        Raises:
+            DocumentError: when the document does not compile or exceeds a limit.
+        """
         while not self.pdf:
             try:
                 pdf, warnings = self.worker.compiler.compile_with_warnings(self.source)
@@ -176,35 +193,49 @@ class Job:
                 self.pdf = pdf
             except self.worker.typst.TypstError as error:
                 diagnostics = parse_diagnostics(error.diagnostic)
-                if not self._mend(diagnostics):
-                    raise RefusedError(*map(self._in_plain_words, diagnostics)) from None
+                if not self._fix(diagnostics):
+                    raise DocumentError(*map(self._clarify, diagnostics)) from None
             except RuntimeError as error:
-                raise RefusedError(Diagnostic("error", shorten(str(error)))) from None
-        self.diagnostics += [each for warning in warnings for each in parse_diagnostics(warning.diagnostic)]
-        self._check_size()
-        self._read(ppi)
+                raise DocumentError(Diagnostic("error", shorten(str(error)))) from None
+        for warning in warnings:
+            self.diagnostics += parse_diagnostics(warning.diagnostic)
+        self._read_pdf(ppi)
 
-    def _mend(self, diagnostics: list[Diagnostic]) -> bool:
-        """Provides a file that is not there, or turns a backslash of a path; returns whether to compile again."""
-        for each in diagnostics:
-            found = _NOT_FOUND.match(each.message)
-            if found and self._provide(found[1]):
+    def fail(self, diagnostics: list[Diagnostic]) -> None:
+        """Discards the pages and adds the errors."""
+        self.pdf, self.pages, self.page_texts = b"", [], []
+        self.diagnostics += diagnostics
+
+    def remove_assets(self) -> None:
+        """Empties the root directory for the next document."""
+        for path in {self.worker.root / PurePosixPath(asset).parts[0] for asset in self._assets}:
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+
+    def _fix(self, diagnostics: list[Diagnostic]) -> bool:
+        """Adds a missing file or normalizes a path; returns whether to compile again."""
+        for diagnostic in diagnostics:
+            missing = _NOT_FOUND.match(diagnostic.message)
+            if missing and self._add_file(missing[1]):
                 return True
-            turnable = each.message == _BACKSLASH and not each.file
-            if turnable and self.worker.settings["normalize_paths"] and self._turn(each):
+            is_backslash = diagnostic.message == _BACKSLASH and not diagnostic.file
+            if is_backslash and self.worker.settings.normalize_paths and self._normalize_path(diagnostic):
                 return True
         return False
 
-    def _provide(self, searched: str) -> bool:
+    def _add_file(self, searched: str) -> bool:
+        """Writes the file that the compiler searched for; returns False when there is none to write."""
         path = os.path.relpath(searched, self.worker.root)
-        if path.startswith("..") or path in self._assets or len(self._assets) >= MOST_ASSETS:
+        if path.startswith("..") or path in self._assets or len(self._assets) >= MAX_ASSETS_PER_DOCUMENT:
             return False
-        content = self._asset(path)
+        content = self._read_asset(path)
         if content is None:
             content = placeholder_image(path)
             if content is None:
                 return False
-            self.missing.append(path)
+            self.missing_assets.append(path)
         target = self.worker.root / path
         self._assets.append(path)
         try:
@@ -214,68 +245,63 @@ class Job:
             return False
         return True
 
-    def _asset(self, path: str) -> bytes | None:
-        if not self.worker.settings["assets_dir"]:
+    def _read_asset(self, path: str) -> bytes | None:
+        if not self.worker.settings.assets_dir:
             return None
-        folder = Path(self.worker.settings["assets_dir"]).resolve()
-        real = (folder / path).resolve()  # where links lead to
-        if not real.is_relative_to(folder) or not real.is_file() or real.stat().st_size > LARGEST_ASSET_MIB << 20:
+        directory = Path(self.worker.settings.assets_dir).resolve()
+        real = (directory / path).resolve()  # follows symbolic links, which may lead outside
+        if not real.is_relative_to(directory) or not real.is_file() or real.stat().st_size > MAX_FILE_MIB << 20:
             return None
         return real.read_bytes()
 
-    def _turn(self, where: Diagnostic) -> bool:
-        """Writes ``/`` for the backslashes of the path at a place in the source."""
+    def _normalize_path(self, error: Diagnostic) -> bool:
+        """Replaces the backslashes of the path at an error by slashes; returns whether there was one."""
         source = self.source.decode("utf-8")
-        assert where.line is not None and where.column is not None
-        path = re.compile(r'"(?:[^"\\]|\\.)*"').match(source, line_start(source, where.line) + where.column - 1)
+        assert error.line is not None and error.column is not None
+        path = _STRING.match(source, line_start(source, error.line) + error.column - 1)
         if not path:
             return False
-        turned = re.sub(r"\\\\|\\(?!\")", "/", path[0])  # escaped or, as Typst also takes it, alone
-        self.source = (source[: path.start()] + turned + source[path.end() :]).encode()
-        self.diagnostics.append(
-            Diagnostic("warning", f"the path {path[0]} was read as {turned}", where.line, where.column)
-        )
+        normalized = re.sub(r"\\\\|\\(?!\")", "/", path[0])  # escaped or single: Typst accepts both in a string
+        self.source = (source[: path.start()] + normalized + source[path.end() :]).encode()
+        message = f"the path {path[0]} was read as {normalized}"
+        self.diagnostics.append(Diagnostic("warning", message, error.line, error.column))
         return True
 
-    def _in_plain_words(self, each: Diagnostic) -> Diagnostic:
-        """Says what is behind an error, without the name of the folder that the document was compiled in."""
-        found = _NOT_FOUND.match(each.message)
-        if found:
-            path = os.path.relpath(found[1], self.worker.root)
-            hint = "" if path.startswith("..") else "only files of assets_dir can be read, and pictures get a stand-in"
-            return each._replace(message=f"file not found: {path}", hint=each.hint or hint)
-        if _NO_PACKAGE.match(each.message):
-            return each._replace(message="packages can't be imported", hint="documents are compiled without network")
-        return each._replace(message=each.message.replace(str(self.worker.root), ""))
+    def _clarify(self, diagnostic: Diagnostic) -> Diagnostic:
+        """Explains errors that the sandbox causes, and removes the name of the root directory."""
+        missing = _NOT_FOUND.match(diagnostic.message)
+        if missing:
+            path = os.path.relpath(missing[1], self.worker.root)
+            hint = "only files in `typesetting.assets_dir` can be read; missing images are replaced by a placeholder"
+            hint = "" if path.startswith("..") else hint
+            return diagnostic._replace(message=f"file not found: {path}", hint=diagnostic.hint or hint)
+        if _NO_PACKAGE.match(diagnostic.message):
+            return diagnostic._replace(
+                message="packages can't be imported", hint="documents are compiled without network access"
+            )
+        return diagnostic._replace(message=diagnostic.message.replace(str(self.worker.root), ""))
 
-    def _check_size(self) -> None:
-        from typst_lit.typesetting import pdf  # only now that the process has its limits
+    def _read_pdf(self, ppi: float | None) -> None:
+        """Checks the limits of the PDF, then reads text and images from it."""
+        from typst_lit.typesetting import pdf  # after the process has limited its resources
 
         settings = self.worker.settings
-        if len(self.pdf) > settings["max_pdf_mib"] << 20:
-            raise _too_much("MiB of PDF", round(len(self.pdf) / 2**20), "max_pdf_mib", settings)
-        self._document = pdf.pdfium.PdfDocument(self.pdf)
-        if len(self._document) > settings["max_pages"]:
-            raise _too_much("pages", len(self._document), "max_pages", settings)
-        side = max(max(size) for size in pdf.page_sizes(self._document))
-        if side > settings["max_page_pt"]:
-            raise _too_much("points on a page's longer side", round(side), "max_page_pt", settings)
-
-    def _read(self, ppi: float | None) -> None:
-        from typst_lit.typesetting import pdf
-
-        count = range(len(self._document))
-        self.page_texts = [pdf.page_text(self._document, index) for index in count]
+        _check_limit("max_pdf_mib", len(self.pdf) / 2**20, settings.max_pdf_mib, "MiB of PDF")
+        document = pdf.pdfium.PdfDocument(self.pdf)
+        _check_limit("max_pages", len(document), settings.max_pages, "pages")
+        longer_side = max(max(size) for size in pdf.page_sizes(document))
+        _check_limit("max_page_pt", longer_side, settings.max_page_pt, "points on the longer side of a page")
+        self.page_texts = [pdf.page_text(document, index) for index in range(len(document))]
         if ppi:
-            self.pages = [pdf.page_image(self._document, index, ppi) for index in count]
+            self.pages = [pdf.page_image(document, index, ppi) for index in range(len(document))]
 
 
-def _too_much(what: str, count: int, setting: str, settings: dict[str, Any]) -> RefusedError:
-    return RefusedError(
-        Diagnostic("error", f"{count} {what}, where {settings[setting]} are allowed", hint=f"the limit is {setting}")
-    )
+def _check_limit(setting: str, value: float, limit: float, what: str) -> None:
+    if value > limit:
+        message = f"{value:.0f} {what}, but only {limit:.10g} are allowed"
+        raise DocumentError(Diagnostic("error", message, hint=f"the limit is `typesetting.{setting}`"))
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that started this one
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent
     main(int(sys.argv[1]))

@@ -47,7 +47,7 @@ def test_every_document_compiles_and_shows_all_of_its_record(pairs) -> None:
             [HOUSE_STYLE.render(parse_chapter(p["input"])) for p in pairs],
         ):
             results = list(typesetter.compile_many(sources))
-            assert [result.reason for result in results] == [""] * COUNT
+            assert [result.error for result in results] == [""] * COUNT
             metric = ContentFidelity()
             for pair, result in zip(pairs, results, strict=True):
                 if pair["input"]["project_title"] != "Copy":

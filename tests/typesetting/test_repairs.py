@@ -1,4 +1,4 @@
-"""Repairs: what almost compiles is mended where that is certain, and told; all else is left as it was."""
+"""Repairs: documents that almost compile are repaired where that needs no guessing; all others stay as they are."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from collections.abc import Iterator
 
 import pytest
 
-from typst_lit.typesetting.repair import mend
+from typst_lit.typesetting.repairs import repair
 from typst_lit.typesetting.typesetter import Typesetter
 
 
 @pytest.fixture(scope="module")
 def typesetter() -> Iterator[Typesetter]:
-    with Typesetter(workers=1) as made:
-        yield made
+    with Typesetter(workers=1) as typesetter:
+        yield typesetter
 
 
 @pytest.mark.parametrize(
@@ -52,13 +52,13 @@ def typesetter() -> Iterator[Typesetter]:
 def test_stray_marks_and_open_brackets(typesetter, source, repairs, text) -> None:
     broken = typesetter.compile(source)
     assert not broken.ok
-    mended, done = mend(broken, typesetter, cut_off=False)
-    assert mended.ok and mended.text == text
-    assert [str(repair) for repair in done] == repairs
+    repaired, done = repair(broken, typesetter, cut_off=False)
+    assert repaired.ok and repaired.text == text
+    assert [str(step) for step in done] == repairs
 
 
 @pytest.mark.parametrize(
-    ("source", "what", "text"),
+    ("source", "description", "text"),
     [
         ("Text.\n\n#figure(rect(), caption: [Half a cap", "closed what was open at the end: ])", "Half a cap"),
         ("Text.\n\n#figure(rect(),\n  caption: ", "closed what was open at the end: )", "Text."),
@@ -66,15 +66,15 @@ def test_stray_marks_and_open_brackets(typesetter, source, repairs, text) -> Non
         ('Text.\n\n#let a = "abc', 'closed what was open at the end: "', "Text."),
         ("Text.\n\n#set page(\n  margin: (top: 1in, bot", "closed what was open at the end: ))", "Text."),
         ("Text.\n\nMore *bold", "escaped a stray *", "More *bold"),
-        ("Text.\n\n#figure(image(", "left out the unfinished end, 1 lines", "Text."),
+        ("Text.\n\n#figure(image(", "removed the unfinished end (1 line)", "Text."),
     ],
 )
-def test_a_document_that_was_cut_off(typesetter, source, what, text) -> None:
+def test_a_document_that_was_cut_off(typesetter, source, description, text) -> None:
     broken = typesetter.compile(source)
     assert not broken.ok
-    mended, done = mend(broken, typesetter, cut_off=True)
-    assert mended.ok and text in mended.text and mended.text.startswith(("Text.", "More"))
-    assert [repair.what for repair in done] == [what]
+    repaired, done = repair(broken, typesetter, cut_off=True)
+    assert repaired.ok and text in repaired.text and repaired.text.startswith(("Text.", "More"))
+    assert [step.description for step in done] == [description]
 
 
 @pytest.mark.parametrize(
@@ -85,22 +85,22 @@ def test_a_document_that_was_cut_off(typesetter, source, what, text) -> None:
         "$ x $ and #{foo}",
     ],
 )  # fmt: skip
-def test_what_is_not_certain_is_left_as_it_was(typesetter, source) -> None:
+def test_a_document_whose_repair_is_a_guess_is_unchanged(typesetter, source) -> None:
     broken = typesetter.compile(source)
     assert not broken.ok
-    assert mend(broken, typesetter, cut_off=False) == (broken, ())
+    assert repair(broken, typesetter, cut_off=False) == (broken, ())
 
 
-def test_a_document_that_compiles_is_not_touched(typesetter) -> None:
+def test_a_document_that_compiles_is_unchanged(typesetter) -> None:
     good = typesetter.compile("= A\n\nText.")
-    assert mend(good, typesetter, cut_off=True) == (good, ())
+    assert repair(good, typesetter, cut_off=True) == (good, ())
 
 
-def test_a_document_cut_off_anywhere_is_mended_or_left_alone(typesetter, pairs) -> None:
+def test_a_document_cut_off_anywhere_is_repaired_or_unchanged(typesetter, pairs) -> None:
     source = pairs[2]["output"]
-    mended = 0
+    num_repaired = 0
     for length in range(20, len(source), 23):
-        result, repairs = mend(typesetter.compile(source[:length]), typesetter, cut_off=True)
+        result, repairs = repair(typesetter.compile(source[:length]), typesetter, cut_off=True)
         assert result.ok == bool(repairs) or result.source == source[:length]
-        mended += result.ok
-    assert mended > 0.8 * len(range(20, len(source), 23))
+        num_repaired += result.ok
+    assert num_repaired > 0.8 * len(range(20, len(source), 23))

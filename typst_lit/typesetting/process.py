@@ -1,0 +1,226 @@
+"""The parent's side of a compiler process: starting it, sending documents, and finding out why it ended."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import weakref
+from dataclasses import asdict, replace
+from multiprocessing.connection import Connection
+
+from typst_lit.errors import UserError
+from typst_lit.typesetting.results import CompileResult, Diagnostic, PageText
+from typst_lit.typesetting.worker import WorkerSettings
+
+MAX_COMPILES_PER_PROCESS = 1000  # then a new process replaces it, because the compiler's cache only ever grows
+MAX_START_ATTEMPTS = 3  # when something outside kills the process while it starts
+STARTUP_TIMEOUT_S = 60.0
+MAX_MESSAGE_BYTES = 1 << 31
+INHERITED_VARIABLES = ("PATH", "LD_LIBRARY_PATH", "LANG", "FONTCONFIG_FILE", "FONTCONFIG_PATH", "XDG_DATA_DIRS", "TZ")
+UNREACHABLE_PROXY = "http://127.0.0.1:9"  # the discard port
+
+
+class ProcessDiedError(Exception):
+    """A compiler process ended before it answered.
+
+    Args:
+        reason: why, as far as is known.
+        killed: whether it was killed with SIGKILL by something outside.
+    """
+
+    def __init__(self, reason: str, killed: bool = False) -> None:
+        super().__init__(reason)
+        self.killed = killed
+
+
+class CompilerProcess:
+    """A child process that compiles one document after another.
+
+    It starts with `ensure_running`, and is replaced after `MAX_COMPILES_PER_PROCESS` documents or when it has died.
+
+    Args:
+        settings: limits and paths; the process gets a new temporary directory as its ``root``.
+    """
+
+    def __init__(self, settings: WorkerSettings) -> None:
+        self._settings = settings
+        self._process: subprocess.Popen[bytes] | None = None
+        self._connection: Connection | None = None
+        self._root: tempfile.TemporaryDirectory[str] | None = None
+        self._num_compiled = 0
+        self.isolation: dict[str, bool] = {}
+
+    @property
+    def running(self) -> bool:
+        """Whether there is a process. It is stopped when a document has left it in an unknown state."""
+        return self._process is not None
+
+    def ensure_running(self) -> bool:
+        """Starts the process unless it runs; returns whether it is new and has not compiled anything yet.
+
+        Raises:
+            UserError: when it does not start.
+        """
+        alive = self._process is not None and self._process.poll() is None
+        if alive and self._num_compiled < MAX_COMPILES_PER_PROCESS:
+            return self._num_compiled == 0
+        for attempt in range(1, MAX_START_ATTEMPTS + 1):
+            try:
+                self._start()
+            except ProcessDiedError as death:
+                self.stop()
+                if not death.killed or attempt == MAX_START_ATTEMPTS:
+                    raise UserError(f"The compiler process does not start: {death}.") from None
+            else:
+                break
+        return True
+
+    def _start(self) -> None:
+        self.stop()
+        self._root = tempfile.TemporaryDirectory(prefix="typst-lit-", ignore_cleanup_errors=True)
+        parent_socket, child_socket = socket.socketpair()
+        with child_socket:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "typst_lit.typesetting.worker", str(child_socket.fileno())],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                pass_fds=[child_socket.fileno()],
+                cwd="/",  # Python imports from the working directory, which must not be the one with the assets
+                env=_minimal_environment(),
+                start_new_session=True,
+            )
+        assert self._process.stderr is not None
+        os.set_blocking(self._process.stderr.fileno(), False)
+        self._connection = Connection(parent_socket.detach())
+        self._num_compiled = 0
+        self._finalizer = weakref.finalize(self, _terminate, self._process, self._connection, self._root)
+        try:
+            settings = asdict(replace(self._settings, root=self._root.name))
+            self._connection.send_bytes(json.dumps(settings).encode())
+            if not self._connection.poll(STARTUP_TIMEOUT_S):
+                raise ProcessDiedError(f"it did not answer within {STARTUP_TIMEOUT_S:g} s")
+            self.isolation = json.loads(self._connection.recv_bytes())
+        except (EOFError, OSError):
+            raise self._death() from None
+
+    def compile(self, source: bytes, ppi: float | None, deadline: float) -> CompileResult:
+        """Sends a document and waits for the result. The process must be running.
+
+        Args:
+            source: Typst source in UTF-8.
+            ppi: resolution of the page images, or None for none.
+            deadline: latest time of the answer, as `time.monotonic` measures it.
+
+        Raises:
+            TimeoutError: when there was no answer by the deadline. The process was killed.
+            ProcessDiedError: when the process ended without an answer.
+        """
+        assert self._connection is not None
+        self._num_compiled += 1
+        try:
+            result, needs_restart = self._exchange(self._connection, source, ppi, deadline)
+        except TimeoutError:
+            self.stop()
+            raise
+        except (EOFError, OSError):
+            death = self._death()
+            self.stop()
+            raise death from None
+        except BaseException:  # interrupted: the next document would get the answer that is still to come
+            self.stop()
+            raise
+        self._read_stderr()  # so that the pipe does not fill up
+        if needs_restart:
+            self.stop()
+        return result
+
+    @staticmethod
+    def _exchange(
+        connection: Connection, source: bytes, ppi: float | None, deadline: float
+    ) -> tuple[CompileResult, bool]:
+        """Sends a document, receives its result and whether the process should be restarted."""
+        remaining_s = deadline - time.monotonic()
+        connection.send_bytes(json.dumps({"ppi": ppi, "cpu_s": max(1.0, remaining_s)}).encode())
+        connection.send_bytes(source)
+        if not connection.poll(max(0.0, remaining_s)):
+            raise TimeoutError
+        answer = json.loads(connection.recv_bytes(MAX_MESSAGE_BYTES))
+        pdf = connection.recv_bytes(MAX_MESSAGE_BYTES)
+        pages = tuple(connection.recv_bytes(MAX_MESSAGE_BYTES) for _ in range(answer["num_images"]))
+        result = CompileResult(
+            ok=answer["ok"],
+            pdf=pdf,
+            pages=pages,
+            diagnostics=tuple(Diagnostic(*values) for values in answer["diagnostics"]),
+            page_texts=tuple(PageText(*values) for values in answer["page_texts"]),
+            missing_assets=tuple(answer["missing_assets"]),
+            source=answer["source"] or "",
+        )
+        return result, answer["needs_restart"]
+
+    def stop(self) -> None:
+        """Kills the process and deletes its directory."""
+        if self._process is not None:
+            self._finalizer()
+            self._process = self._connection = self._root = None
+
+    def _death(self) -> ProcessDiedError:
+        reason = self._cause_of_death()
+        assert self._process is not None
+        return ProcessDiedError(reason, killed=self._process.poll() == -signal.SIGKILL)
+
+    def _cause_of_death(self) -> str:
+        assert self._process is not None
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(1)
+        status = self._process.poll()
+        stderr = self._read_stderr()
+        signal_name = signal.Signals(-status).name if status is not None and status < 0 else ""
+        if "memory allocation of" in stderr or "MemoryError" in stderr:
+            return "it needs more memory than allowed (the limit is `typesetting.memory_mib`)"
+        if "overflowed its stack" in stderr or signal_name == "SIGSEGV":
+            return "it is nested too deeply"
+        if signal_name == "SIGXCPU":
+            return "it used up its CPU time"
+        if signal_name == "SIGKILL":
+            return "its process was killed, as the system does when memory runs out"
+        ended = f"its process died of {signal_name}" if signal_name else f"its process ended with status {status}"
+        if not stderr:
+            return ended
+        relevant = stderr.splitlines()[-1 if stderr.startswith("Traceback") else 0]
+        return f"{ended}: {relevant[:300]}"
+
+    def _read_stderr(self) -> str:
+        assert self._process is not None and self._process.stderr is not None
+        return (self._process.stderr.read() or b"").decode("utf-8", "replace").strip()
+
+
+def _terminate(
+    process: subprocess.Popen[bytes], connection: Connection, root: tempfile.TemporaryDirectory[str]
+) -> None:
+    process.kill()
+    process.wait()
+    connection.close()
+    if process.stderr:
+        process.stderr.close()
+    root.cleanup()
+
+
+def _minimal_environment() -> dict[str, str]:
+    """Returns the environment of a worker: where Python's packages and fonts are, and no secrets."""
+    environment = {name: os.environ[name] for name in INHERITED_VARIABLES if name in os.environ}
+    # Where the system grants no network namespace, the proxy keeps the compiler from downloading packages.
+    environment |= dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"), UNREACHABLE_PROXY)
+    return environment | {
+        "PYTHONSAFEPATH": "1",
+        "PYTHONPATH": os.pathsep.join(os.path.abspath(path) for path in sys.path),  # noqa: PTH100
+        "RAYON_NUM_THREADS": "1",  # the pool has one process per core
+    }
