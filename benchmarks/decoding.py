@@ -15,7 +15,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -25,8 +25,10 @@ from peft import PeftModel
 from transformers import GenerationConfig
 
 from typst_lit.data.sources import FileSource
-from typst_lit.inference.engine import completions, eos_token_ids
+from typst_lit.inference.decoder import Decoder, eos_token_ids
+from typst_lit.inference.engine import Engine
 from typst_lit.inference.generator import Generator
+from typst_lit.inference.request import Request
 from typst_lit.inference.sampling import GenerationSettings
 
 
@@ -96,16 +98,17 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     args = parser.parse_args()
     generator = Generator.load(args.adapter, args.base_model, args.use_4bit, compile=False)
-    model, tokenizer = generator.engine.model, generator.engine.tokenizer
+    model, tokenizer = generator.model, generator.tokenizer
     records = [generator.check(row.value)[0] for row in FileSource(args.path).rows()][: args.records]
     prompts = generator.encoder().prompts(records)
     counter = Counter(model)
     settings = GenerationSettings(max_tokens=args.max_tokens, temperature=0, repetition_penalty=1.0)
 
     def ours(batch: int, draft: bool) -> list[tuple[str, int]]:
-        chosen = GenerationSettings(**{**asdict(settings), "draft": draft})
-        made = dict(completions(model, tokenizer, prompts, chosen, batch_size=batch))
-        return [(made[place].text, made[place].tokens) for place in range(len(prompts))]
+        chosen = replace(settings, prompt_lookup=draft)
+        engine = Engine(Decoder(model, eos_token_ids(model.generation_config, tokenizer)), tokenizer, batch)
+        completions = engine.complete([Request(prompt, chosen) for prompt in prompts])
+        return [(completion.text, completion.tokens) for completion in completions]
 
     def theirs(batch: int, lookup: int | None = None) -> list[tuple[str, int]]:
         rows = transformers_generate(model, tokenizer, prompts, args.max_tokens, batch, lookup)

@@ -6,23 +6,22 @@ import sys
 import pytest
 import torch
 
-from typst_lit.callbacks.learning_curve import diagnose
-from typst_lit.callbacks.memory_profiler import MemoryMeter
-from typst_lit.inference.outputs import JsonListFile
-from typst_lit.model.oom import is_out_of_memory
+from typst_lit.callbacks.learning_curve import reading
+from typst_lit.callbacks.memory_profiler import MemoryMeter, is_out_of_memory
+from typst_lit.inference.outputs import ResultFile
 
 
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ([1.0], "does not show a trend"),
+        ([1.0], "no curve yet"),
         ([2.0, 1.5, 1.2], "still falling"),
         ([2.0, 1.0, 1.3, 1.4], "risen by 0.4000 since epoch 2.00"),
         ([2.0, 1.001, 1.0], "levelled off"),
     ],
 )
-def test_the_diagnosis_of_a_curve_is_in_plain_language(values, words) -> None:
-    text = diagnose([(float(epoch), value, None) for epoch, value in enumerate(values, start=1)])
+def test_the_curve_is_read_in_plain_language(values, words) -> None:
+    text = reading([(float(epoch), value, None) for epoch, value in enumerate(values, start=1)])
     assert words in text and all(f"{value:.4f}" in text for value in values)
 
 
@@ -48,7 +47,7 @@ def test_the_meter_sees_a_peak_that_has_passed() -> None:
 
 
 def test_a_growing_list_is_json_after_every_write_and_survives_a_cut(tmp_path) -> None:
-    file = JsonListFile(tmp_path / "list.json")
+    file = ResultFile(tmp_path / "list.json")
     assert file.read() == []
     file.write([])
     items = [{"text": "ünïcode ] } , \\n"}, {"text": "x" * 5000}, {"n": [1, 2]}]

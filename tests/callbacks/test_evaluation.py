@@ -91,7 +91,7 @@ def test_predict_compiles_when_asked(learned, run, tmp_path, pairs) -> None:
         assert item["compiled"] == source.with_suffix(".pdf").is_file() == (item["pages"] > 0)
         assert item["compiled"] or item["diagnostics"]
     other = run(*args)
-    assert other.status == 1 and "other settings (compile)" in other.err
+    assert other.status == 1 and "different settings (compile)" in other.err
 
 
 def test_wrong_settings_are_named() -> None:

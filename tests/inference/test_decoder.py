@@ -1,4 +1,4 @@
-"""Decoding with drafts: the same documents as transformers' own generate, in fewer passes."""
+"""Speculative decoding: the same documents as transformers' own generate, in fewer passes."""
 
 from __future__ import annotations
 
@@ -30,12 +30,13 @@ from transformers.generation.logits_process import (
 )
 
 from typst_lit.errors import UserError
-from typst_lit.inference.decoder import Decoder, Row, _sliding_window
+from typst_lit.inference.decoder import Decoder, sliding_window
 from typst_lit.inference.prompt_lookup import Draft, DraftCorpus
-from typst_lit.inference.sampling import GenerationSettings, candidates_of
+from typst_lit.inference.request import Request
+from typst_lit.inference.sampling import GenerationSettings, top_candidates
 
 GREEDY = GenerationSettings(max_tokens=60, temperature=0, repetition_penalty=1.0)
-NO_END = -1
+NO_EOS = -1
 
 
 @pytest.fixture(scope="module")
@@ -50,14 +51,14 @@ PROMPTS = [[5, 9, 11, 5, 9], list(range(20, 70)), [7] * 9 + [8], [300, 301, 302,
 
 
 def decode(
-    model: Any, prompts: Sequence[list[int]], settings: GenerationSettings, ends: Sequence[int] = (NO_END,)
-) -> list[Row]:
-    rows = [Row(prompt, settings, [settings.seed, place]) for place, prompt in enumerate(prompts)]
-    decoder = Decoder(model, ends, DraftCorpus())
-    decoder.add(rows)
-    while decoder.rows:
+    model: Any, prompts: Sequence[list[int]], settings: GenerationSettings, eos_token_ids: Sequence[int] = (NO_EOS,)
+) -> list[Request]:
+    requests = [Request(prompt, settings, [settings.seed, index]) for index, prompt in enumerate(prompts)]
+    decoder = Decoder(model, eos_token_ids)
+    decoder.add(requests)
+    while decoder.requests:
         decoder.step()
-    return rows
+    return requests
 
 
 def reference(model: Any, prompt: list[int], count: int, penalty: float = 1.0) -> list[int]:
@@ -76,39 +77,45 @@ def reference(model: Any, prompt: list[int], count: int, penalty: float = 1.0) -
 def test_greedy_is_what_transformers_gives_in_fewer_passes(model, penalty) -> None:
     settings = replace(GREEDY, repetition_penalty=penalty)
     expected = [reference(model, prompt, 60, penalty) for prompt in PROMPTS]
-    plain = decode(model, PROMPTS, replace(settings, draft=False))
+    plain = decode(model, PROMPTS, replace(settings, prompt_lookup=False))
     drafted = decode(model, PROMPTS, settings)
-    assert [row.output for row in plain] == expected
-    assert [row.output for row in drafted] == expected
-    assert all(row.passes == 60 for row in plain)
-    if penalty == 1.0:  # a random model repeats itself, which a draft foresees
-        assert sum(row.passes for row in drafted) < 30 * len(PROMPTS)
+    assert [request.output for request in plain] == expected
+    assert [request.output for request in drafted] == expected
+    assert all(request.passes == 60 for request in plain)
+    if penalty == 1.0:  # a random model repeats itself, which drafts predict
+        assert sum(request.passes for request in drafted) < 30 * len(PROMPTS)
 
 
-def test_a_batch_gives_each_document_as_if_it_were_alone_in_any_order(model) -> None:
+def test_a_document_does_not_depend_on_its_batch_or_on_drafts(model) -> None:
     settings = GenerationSettings(max_tokens=40, temperature=1.0, top_k=20)
-    together = [Row(prompt, settings, [1, place]) for place, prompt in enumerate(PROMPTS)]
-    decoder = Decoder(model, [NO_END], DraftCorpus())
+    together = [Request(prompt, settings, [1, index]) for index, prompt in enumerate(PROMPTS)]
+    decoder = Decoder(model, [NO_EOS])
     decoder.add(together)
-    while decoder.rows:
+    while decoder.requests:
         decoder.step()
-    late = [Row(prompt, settings, [1, place]) for place, prompt in enumerate(PROMPTS)]
-    decoder = Decoder(model, [NO_END], DraftCorpus())
-    for row in reversed(late):  # one joins after the other, while the first ones are under way
-        decoder.add([row])
+    late = [Request(prompt, settings, [1, index]) for index, prompt in enumerate(PROMPTS)]
+    decoder = Decoder(model, [NO_EOS])
+    for request in reversed(late):  # one joins after the other, while the first ones are under way
+        decoder.add([request])
         decoder.step()
         decoder.step()
-    while decoder.rows:
+    while decoder.requests:
         decoder.step()
-    without = [Row(prompt, replace(settings, draft=False), [1, place]) for place, prompt in enumerate(PROMPTS)]
-    for row in without:
-        decoder.add([row])
-        while decoder.rows:
+    without = [
+        Request(prompt, replace(settings, prompt_lookup=False), [1, index]) for index, prompt in enumerate(PROMPTS)
+    ]
+    for request in without:
+        decoder.add([request])
+        while decoder.requests:
             decoder.step()
-    assert [row.output for row in late] == [row.output for row in together] == [row.output for row in without]
-    assert len({tuple(row.output) for row in together}) == len(PROMPTS)
+    assert (
+        [request.output for request in late]
+        == [request.output for request in together]
+        == [request.output for request in without]
+    )
+    assert len({tuple(request.output) for request in together}) == len(PROMPTS)
     other_seed = decode(model, PROMPTS, replace(settings, seed=2))
-    assert [row.output for row in other_seed] != [row.output for row in together]
+    assert [request.output for request in other_seed] != [request.output for request in together]
 
 
 def test_sampling_has_transformers_distribution() -> None:
@@ -119,13 +126,13 @@ def test_sampling_has_transformers_distribution() -> None:
         scores = TemperatureLogitsWarper(temperature)(None, logits)
         scores = TopKLogitsWarper(k)(None, scores) if k else scores
         scores = TopPLogitsWarper(p)(None, scores) if p < 1 else scores
-        tokens, probabilities = candidates_of(logits, settings)
+        tokens, probabilities = top_candidates(logits, settings)
         found = torch.zeros_like(logits).scatter(1, tokens, probabilities)
         torch.testing.assert_close(found, scores.softmax(-1), atol=1e-6, rtol=1e-5)
 
 
-def test_sampled_documents_with_drafts_have_the_models_distribution(model) -> None:
-    """Chi-square over the pairs of the second and third token of 4000 documents, drafts being right and wrong."""
+def test_sampling_with_drafts_has_the_distribution_of_the_model(model) -> None:
+    """Chi-square over the pairs of the second and third token of 4000 documents, with right and wrong drafts."""
     settings = GenerationSettings(max_tokens=3, temperature=1.0, top_k=3, top_p=1.0, repetition_penalty=1.2)
     prompt = PROMPTS[0]
     expected: dict[tuple[int, ...], float] = {(): 1.0}
@@ -142,78 +149,78 @@ def test_sampled_documents_with_drafts_have_the_models_distribution(model) -> No
         expected = longer
     likeliest = max(expected, key=lambda tokens: expected[tokens])
     count = 4000
-    rows = [Row(prompt, settings, seed) for seed in range(count)]
-    decoder = Decoder(model, [NO_END], DraftCorpus())
-    decoder.add(rows)
-    for row in rows:
-        row.drafter = Guess(row, likeliest)  # type: ignore[assignment]
-    while decoder.rows:
+    requests = [Request(prompt, settings, seed) for seed in range(count)]
+    decoder = Decoder(model, [NO_EOS])
+    decoder.add(requests)
+    for request in requests:
+        decoder._lookups[request] = FixedDraft(request, likeliest)  # type: ignore[assignment]
+    while decoder.requests:
         decoder.step()
-    found = Counter(tuple(row.output) for row in rows)
+    found = Counter(tuple(request.output) for request in requests)
     assert set(found) <= set(expected)
     chi = sum((found[tokens] - count * p) ** 2 / (count * p) for tokens, p in expected.items())
     freedom = len(expected) - 1
     assert abs(chi - freedom) < 4 * (2 * freedom) ** 0.5
-    assert sum(row.passes for row in rows) < 2.9 * count  # drafts did take part
+    assert sum(request.passes for request in requests) < 2.9 * count  # drafts were used
 
 
-class Guess:
-    """A drafter that always expects the same document."""
+class FixedDraft:
+    """Always drafts the same document."""
 
-    def __init__(self, row: Row, document: Sequence[int]) -> None:
-        self.row, self.document = row, document
+    def __init__(self, request: Request, document: Sequence[int]) -> None:
+        self.request, self.document = request, document
 
-    def draft(self, most: int) -> Draft:
-        return Draft(list(self.document[len(self.row.output) :][:most]), 1.0)
+    def draft(self, max_tokens: int) -> Draft:
+        return Draft(list(self.document[len(self.request.output) :][:max_tokens]), 1.0)
 
     def accept(self, count: int) -> None:
         pass
 
 
-def test_a_document_ends_at_an_end_token_wherever_a_draft_has_it(model) -> None:
+def test_a_document_ends_at_an_eos_token_anywhere_in_a_draft(model) -> None:
     settings = GenerationSettings(max_tokens=60, temperature=1.0, top_k=100, top_p=1.0, repetition_penalty=1.0)
     (free,) = decode(model, PROMPTS[:1], settings)
-    last = max(map(free.output.index, set(free.output)))  # where a token stands for the first time, late
-    end, document = free.output[last], free.output[:last]
+    last = max(map(free.output.index, set(free.output)))  # where a token occurs for the first time, late
+    eos, document = free.output[last], free.output[:last]
     assert last > 20
-    shelf = DraftCorpus()
-    for _ in range(2):  # the second time, the whole document lies on the shelf
-        row = Row(PROMPTS[0], settings, [0, 0])
-        decoder = Decoder(model, [end], shelf)
-        decoder.add([row])
-        while decoder.rows:
+    corpus = DraftCorpus()
+    for _ in range(2):  # the second time, the complete document is in the corpus
+        request = Request(PROMPTS[0], settings, [0, 0])
+        decoder = Decoder(model, [eos], corpus)
+        decoder.add([request])
+        while decoder.requests:
             decoder.step()
-        assert (row.output, row.finish_reason) == (document, "stop")
-    assert row.passes < last / 2
-    row = Row(PROMPTS[0], settings, [0, 0])
-    decoder.add([row])
-    row.drafter = Guess(row, [*document, end, 5, 5])  # type: ignore[assignment]
+        assert (request.output, request.finish_reason) == (document, "stop")
+    assert request.passes < last / 2
+    request = Request(PROMPTS[0], settings, [0, 0])
+    decoder.add([request])
+    decoder._lookups[request] = FixedDraft(request, [*document, eos, 5, 5])  # type: ignore[assignment]
     decoder.step()
-    assert (row.output, row.finish_reason, row.passes) == (document, "stop", 1)
+    assert (request.output, request.finish_reason, request.passes) == (document, "stop", 1)
 
 
-def test_the_token_limit_is_exact_and_the_context_is_never_left(model) -> None:
-    for most in (1, 2, 17):
-        rows = decode(model, PROMPTS, replace(GREEDY, max_tokens=most))
-        assert all(len(row.output) == most and row.finish_reason == "length" for row in rows)
+def test_the_token_limit_is_exact_and_the_context_is_never_exceeded(model) -> None:
+    for max_tokens in (1, 2, 17):
+        requests = decode(model, PROMPTS, replace(GREEDY, max_tokens=max_tokens))
+        assert all(len(request.output) == max_tokens and request.finish_reason == "length" for request in requests)
     context = model.config.max_position_embeddings
-    (row,) = decode(model, [[5, 6] * (context // 2 - 4)], GREEDY)
-    assert len(row.output) == 8
-    with pytest.raises(UserError, match=f"{context} tokens, and the model reads {context}"):
+    (request,) = decode(model, [[5, 6] * (context // 2 - 4)], GREEDY)
+    assert len(request.output) == 8
+    with pytest.raises(UserError, match=f"{context} tokens, and the model supports {context}"):
         decode(model, [[5] * context], GREEDY)
 
 
-def test_a_row_that_nobody_waits_for_leaves_the_others_as_they_are(model) -> None:
-    expected = [row.output for row in decode(model, PROMPTS, GREEDY)]
-    rows = [Row(prompt, GREEDY, 0) for prompt in PROMPTS]
-    decoder = Decoder(model, [NO_END], DraftCorpus())
-    decoder.add(rows)
+def test_removing_a_request_does_not_change_the_others(model) -> None:
+    expected = [request.output for request in decode(model, PROMPTS, GREEDY)]
+    requests = [Request(prompt, GREEDY, 0) for prompt in PROMPTS]
+    decoder = Decoder(model, [NO_EOS])
+    decoder.add(requests)
     decoder.step()
-    decoder.remove(rows[1])
-    while decoder.rows:
+    decoder.remove([requests[1]])
+    while decoder.requests:
         decoder.step()
-    assert [row.output for row in rows if row is not rows[1]] == expected[:1] + expected[2:]
-    assert rows[1].finish_reason == "cancelled"
+    assert [request.output for request in requests if request is not requests[1]] == expected[:1] + expected[2:]
+    assert requests[1].finish_reason is None
 
 
 @pytest.mark.parametrize(
@@ -225,7 +232,7 @@ def test_a_row_that_nobody_waits_for_leaves_the_others_as_they_are(model) -> Non
     ],
     ids=lambda config: type(config).__name__,
 )
-def test_every_kind_of_adapter_takes_part(tiny_model, config) -> None:
+def test_every_kind_of_adapter_is_decoded_with(tiny_model, config) -> None:
     torch.manual_seed(3)
     base = AutoModelForCausalLM.from_pretrained(tiny_model)
     adapted: Any = get_peft_model(base, config).eval()
@@ -235,7 +242,7 @@ def test_every_kind_of_adapter_takes_part(tiny_model, config) -> None:
             if "prompt_encoder" in name:
                 parameter *= 3
     expected = [reference(adapted, prompt, 30) for prompt in PROMPTS]
-    assert [row.output for row in decode(adapted, PROMPTS, replace(GREEDY, max_tokens=30))] == expected
+    assert [request.output for request in decode(adapted, PROMPTS, replace(GREEDY, max_tokens=30))] == expected
     with adapted.disable_adapter():
         untouched = [reference(base, prompt, 30) for prompt in PROMPTS]
     assert untouched != expected
@@ -249,7 +256,7 @@ SMALL = {
 
 
 @pytest.mark.parametrize("family", ["mistral", "gemma3"])
-def test_models_that_look_through_a_window(family) -> None:
+def test_models_with_sliding_window_attention(family) -> None:
     torch.manual_seed(0)
     made: Any = (
         MistralForCausalLM(MistralConfig(**SMALL))
@@ -261,24 +268,24 @@ def test_models_that_look_through_a_window(family) -> None:
     made.eval()
     prompts = [[token % 200 for token in prompt] for prompt in PROMPTS]
     expected = [reference(made, prompt, 40) for prompt in prompts]
-    assert [row.output for row in decode(made, prompts, replace(GREEDY, max_tokens=40))] == expected
+    assert [request.output for request in decode(made, prompts, replace(GREEDY, max_tokens=40))] == expected
 
 
 def test_layers_without_keys_and_values_are_refused_by_name() -> None:
     with pytest.raises(UserError, match="layers of type linear_attention"):
-        _sliding_window(Qwen3NextConfig())
+        sliding_window(Qwen3NextConfig())
 
 
-def test_what_a_document_took_is_given_back_without_the_garbage_collector(model) -> None:
-    decoder = Decoder(model, [NO_END], DraftCorpus())
+def test_memory_of_a_finished_document_is_freed_without_the_garbage_collector(model) -> None:
+    decoder = Decoder(model, [NO_EOS])
     gc.disable()
     try:
-        decoder.add([Row([5, 6, 7], replace(GREEDY, max_tokens=4), 0)])
+        decoder.add([Request([5, 6, 7], replace(GREEDY, max_tokens=4), 0)])
         decoder.step()
         caches = [weakref.ref(decoder._cache)]
-        decoder.add([Row([5, 6, 7, 8], replace(GREEDY, max_tokens=9), 0)])
+        decoder.add([Request([5, 6, 7, 8], replace(GREEDY, max_tokens=9), 0)])
         caches.append(weakref.ref(decoder._cache))
-        while decoder.rows:
+        while decoder.requests:
             decoder.step()
         assert [cache() for cache in caches] == [None, None]
     finally:

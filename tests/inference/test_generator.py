@@ -11,19 +11,17 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 
 from tests.conftest import SAMPLES
 from typst_lit.data.encoding import Encoder
 from typst_lit.data.prompts import ReportPrompt
 from typst_lit.errors import UserError
+from typst_lit.inference import inference_from_dict, inference_from_json_file, load_model_and_tokenizer
 from typst_lit.inference.attempts import Attempts
-from typst_lit.inference.engine import Completion
-from typst_lit.inference.generator import (
-    Generator,
-    inference_from_dict,
-    inference_from_json_file,
-    load_model_and_tokenizer,
-)
+from typst_lit.inference.generator import Generator
+from typst_lit.inference.guide import _generator
+from typst_lit.inference.request import Completion
 from typst_lit.inference.sampling import GenerationSettings
 from typst_lit.typesetting.typesetter import Typesetter
 
@@ -40,9 +38,9 @@ def test_a_document_is_compiled_and_says_what_it_is(generator, able_pairs) -> No
     assert document.compiled and document.finish_reason == "stop" and document.attempts == 1
     assert document.fidelity > 0.9
     assert document.input == able_pairs[0]["input"]
-    told = json.loads(json.dumps(document.to_json()))
-    assert told["generated_output"] == document.source and told["pages"] == document.result.page_count > 0
-    assert {"compiled", "attempts", "repairs", "finish_reason", "tokens", "seconds"} <= told.keys()
+    result = json.loads(json.dumps(document.to_json()))
+    assert result["generated_output"] == document.source and result["pages"] == document.result.page_count > 0
+    assert {"compiled", "attempts", "repairs", "finish_reason", "tokens", "seconds"} <= result.keys()
 
 
 def test_batch_and_order_do_not_matter_to_a_seed(able_adapter, able_pairs) -> None:
@@ -51,8 +49,9 @@ def test_batch_and_order_do_not_matter_to_a_seed(able_adapter, able_pairs) -> No
     for size, order in ((1, records), (3, records[::-1])):
         settings = GenerationSettings(max_tokens=150, seed=5, temperature=2, top_k=0, top_p=1)
         generator = Generator.load(able_adapter, use_4bit=False, settings=settings, batch_size=size, compile=False)
-        found = {order[place]["input"]["contents_txt"]: doc.source for place, doc in generator.generate(order)}
-        made[size] = found
+        documents = list(generator.generate(order))
+        assert all(document.input == order[document.index]["input"] for document in documents)
+        made[size] = {document.input["contents_txt"]: document.source for document in documents}
     assert made[1] == made[3] and len(set(made[1].values())) == 3
     other = Generator.load(
         able_adapter,
@@ -68,7 +67,7 @@ def test_merged_and_unmerged_adapters_agree(able_adapter, able_pairs) -> None:
     apart = Generator.load(able_adapter, use_4bit=False, settings=settings)
     merged = Generator.load(able_adapter, use_4bit=False, merge=True, settings=settings)
     assert apart.generate_one(able_pairs[0]).source == merged.generate_one(able_pairs[0]).source
-    with pytest.raises(UserError, match="--no-4bit"):
+    with pytest.raises(UserError, match=r"`model\.use_4bit=false`"):
         Generator.load(able_adapter, merge=True)
 
 
@@ -100,72 +99,88 @@ FIELDS = {
 }  # fmt: skip
 
 
-def tries(tokenizer: Any, typesetter: Typesetter, most: int) -> Attempts:
+def make_attempts(tokenizer: Any, typesetter: Typesetter, max_attempts: int) -> Attempts:
     (prompt,) = Encoder(tokenizer, ReportPrompt()).prompts([FIELDS])
-    return Attempts(prompt, FIELDS, FIELDS["contents_txt"], GREEDY, typesetter, most)  # type: ignore[arg-type]
+    return Attempts(prompt, FIELDS, FIELDS["contents_txt"], GREEDY, typesetter, max_attempts)  # type: ignore[arg-type]
 
 
 def test_another_attempt_is_made_until_one_compiles_and_the_best_is_kept(tokenizer) -> None:
     with Typesetter(workers=1) as typesetter:
-        attempts = tries(tokenizer, typesetter, 3)
-        seeds = [attempts.row().seed]
-        assert attempts.judge(Completion("#panic()", 5, "stop", 1.0, 5)) is None
-        second = attempts.row()
+        attempts = make_attempts(tokenizer, typesetter, 3)
+        seeds = [attempts.next_request().seed]
+        assert attempts.finish(Completion("#panic()", 5, "stop", 1.0, 5)) is None
+        second = attempts.next_request()
         seeds.append(second.seed)
         assert second.settings.temperature > 0  # greedy decoding would give the first again
-        document = attempts.judge(Completion("A b #x c", 7, "stop", 2.0, 7))
+        document = attempts.finish(Completion("A b #x c", 7, "stop", 2.0, 7))
         assert document is not None and document.compiled and document.source == "A b \\#x c"
         assert (document.attempts, document.tokens, document.seconds) == (2, 12, 3.0)
         assert [str(repair) for repair in document.repairs] == ["line 1, column 5: escaped a stray #"]
         assert len({tuple(seed) for seed in seeds}) == 2
 
-        attempts = tries(tokenizer, typesetter, 3)
+        attempts = make_attempts(tokenizer, typesetter, 3)
         for text, reason in (("A", "length"), ("A b", "length"), ("#panic()", "stop")):
-            attempts.row()
-            document = attempts.judge(Completion(text, 1, reason, 0.1, 1))
+            attempts.next_request()
+            document = attempts.finish(Completion(text, 1, reason, 0.1, 1))
         assert document is not None and document.source == "A b" and document.finish_reason == "length"
         assert document.attempts == 3 and document.fidelity == pytest.approx(2 / 3)
 
 
-def test_what_goes_wrong_with_a_record_is_its_own_answer(tiny_model, able_pairs) -> None:
+def test_an_error_of_one_record_leaves_the_others_as_they_are(tiny_model, able_pairs) -> None:
     settings = GenerationSettings(max_tokens=20, temperature=1.5)
-    generator = Generator.load(None, tiny_model, use_4bit=False, settings=settings, compile=False)
+    generator = Generator.load(None, str(tiny_model), use_4bit=False, settings=settings, compile=False)
     records = [pair["input"] for pair in able_pairs]
-    expected = {place: document.source for place, document in generator.generate(records)}
-    (cursed,) = generator.encoder().prompts([records[2]])
-    decoder: Any = generator.engine._decoder
-    step, sizes = decoder.step, []
+    expected = {document.index: document.source for document in generator.generate(records)}
+    prompts = generator.encoder().prompts(records)
+    decoder: Any = generator.engine.decoder
+    step, add, sizes = decoder.step, decoder.add, []
 
-    def failing() -> None:
-        sizes.append(len(decoder.rows))
-        if any(row.prompt == cursed and row.output for row in decoder.rows):
-            raise RuntimeError("out of everything")
+    def failing_step() -> None:
+        sizes.append(len(decoder.requests))
+        if any(request.prompt == prompts[2] and request.output for request in decoder.requests):
+            raise RuntimeError("injected")
         step()
 
-    add = decoder.add
+    def failing_add(requests: Any) -> None:
+        if decoder.requests and requests[0].prompt == prompts[4]:
+            raise torch.OutOfMemoryError("injected, next to others")
+        add(requests)
 
-    def crowded(rows: Any) -> None:
-        if decoder.rows and rows[0].prompt == generator.encoder().prompts([records[4]])[0]:
-            raise torch.OutOfMemoryError("too little room beside others")
-        add(rows)
-
-    decoder.step, decoder.add = failing, crowded
-    answers = dict(generator.answers([*records, {"starting_page": 1}, {**records[0], "contents_txt": "w " * 60_000}]))
-    assert sorted(answers) == list(range(len(records) + 2))
-    assert str(answers.pop(2)) == "out of everything"
-    assert "field 'department' is missing" in str(answers.pop(len(records)))
-    assert "shorten its text" in str(answers.pop(len(records) + 1))
-    assert {place: answer.source for place, answer in answers.items()} == {  # as if nothing had been
-        place: source for place, source in expected.items() if place != 2
+    decoder.step, decoder.add = failing_step, failing_add
+    invalid, too_long = {"starting_page": 1}, {**records[0], "contents_txt": "w " * 60_000}
+    results = {result.index: result for result in generator.results([*records, invalid, too_long])}
+    assert sorted(results) == list(range(len(records) + 2))
+    failures = {index: str(results.pop(index).error) for index in (2, len(records), len(records) + 1)}
+    assert failures[2] == "injected"
+    assert "field 'department' is missing" in failures[len(records)]
+    assert "Shorten the record's text" in failures[len(records) + 1]
+    assert {index: result.source for index, result in results.items()} == {
+        index: source for index, source in expected.items() if index != 2
     }
-    assert max(sizes) > 1 and generator.engine.batch_size == 8 and not generator.engine.running
-    with pytest.raises(RuntimeError, match="out of everything"):
+    assert max(sizes) > 1 and not generator.engine.num_running
+    with pytest.raises(RuntimeError, match="injected"):
         list(generator.generate(records))
     decoder.step, decoder.add = step, add
-    assert {place: document.source for place, document in generator.generate(records)} == expected
+    assert {document.index: document.source for document in generator.generate(records)} == expected
 
 
-def test_the_functions_of_the_usual_script(able_adapter, able_pairs, tmp_path) -> None:
+def test_a_file_is_written_without_iterating_over_anything(tiny_model, able_pairs, tmp_path) -> None:
+    settings = GenerationSettings(max_tokens=5)
+    generator = Generator.load(None, str(tiny_model), use_4bit=False, settings=settings, compile=False)
+    records, output, seen = tmp_path / "records.json", tmp_path / "documents.json", []
+    inputs = [able_pairs[index]["input"] for index in (0, 1, 0)]  # one of them twice
+    records.write_text(json.dumps(inputs))
+    results = generator.generate_file(records, output, on_document=seen.append)
+    assert results == json.loads(output.read_text()) and [result["input"] for result in results] == inputs
+    assert sorted(document.index for document in seen) == [0, 1]
+    assert {document.origin for document in seen} == {f"{records}, record 0", f"{records}, record 1"}
+    assert generator.generate_file(records, output, on_document=seen.append) == results and len(seen) == 2
+    generator.settings = GenerationSettings(max_tokens=6)
+    with pytest.raises(UserError, match=r"different settings \(generation.max_tokens\).*`overwrite=true`"):
+        generator.generate_file(records, output)
+
+
+def test_the_functions_of_the_common_script(able_adapter, able_pairs, tmp_path) -> None:
     model, tokenizer = load_model_and_tokenizer("typst-nano", able_adapter, use_4bit=True)
     source = inference_from_dict(model, tokenizer, able_pairs[0]["input"])
     assert isinstance(source, str) and "#" in source
@@ -176,6 +191,22 @@ def test_the_functions_of_the_usual_script(able_adapter, able_pairs, tmp_path) -
     assert written[0]["generated_output"]
     with pytest.raises(UserError, match="field 'department' is missing"):
         inference_from_dict(model, tokenizer, {"project_title": "x"})
+
+
+def test_the_template_of_a_wrapped_model_is_found_or_its_absence_is_reported(able_adapter, able_pairs, caplog) -> None:
+    record = able_pairs[0]["input"]
+    model, tokenizer = load_model_and_tokenizer("typst-nano", able_adapter, use_4bit=False)
+    loaded = _generator(model, tokenizer)
+    wrapped: Any = torch.compile(model)
+    assert _generator(wrapped, tokenizer).provenance() == loaded.provenance()
+    assert _generator(model.merge_and_unload(), tokenizer).identity == loaded.identity
+    assert "template" not in caplog.text
+
+    base, plain_tokenizer = load_model_and_tokenizer("typst-nano", use_4bit=False)
+    assert isinstance(inference_from_dict(base, plain_tokenizer, record), str) and "template" not in caplog.text
+    adapted = get_peft_model(base, LoraConfig(r=2, target_modules=["q_proj"]))
+    assert _generator(adapted, plain_tokenizer).adapters == []
+    assert "prompt template that the model's adapter was trained with is not known" in caplog.text
 
 
 def test_generate_writes_documents_in_order_and_goes_on_where_it_stopped(
@@ -200,7 +231,7 @@ def test_generate_writes_documents_in_order_and_goes_on_where_it_stopped(
     kept = {**written[1], "tokens": -1}  # a mark: it must not be made again
     output.write_text(json.dumps([kept], indent=1))
     again = run(*command)
-    assert again.status == 0 and "1 of 3 documents are there already" in again.err
+    assert again.status == 0 and "1 of 3 documents already exist" in again.err
     rewritten = json.loads(output.read_text())
     assert rewritten[1] == kept
     assert [each["generated_output"] for each in rewritten] == [each["generated_output"] for each in written]
@@ -213,7 +244,7 @@ def test_generate_writes_documents_in_order_and_goes_on_where_it_stopped(
     records.write_text(json.dumps([able_pairs[0]["input"]]))
     other = [*command, "--seed", 7, "--max-tokens", 6]
     refused = run(*other)
-    assert refused.status == 1 and "other settings (generation.max_tokens, generation.seed)" in refused.err
+    assert refused.status == 1 and "different settings (generation.max_tokens, generation.seed)" in refused.err
     assert "--overwrite" in refused.err and json.loads(output.read_text()) == rewritten
     assert run(*other, "--overwrite").status == 0
     assert [each["tokens"] for each in json.loads(output.read_text())] == [6]
@@ -230,27 +261,27 @@ def test_generate_prints_and_reads_standard_input(run, able_adapter, able_pairs,
 
 
 @pytest.mark.parametrize(
-    ("flags", "told"),
+    ("flags", "message"),
     [
-        (["--temperature", "3"], "temperature must be from 0 to 2, not 3.0"),
-        (["--top-p", "0"], "top_p must be above 0"),
-        (["--max-tokens", "0"], "max_tokens must be 1 or more"),
+        (["--temperature", "3"], "--temperature: must be from 0 to 2, not 3.0"),
+        (["--top-p", "0"], "--top-p: must be above 0"),
+        (["--max-tokens", "0"], "--max-tokens: must be 1 or more"),
         (["--attempts", "0"], "--attempts must be 1 or more"),
-        (["--repetition-penalty", "0.5"], "repetition_penalty must be from 1 to 2"),
+        (["--repetition-penalty", "0.5"], "--repetition-penalty: must be from 1 to 2"),
         (["--model", "nowhere"], "nowhere: no adapter there"),
         (["--base-model", "no/where"], "no/where could not be loaded"),
-        ([], "name one with --model or --base-model"),
+        ([], "Name an adapter (--model) or a --base-model"),
         (["--base-model", "x", "--output", "a.txt"], "must be a .json file"),
         (["--base-model", "x", "--pdf", "--no-compile"], "--pdf needs the documents compiled"),
         (["--model", "a", "b"], "several adapters need a name each"),
         (["--tempratur", "1"], "Did you mean --temperature"),
     ],
 )
-def test_wrong_flags_name_the_way_out(run, tmp_path, able_pairs, flags, told) -> None:
+def test_wrong_flags_are_refused_with_a_hint(run, tmp_path, able_pairs, flags, message) -> None:
     records = tmp_path / "records.json"
     records.write_text(json.dumps(able_pairs[0]["input"]))
     result = run("generate", "--input", records, *flags)
-    assert result.status != 0 and told in result.err and "Traceback" not in result.err
+    assert result.status != 0 and message in result.err and "Traceback" not in result.err
 
 
 def test_wrong_input_names_file_record_and_field(run, tmp_path, able_pairs, tiny_model) -> None:

@@ -13,6 +13,7 @@ import pytest
 from typst_lit.data.sources import FileSource, Row
 from typst_lit.errors import UserError
 from typst_lit.inference.attempts import GeneratedDocument
+from typst_lit.inference.generator import GenerationFailure
 from typst_lit.inference.shards import Shard, ShardFolder
 
 MAKING = {"model": "a", "seed": 0}
@@ -21,16 +22,16 @@ MAKING = {"model": "a", "seed": 0}
 class Echo:
     """Answers as a Generator does, in reverse order, with an error where a record says so."""
 
-    def answers(
+    def results(
         self, records: Sequence[Any], adapter: str | None = None
-    ) -> Iterator[tuple[int, GeneratedDocument | Exception]]:
+    ) -> Iterator[GeneratedDocument | GenerationFailure]:
         for place, record in reversed([*enumerate(records)]):
             if record == "fails":
-                yield place, RuntimeError("no")
+                yield GenerationFailure(place, RuntimeError("no"))
             elif not isinstance(record, str):
-                yield place, UserError("is no text")
+                yield GenerationFailure(place, UserError("is no text"))
             else:
-                yield place, GeneratedDocument({"text": record}, record.upper(), "stop")
+                yield GeneratedDocument({"text": record}, record.upper(), "stop", index=place)
 
 
 def job(path: Path, rows: Sequence[Row], making: dict[str, Any] = MAKING, overwrite: bool = False) -> list[int]:
@@ -108,9 +109,9 @@ def test_a_shard_that_the_manifest_does_not_name_is_made_again(tmp_path) -> None
 def test_other_settings_and_strangers_are_refused(tmp_path) -> None:
     job(tmp_path, ROWS)
     before = lines(tmp_path)
-    with pytest.raises(UserError, match=r"other settings \(seed\).*--overwrite"):
+    with pytest.raises(UserError, match=r"different settings \(seed\).*--overwrite"):
         job(tmp_path, ROWS, {**MAKING, "seed": 1})
-    with pytest.raises(UserError, match=r"other settings \(shard_size\)"):
+    with pytest.raises(UserError, match=r"different settings \(shard_size\)"):
         ShardFolder(tmp_path, 4).begin(MAKING)
     manifest = tmp_path / "manifest.json"
     whole = manifest.read_text()

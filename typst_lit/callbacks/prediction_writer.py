@@ -12,8 +12,8 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 
 from typst_lit.data.batching import PromptBatch
 from typst_lit.errors import UserError
-from typst_lit.inference.engine import Completion
-from typst_lit.inference.outputs import JsonListFile, file_name
+from typst_lit.inference.outputs import ResultFile, file_name
+from typst_lit.inference.request import Completion
 from typst_lit.model.adapters import adapter_directory, adapter_key
 from typst_lit.typesetting.repairs import repair
 from typst_lit.typesetting.typesetter import Typesetter
@@ -52,7 +52,7 @@ class PredictionWriter(BasePredictionWriter):
         self.output = output
         self.typ_dir = typ_dir
         self.overwrite = overwrite
-        self._file: JsonListFile | None = None
+        self._file: ResultFile | None = None
         self._directory = Path()
         self._cut_off = 0
         self._compiled = 0
@@ -72,7 +72,7 @@ class PredictionWriter(BasePredictionWriter):
         self._directory.mkdir(parents=True, exist_ok=True)
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         records = data.predict_records()
-        self._file = JsonListFile(path)
+        self._file = ResultFile(path)
         done = self._done_before(path, records, {**_making(pl_module, data), "compile": self.compile})
         data.predict_start = done
         if done:
@@ -87,7 +87,7 @@ class PredictionWriter(BasePredictionWriter):
             result.get("input") != record for result, record in zip(results, records, strict=False)
         ):
             raise UserError(f"{path}: holds results of other records. {way_out}")
-        self._file.begin(results, making)
+        self._file.start(results, making)
         return len(results)
 
     def write_on_batch_end(

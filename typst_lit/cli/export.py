@@ -72,7 +72,7 @@ def run(args: Sequence[str]) -> None:
     if config.to in ("gguf", "ollama"):
         splitter_of(tokenizer)  # before anything is written
     pairs = _pairs(config, before) if config.check else []
-    model: Any = before.engine.model
+    model: Any = before.model
     peft_config, model_config = getattr(model, "active_peft_config", None), model.config
     del model  # each reload below shall be the only model in memory beside the one it is compared with
     context = model_config.max_position_embeddings

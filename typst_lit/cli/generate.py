@@ -147,7 +147,7 @@ def load(config: Namespace, engine: str = "builtin") -> Generator:
         config.use_4bit,
         config.merge,
         settings=settings,
-        attempts=config.attempts,
+        max_attempts=config.attempts,
         batch_size=config.batch_size,
         typesetter=config.typesetting,
         compile=config.compile,
@@ -189,15 +189,19 @@ def _generate(generator: Generator, source: Path, output: Path, config: Namespac
     if writes:
         folder.mkdir(parents=True, exist_ok=True)
     count = failed = 0
-    for place, document in generator.generate_file(source, output, config.adapter, config.overwrite):
+
+    def write(document: GeneratedDocument) -> None:
+        nonlocal count, failed
         count += 1
         failed += document.compiled is False
-        log.info("%s", _line(place, document))
+        log.info("%s", _line(document.index, document))
         if writes:
-            file = folder / file_name(place, document.input)
+            file = folder / file_name(document.index, document.input)
             file.write_text(document.source, "utf-8")
             if config.pdf and document.result:
                 document.result.save_pdf(file.with_suffix(".pdf"))
+
+    generator.generate_file(source, output, config.adapter, config.overwrite, write)
     if config.output:
         log.info("%d documents in %s%s.", count, output, f", as files in {folder}" if writes else "")
     _tell_of_failed(failed, count)
@@ -211,21 +215,21 @@ def _generate_on_ray(plain: Namespace) -> None:
         raise UserError("--engine ray writes a folder of shards: name one with --output.")
     from typst_lit.data.sources import FileSource
     from typst_lit.inference.backends.ray import generate_on_ray
-    from typst_lit.inference.generator import check_choice, choose, making, resolve_adapter
+    from typst_lit.inference.loading import provenance, resolve_model, validate_model
     from typst_lit.inference.shards import ShardFolder
 
     source = FileSource(plain.input)
     source.files()
     adapters, settings = check(plain)
-    chosen = choose(adapters, plain.base_model, plain.use_4bit, plain.merge)
-    check_choice(chosen)
-    template = chosen.templates[resolve_adapter(chosen.templates, plain.adapter)]
+    spec = resolve_model(adapters, plain.base_model, plain.use_4bit, plain.merge)
+    validate_model(spec)
+    template = spec.template(plain.adapter)
     folder = ShardFolder(Path(plain.output).absolute(), plain.shard_size)
     generate_on_ray(
         partial(load_plain, plain),
         source,
         folder,
-        making(chosen.weights, plain.adapter, template, settings, plain.attempts, plain.compile),
+        provenance(spec.identity, plain.adapter, template, settings, plain.attempts, plain.compile),
         plain.adapter,
         plain.overwrite,
         plain.ray_address,

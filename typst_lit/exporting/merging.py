@@ -17,7 +17,7 @@ from transformers import GenerationConfig
 from typst_lit.data.batching import Collator
 from typst_lit.data.encoding import Example
 from typst_lit.errors import UserError
-from typst_lit.inference.engine import eos_token_ids
+from typst_lit.inference.decoder import eos_token_ids
 from typst_lit.inference.generator import Generator
 from typst_lit.inference.sampling import GenerationSettings
 from typst_lit.model.adapters import ABOUT_FILE
@@ -56,15 +56,15 @@ def agreement(before: Generator, after: Generator, pairs: Sequence[Mapping[str, 
     texts = []
     for generator in (before, after):
         generator.settings = GREEDY
-        made = dict(generator.generate([pair["input"] for pair in pairs]))
-        texts.append([made[place].source for place in range(len(pairs))])
+        documents = sorted(generator.generate([pair["input"] for pair in pairs]), key=lambda document: document.index)
+        texts.append([document.source for document in documents])
     same = sum(one == other for one, other in zip(*texts, strict=True))
     return Agreement(mean_loss(before, pairs), mean_loss(after, pairs), same, len(pairs))
 
 
 def mean_loss(generator: Generator, pairs: Sequence[Mapping[str, Any]]) -> float:
     """Returns the mean loss of the references' tokens under a generator's model."""
-    model: Any = generator.engine.model
+    model: Any = generator.model
     base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     encoder = generator.encoder()
     encoded = encoder.encode([pair["input"] for pair in pairs], [pair["output"] for pair in pairs])
@@ -79,12 +79,12 @@ def mean_loss(generator: Generator, pairs: Sequence[Mapping[str, Any]]) -> float
 
 
 def merge(generator: Generator) -> Any:
-    """Puts a generator's adapter into its base model's weights, and returns the model, which the generator now has.
+    """Merges a generator's adapter into its base model and returns that. The generator can't be used any longer.
 
     Raises:
         UserError: when the adapter is of a kind that can't be merged.
     """
-    model: Any = generator.engine.model
+    model: Any = generator.model
     if isinstance(model, PeftModel):
         if model.active_peft_config.is_prompt_learning:
             raise UserError(
@@ -92,7 +92,6 @@ def merge(generator: Generator) -> Any:
                 "Engines that know PEFT take it as it is."
             )
         model = model.merge_and_unload(safe_merge=True)
-    generator.engine.model = model
     return model
 
 

@@ -1,36 +1,42 @@
-"""From what a model wrote to a document: compiled, mended where that is certain, or tried again; the best is kept."""
+"""From a completion to a document: compile it, repair what is certain, or attempt it again; the best attempt counts."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from typst_lit.inference.decoder import Row
-from typst_lit.inference.engine import Completion, seed_of
-from typst_lit.inference.sampling import GenerationSettings
+from typst_lit.inference.request import Completion, Request
+from typst_lit.inference.sampling import GenerationSettings, document_seed
 from typst_lit.metrics.functional import content_fidelity
 from typst_lit.typesetting.repairs import Repair, repair
 from typst_lit.typesetting.results import CompileResult
 from typst_lit.typesetting.typesetter import Typesetter
 
-RETRY_TEMPERATURE = 0.3  # at least, for a second attempt: greedy decoding would give the first again
+MIN_RETRY_TEMPERATURE = 0.3  # of a second attempt: greedy decoding would give the first one again
 
 
 @dataclass(frozen=True)
 class GeneratedDocument:
-    """What came of a record.
+    """What was generated for a record.
 
     Attributes:
         input: the record's fields.
-        source: the Typst source, mended where that was needed and certain.
+        source: the Typst source, repaired where that was necessary and certain.
         finish_reason: ``stop``, or ``length`` when the token limit cut it off.
         tokens: generated tokens, those of all attempts.
         seconds: time in the engine, of all attempts.
         attempts: how often it was generated.
-        repairs: what was mended.
-        result: what the compiler made of it; None when nothing was compiled.
-        fidelity: how much of the record's text stands on the pages, 0 to 1; None when nothing was compiled.
+        repairs: the repairs.
+        result: the compiler's result; None when nothing was compiled.
+        fidelity: the fraction of the record's text that is on the pages, 0 to 1; None when nothing was compiled.
+        index: which of the records it is for.
+        origin: where the record came from: file, and line or index.
+
+    Example:
+        >>> document = GeneratedDocument({"title": "A"}, "= A", "stop", tokens=3)
+        >>> document.to_json()["generated_output"]
+        '= A'
     """
 
     input: dict[str, Any]
@@ -42,6 +48,8 @@ class GeneratedDocument:
     repairs: tuple[Repair, ...] = ()
     result: CompileResult | None = None
     fidelity: float | None = None
+    index: int = 0
+    origin: str = ""
 
     @property
     def compiled(self) -> bool | None:
@@ -49,8 +57,8 @@ class GeneratedDocument:
         return None if self.result is None else self.result.ok
 
     def to_json(self) -> dict[str, Any]:
-        """Returns it as ``generate`` writes it and ``serve`` answers."""
-        made: dict[str, Any] = {
+        """Returns the result as ``generate`` writes it and ``serve`` answers it."""
+        result: dict[str, Any] = {
             "input": self.input,
             "generated_output": self.source,
             "finish_reason": self.finish_reason,
@@ -59,28 +67,29 @@ class GeneratedDocument:
             "attempts": self.attempts,
         }
         if self.result is not None:
-            made |= {
+            result |= {
                 "compiled": self.result.ok,
                 "repairs": [str(repair) for repair in self.repairs],
-                "diagnostics": [each._asdict() for each in self.result.diagnostics],
+                "diagnostics": [diagnostic._asdict() for diagnostic in self.result.diagnostics],
                 "pages": self.result.page_count,
                 "fidelity": None if self.fidelity is None else round(self.fidelity, 4),
             }
             if self.result.missing_assets:
-                made["missing_assets"] = list(self.result.missing_assets)
-        return made
+                result["missing_assets"] = list(self.result.missing_assets)
+        return result
 
 
 class Attempts:
-    """The tries at one record, of which the best is kept.
+    """The attempts at one document, of which the best counts.
 
     Args:
         prompt: the ids of its prompt.
-        fields: the record; empty where there is only a prompt.
+        fields: the record's fields; empty where there is only a prompt.
         text: the part of the record that the document should show.
-        settings: how to sample; the second try is random even where the first is not.
-        typesetter: what compiles; None for a single try that is not compiled.
-        most: how many tries at most.
+        settings: how to sample; the second attempt is random even where the first is not.
+        typesetter: what compiles; None for a single attempt that is not compiled.
+        max_attempts: how many there may be, until the document compiles.
+        adapter: name of the adapter to use.
     """
 
     def __init__(
@@ -90,29 +99,40 @@ class Attempts:
         text: str,
         settings: GenerationSettings,
         typesetter: Typesetter | None,
-        most: int = 1,
+        max_attempts: int = 1,
+        adapter: str | None = None,
     ) -> None:
         self.prompt = prompt
         self.fields = dict(fields)
         self.settings = settings
         self.typesetter = typesetter
-        self.most = most if typesetter else 1
-        self.count = 0
+        self.max_attempts = max_attempts if typesetter else 1
+        self.adapter = adapter
+        self.num_attempts = 0
         self._text = text
         self._best: tuple[tuple[bool, bool, float], GeneratedDocument] | None = None
         self._tokens = 0
         self._seconds = 0.0
 
-    def row(self) -> Row:
-        """Returns the next try."""
-        settings = self.settings
-        if self.count:
-            settings = replace(settings, temperature=max(settings.temperature, RETRY_TEMPERATURE))
-        self.count += 1
-        return Row(self.prompt, settings, seed_of(settings.seed, self.prompt, self.count - 1))
+    def next_request(self, on_text: Callable[[str], None] | None = None) -> Request:
+        """Returns the request of the next attempt.
 
-    def judge(self, completion: Completion) -> GeneratedDocument | None:
-        """Compiles and mends what a try gave; returns the best document, or None when another try is worth it."""
+        Args:
+            on_text: called with all of its source so far, whenever there is more of it.
+        """
+        settings = self.settings
+        if self.num_attempts:
+            settings = replace(settings, temperature=max(settings.temperature, MIN_RETRY_TEMPERATURE))
+        seed = document_seed(settings.seed, self.prompt, self.num_attempts)
+        self.num_attempts += 1
+        return Request(self.prompt, settings, seed, self.adapter, on_text)
+
+    def finish(self, completion: Completion) -> GeneratedDocument | None:
+        """Compiles and repairs what an attempt gave.
+
+        Returns:
+            The best document so far, or None when another attempt should follow.
+        """
         self._tokens += completion.tokens
         self._seconds += completion.seconds
         cut_off = completion.finish_reason == "length"
@@ -128,6 +148,6 @@ class Attempts:
         if self._best is None or rank > self._best[0]:
             self._best = rank, document
         good = rank[:2] == (True, True)
-        if not good and self.count < self.most and completion.finish_reason != "cancelled":
+        if not good and self.num_attempts < self.max_attempts:
             return None
-        return replace(self._best[1], tokens=self._tokens, seconds=self._seconds, attempts=self.count)
+        return replace(self._best[1], tokens=self._tokens, seconds=self._seconds, attempts=self.num_attempts)

@@ -1,277 +1,302 @@
-"""From prompts to Typst source: the one generation path of every use."""
+"""The one loop that decodes: a queue of requests, continuous batching, and the recovery from errors."""
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
-import zlib
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
+from typing import Any
 
-import numpy as np
-from peft import PeftModel
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+import torch
+from transformers import PreTrainedTokenizerBase
 
-from typst_lit.inference.decoder import Decoder, Row
-from typst_lit.inference.prompt_lookup import DraftCorpus
-from typst_lit.inference.sampling import GenerationSettings
+from typst_lit.errors import UserError
+from typst_lit.inference.decoder import BaseDecoder
+from typst_lit.inference.request import Completion, Request
+from typst_lit.inference.sampling import DEFAULT_BATCH_SIZE
+from typst_lit.model.oom import is_out_of_memory
 
-
-@dataclass(frozen=True)
-class Completion:
-    """A generated document.
-
-    Attributes:
-        text: the Typst source, without the end token.
-        tokens: number of generated tokens, the end token included.
-        finish_reason: ``stop`` when the model ended it, ``length`` when the token limit did, ``cancelled`` when nobody
-            waited for it any longer.
-        seconds: from its first turn to its end; others were generated in the same time.
-        passes: forward passes that it took, the reading of its prompt not counted.
-    """
-
-    text: str
-    tokens: int
-    finish_reason: str
-    seconds: float
-    passes: int
-
-
-@dataclass(eq=False)
-class Job:
-    """A prompt on its way through an `Engine`.
-
-    Attributes:
-        row: what is decoded.
-        adapter: the name of the adapter that answers; None for the one that is set, or none.
-        completion: the document, once it is done.
-        error: what went wrong instead.
-        on_done: called in the engine's thread when either is there.
-        on_text: called in the engine's thread with all of the source so far, whenever there is more of it.
-    """
-
-    row: Row
-    adapter: str | None = None
-    completion: Completion | None = None
-    error: Exception | None = None
-    on_done: Callable[[Job], None] | None = None
-    on_text: Callable[[str], None] | None = None
-    cancelled: bool = False
-    began: float = 0.0
-
-
-class Decoding(Protocol):
-    """What an `Engine` decodes with: the built-in `Decoder`, or another engine's in its form."""
-
-    def add(self, rows: Sequence[Row]) -> None:
-        """Takes rows in, which then take part in every step until they have a finish reason."""
-
-    def step(self) -> None:
-        """Decodes some tokens of every row, and notes in each that ends why."""
-
-    def remove(self, row: Row) -> None:
-        """Takes a row out that nobody waits for any longer."""
-
-    def set_adapter(self, name: str) -> None:
-        """Lets the adapter of this name answer the rows to come."""
+log = logging.getLogger(__name__)
 
 
 class Engine:
-    """Decodes the prompts that are waiting, so many at once, and takes up the next as soon as one is done.
+    """Decodes the submitted requests in batches; as soon as one is done, the next one joins.
 
-    Jobs may be submitted and cancelled from any thread; one thread calls `pump`, again and again.
+    Requests may be submitted and cancelled from any thread. Some thread must be in `run` for them to be decoded; it may
+    be the one that waits for them.
+
+    When memory runs out, the batch size is halved, and what was running is retried from the beginning; the batch size
+    is restored when the engine is idle. After any other error of a step, the requests that were running are retried
+    one by one, so that only the one that causes it fails. What a request generates does not change by that.
 
     Args:
-        model: a model in evaluation mode, with or without adapters; None where another decoder has its own.
+        decoder: what decodes.
         tokenizer: its tokenizer.
-        batch_size: documents at once.
-        shelf: texts to copy from, beside the prompt; finished ones are added.
-        decoder: what decodes, if not the built-in `Decoder` over the model.
+        batch_size: documents that are decoded at the same time.
     """
 
     def __init__(
-        self,
-        model: PreTrainedModel | PeftModel | None,
-        tokenizer: PreTrainedTokenizerBase,
-        batch_size: int = 8,
-        shelf: DraftCorpus | None = None,
-        decoder: Decoding | None = None,
+        self, decoder: BaseDecoder, tokenizer: PreTrainedTokenizerBase, batch_size: int = DEFAULT_BATCH_SIZE
     ) -> None:
-        self.model = model
+        self.decoder = decoder
         self.tokenizer = tokenizer
         self.batch_size = batch_size
-        if decoder is None:
-            assert model is not None
-            decoder = Decoder(
-                model, eos_token_ids(model.generation_config, tokenizer), DraftCorpus() if shelf is None else shelf
-            )
-        self._decoder = decoder
-        self._waiting: deque[Job] = deque()
-        self._running: list[Job] = []
-        self._adapter: str | None = None  # of the jobs that run: one forward pass has one adapter
-        self._lock = threading.Lock()
+        self._changed = threading.Condition()  # guards the queue and the driver, and wakes the threads in `run`
+        self._waiting: deque[Request] = deque()
+        self._driving = False
+        self._lost: Exception | None = None  # why the device can't be used any longer
+        # What follows belongs to the thread that drives.
+        self._running: list[Request] = []
+        self._max_running = batch_size  # less than batch_size after memory ran out
+        self._adapter: str | None = None  # of the requests that run: one forward pass has one adapter
 
-    def submit(self, job: Job) -> None:
-        """Puts a job at the end of the queue."""
-        with self._lock:
-            self._waiting.append(job)
+    def submit(self, request: Request) -> Future[Completion]:
+        """Puts a request at the end of the queue and returns the future of its completion."""
+        with self._changed:
+            if self._lost is None:
+                self._waiting.append(request)
+                request.future.add_done_callback(lambda _: self._settle(request))
+                self._changed.notify_all()
+            else:
+                _reject(request, self._lost)
+        return request.future
 
-    def cancel(self, job: Job) -> None:
-        """Gives up a job: it makes room for others at the next `pump`."""
-        job.cancelled = True
+    def cancel(self, request: Request) -> None:
+        """Cancels a request's future; the request leaves before the next step. Cancelling the future does the same."""
+        request.future.cancel()
+        with self._changed:
+            if not self._driving:
+                self._drop_cancelled()
+
+    def wake(self) -> None:
+        """Makes the threads in `run` check their conditions, after something changed that is not the engine's."""
+        with self._changed:
+            self._changed.notify_all()
 
     @property
-    def waiting(self) -> int:
-        """Jobs that have not begun."""
+    def num_waiting(self) -> int:
+        """Requests that have not started."""
         return len(self._waiting)
 
     @property
-    def running(self) -> int:
-        """Jobs under way."""
+    def num_running(self) -> int:
+        """Requests that are being decoded."""
         return len(self._running)
 
     @property
-    def tokens(self) -> int:
-        """Tokens so far of the jobs under way."""
-        return sum(len(job.row.output) for job in self._running)
+    def num_tokens(self) -> int:
+        """Tokens so far of the requests that are being decoded."""
+        return sum(request.num_generated for request in list(self._running))
 
-    def pump(self) -> bool:
-        """Lets waiting jobs in and decodes one step of all; returns whether there was anything to do."""
-        for job in [job for job in self._running if job.cancelled]:
-            self._decoder.remove(job.row)
-            self._finish(job)
+    def run(self, until: Callable[[], bool]) -> None:
+        """Decodes all that is submitted, until a condition holds.
+
+        One thread decodes at a time. Another one that calls this waits until its own condition holds, or takes over
+        when the first one leaves.
+
+        Args:
+            until: the condition, checked between steps; while there is nothing to decode, after `submit` and `wake`.
+
+        Raises:
+            torch.AcceleratorError: when the device can't be used any longer; all requests then have failed.
+        """
+        with self._changed:
+            while True:
+                if until():
+                    return
+                if not self._driving:
+                    break
+                self._changed.wait()
+            self._driving = True
+        try:
+            while not until():
+                if not self._step():
+                    with self._changed:
+                        if not self._waiting and not until():
+                            self._changed.wait()
+        finally:
+            with self._changed:
+                self._driving = False
+                self._changed.notify_all()
+
+    def complete(self, requests: Sequence[Request]) -> list[Completion]:
+        """Decodes requests in this thread and returns their completions in order.
+
+        Raises:
+            Exception: the error of the first request that failed.
+        """
+        futures = [self.submit(request) for request in requests]
+        try:
+            self.run(until=lambda: all(future.done() for future in futures))
+            return [future.result() for future in futures]
+        finally:
+            for request in requests:
+                self.cancel(request)
+
+    def _step(self) -> bool:
+        """Decodes some tokens of every running request; returns False when there is nothing to decode."""
+        self._drop_cancelled()
         self._admit()
         if not self._running:
-            return False
-        before = [len(job.row.text.tokens) for job in self._running]
-        self._decoder.step()
-        for job, length in zip(list(self._running), before, strict=True):
-            if job.on_text and len(job.row.text.tokens) > length:
-                job.on_text(self._text(job.row))
-            if job.row.finish_reason:
-                self._finish(job)
+            self._restore_if_idle()
+            return bool(self._waiting)
+        try:
+            self.decoder.step()
+        except torch.AcceleratorError as error:
+            self._lose_device(error)
+            raise
+        except Exception as error:
+            failure = _without_traceback(error)
+        else:
+            for request in list(self._running):
+                self._report(request)
+            self._restore_if_idle()
+            return True
+        self._recover(failure)  # outside of the except block, which holds the tensors of the step
         return True
 
-    def fail(self, error: Exception) -> None:
-        """Gives up all jobs under way, after a step that went wrong."""
-        for job in list(self._running):
-            job.error = error
-            self._decoder.remove(job.row)
-            self._finish(job)
+    def _report(self, request: Request) -> None:
+        """Hands on what a step gave."""
+        if request.on_text and request.num_generated > request.num_reported:
+            request.num_reported = request.num_generated
+            try:
+                request.on_text(self._text(request))
+            except Exception as error:
+                self._remove([request])
+                _reject(request, error)
+                return
+        if request.finish_reason is not None:
+            self._running.remove(request)
+            tokens = request.num_generated + (request.finish_reason == "stop")
+            seconds = time.monotonic() - request.started_at
+            completion = Completion(self._text(request), tokens, request.finish_reason, seconds, request.passes)
+            with suppress(InvalidStateError):  # it was cancelled meanwhile
+                request.future.set_result(completion)
 
     def _admit(self) -> None:
-        with self._lock:
-            for job in [job for job in self._waiting if job.cancelled]:
-                self._waiting.remove(job)
-                job.row.finish_reason = "cancelled"
-                self._finish(job)
-            joining: list[Job] = []
-            while self._waiting and len(self._running) + len(joining) < self.batch_size:
-                job = self._waiting[0]
-                if job.adapter != self._adapter:
-                    if self._running or joining:
-                        break  # those of the other adapter first, so that nobody waits for ever
-                    self._set_adapter(job.adapter)
-                joining.append(self._waiting.popleft())
-        for job in joining:
-            job.began = time.monotonic()
+        """Lets waiting requests join the running ones."""
+        while (request := self._next()) is not None:
             try:
-                self._decoder.add([job.row])
+                if request.adapter is not None and request.adapter != self._adapter:
+                    self.decoder.set_adapter(request.adapter)
+                self._adapter = request.adapter
+                request.started_at = time.monotonic()
+                self.decoder.add([request])
+            except torch.AcceleratorError as error:
+                self._running.append(request)
+                self._lose_device(error)
+                raise
             except Exception as error:
-                job.error = error
-                self._finish(job)
+                failure = _without_traceback(error)
             else:
-                self._running.append(job)
+                self._running.append(request)
+                continue
+            if not self._running or isinstance(failure, UserError):
+                _reject(request, failure)
+                continue
+            if is_out_of_memory(failure):
+                self._reduce_batch_size(len(self._running) + 1, failure)
+            else:
+                request.isolated = True
+            self._retry([request])
 
-    def _set_adapter(self, name: str | None) -> None:
-        if name is not None:
-            self._decoder.set_adapter(name)
-        self._adapter = name
+    def _next(self) -> Request | None:
+        """Takes the next request from the queue that can join the running ones."""
+        with self._changed:
+            while self._waiting and self._waiting[0].future.done():
+                self._waiting.popleft()  # it was cancelled while it ran, and then was to be retried
+            if not self._waiting:
+                return None
+            request = self._waiting[0]
+            if self._running and (
+                len(self._running) >= self._max_running
+                or request.adapter != self._adapter  # those of the other adapter finish first, so that none starves
+                or request.isolated
+                or self._running[0].isolated
+            ):
+                return None
+            return self._waiting.popleft()
 
-    def _finish(self, job: Job) -> None:
-        if job in self._running:
-            self._running.remove(job)
-        if job.error is None:
-            ended = job.row.finish_reason == "stop"
-            job.completion = Completion(
-                self._text(job.row),
-                len(job.row.output) + ended,
-                str(job.row.finish_reason),
-                time.monotonic() - job.began,
-                job.row.passes,
-            )
-        if job.on_done:
-            job.on_done(job)
+    def _recover(self, error: Exception) -> None:
+        """Retries what was running when a step failed; a request that ran alone fails."""
+        running = list(self._running)
+        self._remove(running)
+        if len(running) == 1:
+            self._max_running = self.batch_size  # what the request took is free again
+            _reject(running[0], error)
+            return
+        if is_out_of_memory(error):
+            self._reduce_batch_size(len(running), error)
+        else:
+            log.warning("Decoding %d documents failed (%s). Retrying them one by one.", len(running), error)
+            for request in running:
+                request.isolated = True
+        self._retry(running)
 
-    def _text(self, row: Row) -> str:
-        return str(self.tokenizer.decode(row.output, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+    def _reduce_batch_size(self, num_requests: int, error: Exception) -> None:
+        self._max_running = max(1, num_requests // 2)
+        log.warning(
+            "Out of memory while decoding %d documents (%s). Continuing with %d.",
+            num_requests,
+            str(error).partition("\n")[0],
+            self._max_running,
+        )
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
+    def _restore_if_idle(self) -> None:
+        if not self._running and not self._waiting:
+            self._max_running = self.batch_size
 
-def eos_token_ids(config: GenerationConfig | None, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Returns every id that ends a document: the tokenizer's end token, which training uses, and the model's own.
+    def _retry(self, requests: Sequence[Request]) -> None:
+        for request in requests:
+            request.restart()
+        with self._changed:
+            self._waiting.extendleft(reversed(requests))
 
-    Args:
-        config: the model's.
-        tokenizer: its tokenizer.
-    """
-    own = getattr(config, "eos_token_id", None)
-    own = own if isinstance(own, list) else [own]
-    ends = dict.fromkeys([tokenizer.eos_token_id, *own])
-    return [end for end in ends if end is not None]
+    def _drop_cancelled(self) -> None:
+        if cancelled := [request for request in self._running if request.future.cancelled()]:
+            self._remove(cancelled)
 
+    def _remove(self, requests: Sequence[Request]) -> None:
+        """Stops decoding some of the running requests."""
+        self.decoder.remove(requests)
+        self._running = [request for request in self._running if request not in requests]
 
-def seed_of(seed: int, prompt: Sequence[int], attempt: int = 0) -> list[int]:
-    """Returns what a document's random numbers are made from: seed, prompt and attempt, not its place among others."""
-    return [seed, attempt, zlib.crc32(np.asarray(prompt, dtype=np.int64).tobytes())]
+    def _settle(self, request: Request) -> None:
+        """Reacts to a future that is done, in whichever thread completed or cancelled it."""
+        with self._changed:
+            if request.future.cancelled():
+                request.future.set_running_or_notify_cancel()  # for those who wait with concurrent.futures.wait
+                with suppress(ValueError):
+                    self._waiting.remove(request)
+            self._changed.notify_all()
 
+    def _lose_device(self, error: Exception) -> None:
+        with self._changed:
+            self._lost = error
+            requests = [*self._running, *self._waiting]
+            self._running, self._waiting = [], deque()
+        for request in requests:
+            _reject(request, error)
 
-def completions(
-    model: PreTrainedModel | PeftModel,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[Sequence[int]],
-    settings: GenerationSettings,
-    shelf: DraftCorpus | None = None,
-    batch_size: int = 8,
-) -> Iterator[tuple[int, Completion]]:
-    """Generates one document a prompt, and yields each with its prompt's place as soon as it is done.
-
-    The longest prompts come first. What a document says depends on its prompt and the settings alone, not on its
-    neighbours (but for rounding).
-
-    Args:
-        model: a model in evaluation mode.
-        tokenizer: its tokenizer.
-        prompts: ids of each prompt, of any lengths.
-        settings: how to sample.
-        shelf: texts to copy from, beside the prompt; finished ones are added.
-        batch_size: documents at once.
-
-    Raises:
-        UserError: when a prompt leaves no room in the model's context for a document.
-    """
-    engine = Engine(model, tokenizer, batch_size, shelf)
-    done: list[tuple[int, Job]] = []
-    for place in sorted(range(len(prompts)), key=lambda place: -len(prompts[place])):
-        row = Row(prompts[place], settings, seed_of(settings.seed, prompts[place]))
-        engine.submit(Job(row, on_done=lambda job, place=place: done.append((place, job))))  # type: ignore[misc]
-    while engine.pump() or done:
-        for place, job in done:
-            if job.error is not None:
-                raise job.error
-            assert job.completion is not None
-            yield place, job.completion
-        done.clear()
+    def _text(self, request: Request) -> str:
+        return str(self.tokenizer.decode(request.output, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
 
-def generate(
-    model: PreTrainedModel | PeftModel,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[Sequence[int]],
-    settings: GenerationSettings,
-    shelf: DraftCorpus | None = None,
-) -> list[Completion]:
-    """Generates one document a prompt, all at once, and returns them in order; see `completions`."""
-    found = dict(completions(model, tokenizer, prompts, settings, shelf, len(prompts)))
-    return [found[place] for place in range(len(prompts))]
+def _reject(request: Request, error: Exception) -> None:
+    with suppress(InvalidStateError):  # it was cancelled meanwhile
+        request.future.set_exception(error)
+
+
+def _without_traceback(error: Exception) -> Exception:
+    """Removes an error's tracebacks, whose frames would keep the tensors of a step in memory."""
+    chain: Any = error
+    while chain is not None:
+        chain.__traceback__ = None
+        chain = chain.__cause__ or chain.__context__
+    return error

@@ -1,4 +1,4 @@
-"""Results on disk: a JSON list that is whole after every write, and the names of files beside it."""
+"""Results on disk: a JSON list that is valid after every write, and names of the files next to it."""
 
 from __future__ import annotations
 
@@ -11,66 +11,81 @@ from typing import Any
 
 from typst_lit.data.sources import FileSource
 from typst_lit.errors import UserError
+from typst_lit.files import atomic_write
 
 
-class JsonListFile:
-    """A JSON list in a file that grows at its end and is a whole list after every write.
+class ResultFile:
+    """A JSON list in a file, one result per line, that grows at its end and is a valid list after every write.
 
-    An item a line; the closing bracket is written over by the next item.
+    The provenance of the results, what they depend on in addition to their records, is in a file next to it
+    (``.run.json``).
+
+    Args:
+        path: the file.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as directory:
+        ...     file = ResultFile(Path(directory) / "results.json")
+        ...     file.start([], {"seed": 0})
+        ...     file.append([{"generated_output": "= A"}])
+        ...     file.read()
+        [{'generated_output': '= A'}]
     """
 
-    END = b"\n]\n"
+    HINT = "Use another `output`, or `overwrite=true`."
+    END = b"\n]\n"  # the next result overwrites it
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.count = 0
 
     def read(self) -> list[Any]:
-        """Returns the whole items of the file, leaving out a last one that was cut off; none when there is no file."""
+        """Returns the complete results of the file, without a last one that was cut off; [] when there is no file."""
         if not self.path.is_file() or not self.path.stat().st_size:
             return []
         return [row.value for row in FileSource(str(self.path)).rows() if row.error is None]
 
-    def resume(self, making: Mapping[str, Any], way_out: str) -> list[Any]:
-        """Returns the items that are there already, if they were made in the same way.
+    def resume(self, provenance: Mapping[str, Any], hint: str = HINT) -> list[Any]:
+        """Returns the results that already exist, if they have this provenance.
 
         Args:
-            making: what the items depend on, beside their records, as plain values.
-            way_out: what the user can do if they were not.
+            provenance: what results depend on in addition to their records, as plain values.
+            hint: what the user can do if it differs.
 
         Raises:
             UserError: naming what differs.
         """
-        items = self.read()
-        if items and self._about.is_file():
-            check_same_settings(self.path, json.loads(self._about.read_text("utf-8")), making, way_out)
-        return items
+        results = self.read()
+        if results and self._provenance_path.is_file():
+            check_same_settings(self.path, json.loads(self._provenance_path.read_text("utf-8")), provenance, hint)
+        return results
 
-    def begin(self, items: Sequence[Any], making: Mapping[str, Any]) -> None:
-        """Writes the items to go on after, and beside the file how they were made."""
+    def start(self, results: Sequence[Any], provenance: Mapping[str, Any]) -> None:
+        """Writes the results to continue after, and the provenance of all."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.write(items)
-        self._about.write_text(json.dumps(making, indent=2) + "\n", "utf-8")
+        self.write(results)
+        body = (json.dumps(provenance, indent=2) + "\n").encode()
+        atomic_write(self._provenance_path, lambda stream: stream.write(body))
 
     @property
-    def _about(self) -> Path:
+    def _provenance_path(self) -> Path:
         return self.path.with_suffix(".run.json")
 
-    def write(self, items: Sequence[Any]) -> None:
-        """Replaces the file's items, atomically."""
-        scratch = self.path.with_name(f".{self.path.name}.new")
-        body = b",\n".join(self._line(item) for item in items)
-        scratch.write_bytes(b"[\n" + body + self.END)
-        scratch.replace(self.path)
-        self.count = len(items)
+    def write(self, results: Sequence[Any]) -> None:
+        """Replaces the file's results, atomically."""
+        body = b",\n".join(map(_encode, results))
+        atomic_write(self.path, lambda stream: stream.write(b"[\n" + body + self.END))
+        self.count = len(results)
 
-    def append(self, items: Sequence[Any]) -> None:
-        """Adds items and flushes them to the disk.
+    def append(self, results: Sequence[Any]) -> None:
+        """Adds results and flushes them to the disk.
 
         Raises:
             UserError: when that fails, as on a full disk; the file then is as it was.
         """
-        body = b",\n".join(self._line(item) for item in items)
+        body = b",\n".join(map(_encode, results))
         rest = memoryview((b",\n" if self.count else b"") + body + self.END)
         with self.path.open("r+b", buffering=0) as stream:
             end = stream.seek(-len(self.END), os.SEEK_END)
@@ -83,35 +98,42 @@ class JsonListFile:
                 stream.seek(end)
                 stream.write(self.END)
                 raise UserError(
-                    f"{self.path}: could not be written ({error.strerror}). The {self.count} results before are whole: "
-                    "free some space, and give the same command again."
+                    f"{self.path} could not be written ({error.strerror}). The {self.count} results before are intact.",
+                    hint="Free some disk space, and run the same command again.",
                 ) from error
-        self.count += len(items)
-
-    @staticmethod
-    def _line(item: Any) -> bytes:
-        return json.dumps(item, ensure_ascii=False).encode("utf-8")
+        self.count += len(results)
 
 
-def check_same_settings(path: Path, before: Mapping[str, Any], making: Mapping[str, Any], way_out: str) -> None:
-    """Refuses to go on with results that were made in another way.
+def _encode(result: Any) -> bytes:
+    return json.dumps(result, ensure_ascii=False).encode("utf-8")
+
+
+def check_same_settings(path: Path, before: Mapping[str, Any], provenance: Mapping[str, Any], hint: str) -> None:
+    """Checks that results may be continued, because they have the same provenance.
 
     Args:
         path: of the results.
-        before: how they were made, as it was read from a file.
-        making: how more would be made now.
-        way_out: what the user can do.
+        before: their provenance, as it was read from a file.
+        provenance: that of further results.
+        hint: what the user can do if it differs.
 
     Raises:
         UserError: naming what differs.
     """
-    now = json.loads(json.dumps(making))
+    now = json.loads(json.dumps(provenance))
     if changed := sorted(key for key in {**before, **now} if before.get(key) != now.get(key)):
-        raise UserError(f"{path}: holds results that were made with other settings ({', '.join(changed)}). {way_out}")
+        raise UserError(
+            f"{path}: contains results that were generated with different settings ({', '.join(changed)}).", hint=hint
+        )
 
 
-def file_name(index: int, record: dict[str, Any]) -> str:
-    """Returns the name of a record's ``.typ`` file: its place, and its title or first text."""
+def file_name(index: int, record: Mapping[str, Any]) -> str:
+    """Returns the name of a record's ``.typ`` file: its index, and its title or first text.
+
+    Example:
+        >>> file_name(3, {"project_title": "Rain in May"})
+        '0003-rain-in-may.typ'
+    """
     title = str(record.get("project_title") or next((v for v in record.values() if isinstance(v, str)), ""))
     slug = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")[:40].strip("-")
     return f"{index:04d}-{slug}.typ" if slug else f"{index:04d}.typ"

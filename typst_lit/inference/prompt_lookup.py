@@ -1,8 +1,8 @@
-"""Guesses of how a document goes on, copied from where the same words stood before: record, itself, other documents.
+"""Prompt lookup: drafts for speculative decoding, copied from where the same n-gram occurred before.
 
-A guess costs little to check, since one forward pass judges all of its tokens, and nothing is taken on trust: see
-`typst_lit.inference.decoder`. Most of a document stands word for word in its record, and most of the rest in
-any earlier document of the same style.
+The text is searched for in the record, in the document so far, and in the latest other documents. One forward pass
+verifies all tokens of a draft (`typst_lit.inference.decoder`), so a wrong one costs time, never another document. Most
+of a document is a literal copy of its record, and most of the rest of any earlier document in the same style.
 """
 
 from __future__ import annotations
@@ -12,125 +12,132 @@ from collections import defaultdict, deque
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-LONGEST_DRAFT = 64  # tokens
-LONGEST_MATCH = 32  # tokens that are compared
-CANDIDATES = 8  # places that are compared after the last one, and as many from the end of the text
+MAX_DRAFT_TOKENS = 64
+MAX_MATCH_TOKENS = 32  # how far back two positions are compared
+MAX_CANDIDATES = 8  # positions that are compared after the last copy, and as many from the end of the text
 
 
 class IndexedText:
-    """Token ids, and the places that each pair of neighbours is followed by."""
+    """Token ids with an index from each bigram to the positions that follow it."""
 
     def __init__(self, tokens: Iterable[int] = ()) -> None:
         self.tokens: list[int] = []
-        self._places: defaultdict[tuple[int, int], list[int]] = defaultdict(list)
+        self._positions: defaultdict[tuple[int, int], list[int]] = defaultdict(list)
         self.extend(tokens)
 
     def extend(self, tokens: Iterable[int]) -> None:
         """Appends tokens."""
         for token in tokens:
             if len(self.tokens) > 1:
-                self._places[self.tokens[-2], self.tokens[-1]].append(len(self.tokens))
+                self._positions[self.tokens[-2], self.tokens[-1]].append(len(self.tokens))
             self.tokens.append(token)
 
-    def places_after(self, pair: Sequence[int], near: int) -> list[int]:
-        """Returns some places that follow this pair: those next after `near`, and the last ones."""
-        places = self._places.get((pair[0], pair[1]), [])
-        start = bisect_left(places, near)
-        return list(dict.fromkeys(places[start : start + CANDIDATES] + places[-CANDIDATES:]))
+    def positions_after(self, bigram: Sequence[int], near: int) -> list[int]:
+        """Returns some positions that follow a bigram: the next ones from `near` on, and the last ones."""
+        positions = self._positions.get((bigram[0], bigram[1]), [])
+        start = bisect_left(positions, near)
+        return list(dict.fromkeys(positions[start : start + MAX_CANDIDATES] + positions[-MAX_CANDIDATES:]))
 
 
 class DraftCorpus:
-    """The latest finished texts, for others to copy from."""
+    """The latest finished documents, which drafts are copied from in addition to a document's own text.
+
+    Args:
+        size: how many documents to retain.
+    """
 
     def __init__(self, size: int = 4) -> None:
         self.texts: deque[IndexedText] = deque(maxlen=size)
 
     def add(self, text: IndexedText) -> None:
+        """Adds a finished document; the oldest one leaves."""
         self.texts.append(text)
 
 
 class Draft(NamedTuple):
-    """Tokens that may come next, and the chance of each that it does, if those before it did."""
+    """Tokens that may come next, and the probability of each that it does, given that those before it did."""
 
     tokens: list[int]
-    chance: float
+    probability: float
 
 
-class Drafter:
-    """Guesses how one text goes on.
+class PromptLookup:
+    """Drafts the continuation of one text.
 
     Args:
-        text: the text, prompt and output; whoever owns it appends to it.
-        shelf: other texts.
+        text: the text, prompt and output; its owner appends to it.
+        corpus: other texts.
     """
 
-    def __init__(self, text: IndexedText, shelf: DraftCorpus) -> None:
+    def __init__(self, text: IndexedText, corpus: DraftCorpus) -> None:
         self.text = text
-        self.shelf = shelf
+        self.corpus = corpus
         self._source = text
-        self._copied_to: dict[int, int] = {}  # by a source's identity: where the last copy from it ended
+        self._copied_to: dict[int, int] = {}  # by the id() of a source: where the last copy from it ended
 
-    def draft(self, most: int) -> Draft:
-        """Returns up to `most` tokens that may come next.
+    def draft(self, max_tokens: int) -> Draft:
+        """Returns up to `max_tokens` tokens that may come next.
 
-        After `matched` tokens in agreement with the source, the next one agrees with probability
-        (matched + 1) / (matched + 2): Laplace's rule of succession.
+        After `num_matched` tokens in agreement with the source, the next one agrees with probability
+        (num_matched + 1) / (num_matched + 2): Laplace's rule of succession.
         """
-        if len(self.text.tokens) < 2 or most < 1:
+        if len(self.text.tokens) < 2 or max_tokens < 1:
             return Draft([], 0.0)
-        source, place, matched = self._best_place()
-        if not matched:
+        source, position, num_matched = self._longest_match()
+        if not num_matched:
             return Draft([], 0.0)
         self._source = source
-        self._copied_to[id(source)] = place
-        return Draft(source.tokens[place : place + min(most, LONGEST_DRAFT)], (matched + 1) / (matched + 2))
+        self._copied_to[id(source)] = position
+        end = position + min(max_tokens, MAX_DRAFT_TOKENS)
+        return Draft(source.tokens[position:end], (num_matched + 1) / (num_matched + 2))
 
     def accept(self, count: int) -> None:
-        """Notes that so many tokens of the last draft were right."""
+        """Records how many tokens of the last draft were right."""
         if count:
             self._copied_to[id(self._source)] += count
 
-    def _best_place(self) -> tuple[IndexedText, int, int]:
-        """Returns where the text's end stood before: source, place after it, tokens that agree (the most there are).
+    def _longest_match(self) -> tuple[IndexedText, int, int]:
+        """Returns where the text's end occurred before: source, the position after it, and tokens that agree.
 
-        Of places that agree equally, the next after the last copy is taken: records are copied in order.
+        Of positions with equal agreement, the next after the last copy is taken: records are copied in order.
         """
         best, best_rank = (self.text, 0, 0), (0, 0)
-        for source in (self.text, *self.shelf.texts):
+        for source in (self.text, *self.corpus.texts):
             near = self._copied_to.get(id(source), 0)
-            for place in source.places_after(self.text.tokens[-2:], near):
-                matched = self._matched(source.tokens, place)
-                distance = place - near if place >= near else len(source.tokens)
-                if (matched, -distance) > best_rank or not best[2]:
-                    best, best_rank = (source, place, matched), (matched, -distance)
+            for position in source.positions_after(self.text.tokens[-2:], near):
+                num_matched = self._num_matched(source.tokens, position)
+                distance = position - near if position >= near else len(source.tokens)
+                if (num_matched, -distance) > best_rank or not best[2]:
+                    best, best_rank = (source, position, num_matched), (num_matched, -distance)
         return best
 
-    def _matched(self, tokens: list[int], place: int) -> int:
-        ours, count = self.text.tokens, 0
-        longest = min(LONGEST_MATCH, place, len(ours))
-        while count < longest and tokens[place - 1 - count] == ours[-1 - count]:
+    def _num_matched(self, tokens: list[int], position: int) -> int:
+        own, count = self.text.tokens, 0
+        limit = min(MAX_MATCH_TOKENS, position, len(own))
+        while count < limit and tokens[position - 1 - count] == own[-1 - count]:
             count += 1
         return count
 
 
-def best_width(drafts: Sequence[Draft], cost: float) -> int:
-    """Returns how much of the drafts of a batch to check, so that a pass promises the most tokens for its time.
+def best_draft_length(drafts: Sequence[Draft], token_cost: float) -> int:
+    """Returns how many tokens of a batch's drafts to verify, so that a pass gives the most tokens for its time.
 
-    A draft of k tokens, each right with chance p, gives 1 + p + ... + p^k tokens, the one that the model adds included.
-    Every row is as wide as the widest, and a pass takes the time 1 + cost * rows * (width + 1).
+    A draft of k tokens, each right with probability p, gives 1 + p + ... + p^k tokens, including the one that the model
+    adds. All sequences are padded to the longest draft, and a pass takes the time
+    1 + token_cost * sequences * (length + 1).
 
     Args:
-        drafts: one a row.
-        cost: time of one more token in a forward pass, as a share of the time of the pass.
+        drafts: one per sequence.
+        token_cost: time of one more token in a forward pass, as a fraction of the time of the pass.
     """
-    rows = len(drafts)
-    chances = [1.0] * rows
-    tokens, best, best_rate = float(rows), 0, rows / (1 + cost * rows)
-    for width in range(1, max(len(draft.tokens) for draft in drafts) + 1):
-        for row, draft in enumerate(drafts):
-            chances[row] *= draft.chance if len(draft.tokens) >= width else 0.0
-        tokens += sum(chances)
-        rate = tokens / (1 + cost * rows * (width + 1))
+    count = len(drafts)
+    probabilities = [1.0] * count
+    tokens, best, best_rate = float(count), 0, count / (1 + token_cost * count)
+    for length in range(1, max(len(draft.tokens) for draft in drafts) + 1):
+        for index, draft in enumerate(drafts):
+            probabilities[index] *= draft.probability if len(draft.tokens) >= length else 0.0
+        tokens += sum(probabilities)
+        rate = tokens / (1 + token_cost * count * (length + 1))
         if rate > best_rate:
-            best, best_rate = width, rate
+            best, best_rate = length, rate
     return best

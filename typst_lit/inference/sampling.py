@@ -1,7 +1,8 @@
-"""How documents are sampled: the settings, and from the model's scores to the next tokens."""
+"""How documents are sampled: the settings, and the step from logits to the next tokens."""
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,21 +12,30 @@ from torch import Tensor
 
 from typst_lit.errors import UserError
 
+DEFAULT_BATCH_SIZE = 8  # documents that are decoded at the same time
+
 
 @dataclass(frozen=True)
 class GenerationSettings:
     """How documents are sampled.
 
     Args:
-        max_tokens: most tokens of a document.
-        temperature: 0 always takes the likeliest token; 0.1 to 0.3 keeps to the format, 0.7 varies it.
-        top_p: sample only among the likeliest tokens that together have this probability.
-        top_k: sample only among so many likeliest tokens; 0 for all.
+        max_tokens: maximum number of tokens of a document.
+        temperature: 0 always takes the most likely token; 0.1 to 0.3 keeps to the format, 0.7 varies it.
+        top_p: sample only among the most likely tokens that together have this probability.
+        top_k: sample only among this many most likely tokens; 0 for all.
         repetition_penalty: above 1, tokens that were already generated become less likely. The prompt's tokens do not
             count, as copying them is the task.
         seed: makes sampling repeatable.
-        draft: copy ahead from the record and from earlier documents, and have each forward pass check many tokens. The
-            documents are the same without, and take several times as long.
+        prompt_lookup: speculative decoding with drafts that are copied from the record and from earlier documents. The
+            documents are the same without it, and take several times as long.
+
+    Raises:
+        UserError: naming a value that is out of range.
+
+    Example:
+        >>> GenerationSettings(temperature=0).max_tokens
+        2048
     """
 
     max_tokens: int = 2048
@@ -34,81 +44,86 @@ class GenerationSettings:
     top_k: int = 50
     repetition_penalty: float = 1.1
     seed: int = 0
-    draft: bool = True
+    prompt_lookup: bool = True
 
     def __post_init__(self) -> None:
-        for name, good, allowed in (
+        for name, valid, allowed in (
             ("max_tokens", self.max_tokens >= 1, "1 or more"),
             ("temperature", 0 <= self.temperature <= 2, "from 0 to 2"),
-            ("top_p", 0 < self.top_p <= 1, "above 0, up to 1"),
+            ("top_p", 0 < self.top_p <= 1, "above 0 and up to 1"),
             ("top_k", self.top_k >= 0, "0 or more"),
             ("repetition_penalty", 1 <= self.repetition_penalty <= 2, "from 1 to 2"),
         ):
-            if not good:
-                raise UserError(f"generation.{name} must be {allowed}, not {getattr(self, name)}.")
+            if not valid:
+                raise UserError(f"must be {allowed}, not {getattr(self, name)}.", setting=f"generation.{name}")
+
+
+def document_seed(seed: int, prompt: Sequence[int], attempt: int = 0) -> list[int]:
+    """Returns the entropy of a document's random numbers: seed, prompt and attempt, not its position in a batch."""
+    return [seed, attempt, zlib.crc32(np.asarray(prompt, dtype=np.int64).tobytes())]
 
 
 class Sampler:
     """Chooses the tokens of one document.
 
-    The random number of each token is a function of the seed and the token's place. So a document depends neither on
-    the others in its batch nor on how many tokens are chosen at once.
+    The random number of each token is a function of the seed and the token's position. So a document depends neither
+    on the others in its batch nor on how many tokens are chosen in one step.
 
     Args:
         settings: how to sample.
-        seed: what the random numbers are made from.
+        seed: entropy of the random numbers.
     """
 
     def __init__(self, settings: GenerationSettings, seed: int | Sequence[int]) -> None:
         self.settings = settings
         self._uniform = np.random.default_rng(seed).random(settings.max_tokens)
-        self._chosen = 0  # tokens so far
-        self._seen: Tensor | None = None  # (V,), which tokens the document has already
+        self._num_chosen = 0
+        self._seen: Tensor | None = None  # (V,), which tokens the document already has
 
     def choose(self, logits: Tensor, draft: Sequence[int]) -> Tensor:
-        """Chooses the next token after each beginning of a draft.
+        """Chooses the next token after each prefix of a draft.
 
         Args:
             logits: (T, V), the scores after none, one, two, ... tokens of the draft.
             draft: T - 1 token ids.
 
         Returns:
-            (T,), token ids. The one at place i is what would be chosen if the draft's first i tokens were right.
+            (T,), token ids. The one at position i is what would be chosen if the draft's first i tokens were right.
         """
         if self.settings.repetition_penalty > 1:
-            logits = self._penalized(logits, draft)
+            logits = self._penalize(logits, draft)
         if self.settings.temperature == 0:
             return logits.argmax(-1)
-        candidates, probabilities = candidates_of(logits, self.settings)
+        candidates, probabilities = top_candidates(logits, self.settings)
         cumulative = probabilities.cumsum(-1)
-        uniform = torch.from_numpy(self._uniform[self._chosen : self._chosen + len(logits)]).to(cumulative)
+        uniform = torch.from_numpy(self._uniform[self._num_chosen : self._num_chosen + len(logits)]).to(cumulative)
         # Rounding can leave the last sum a little under 1, and the number drawn above it.
-        places = torch.searchsorted(cumulative, uniform[:, None] * cumulative[:, -1:], right=True)
+        indices = torch.searchsorted(cumulative, uniform[:, None] * cumulative[:, -1:], right=True)
         last = (probabilities > 0).sum(-1, keepdim=True) - 1
-        return candidates.gather(-1, torch.minimum(places, last))[:, 0]
+        return candidates.gather(-1, torch.minimum(indices, last))[:, 0]
 
     def accept(self, tokens: Sequence[int]) -> None:
-        """Notes the tokens that were kept."""
-        self._chosen += len(tokens)
+        """Records the tokens that became part of the document."""
+        self._num_chosen += len(tokens)
         if self._seen is not None:
             self._seen[list(tokens)] = True
 
-    def _penalized(self, logits: Tensor, draft: Sequence[int]) -> Tensor:
-        """Divides the scores above 0 of all tokens that were generated before, and multiplies those below."""
+    def _penalize(self, logits: Tensor, draft: Sequence[int]) -> Tensor:
+        """Divides the positive scores of all tokens that were generated before, and multiplies the negative ones."""
         penalty = self.settings.repetition_penalty
         if self._seen is None:
             self._seen = torch.zeros(logits.shape[-1], dtype=torch.bool, device=logits.device)
         seen = self._seen.expand(logits.shape).clone()
         if draft:
-            places, earlier = torch.tril_indices(len(draft), len(draft), device=logits.device)
-            seen[places + 1, torch.tensor(draft, device=logits.device)[earlier]] = True
+            positions, earlier = torch.tril_indices(len(draft), len(draft), device=logits.device)
+            seen[positions + 1, torch.tensor(draft, device=logits.device)[earlier]] = True
         return torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
 
 
-def candidates_of(logits: Tensor, settings: GenerationSettings) -> tuple[Tensor, Tensor]:
-    """Returns the tokens that may be sampled and their probabilities, the likeliest first.
+def top_candidates(logits: Tensor, settings: GenerationSettings) -> tuple[Tensor, Tensor]:
+    """Returns the tokens that may be sampled and their probabilities, the most likely first.
 
-    Temperature, then top-k, then top-p, as transformers has them.
+    Applies temperature, then top-k, then top-p, in the order of transformers.
 
     Args:
         logits: (T, V)
@@ -119,8 +134,8 @@ def candidates_of(logits: Tensor, settings: GenerationSettings) -> tuple[Tensor,
     """
     scores = logits.float() / settings.temperature
     count = min(settings.top_k or scores.shape[-1], scores.shape[-1])
-    kept, candidates = scores.topk(count, -1)
-    probabilities = kept.softmax(-1)
+    top_scores, candidates = scores.topk(count, -1)
+    probabilities = top_scores.softmax(-1)
     before = probabilities.cumsum(-1) - probabilities
     probabilities = probabilities * (before < settings.top_p)
     return candidates, probabilities / probabilities.sum(-1, keepdim=True)

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from typst_lit.data.sources import Row
 from typst_lit.errors import UserError
 from typst_lit.files import atomic_write, sha256
+from typst_lit.inference.generator import GenerationFailure
 from typst_lit.inference.outputs import check_same_settings
 
 if TYPE_CHECKING:
@@ -131,8 +132,8 @@ class ShardFolder:
             place: UserError(row.error) for place, row in enumerate(rows) if row.error is not None
         }
         places = [place for place, row in enumerate(rows) if row.error is None]
-        for index, answer in generator.answers([rows[place].value for place in places], adapter):
-            answers[places[index]] = answer
+        for result in generator.results([rows[place].value for place in places], adapter):
+            answers[places[result.index]] = result.error if isinstance(result, GenerationFailure) else result
         errors = [answer for answer in answers.values() if isinstance(answer, Exception)]
         broken = [error for error in errors if not isinstance(error, UserError)]
         if len(places) > 1 and len(broken) == len(places):

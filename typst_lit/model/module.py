@@ -23,8 +23,10 @@ from transformers import PreTrainedTokenizerBase
 from typst_lit.data.batching import Batch, PromptBatch, split_batch
 from typst_lit.data.prompts import PromptTemplate
 from typst_lit.errors import UserError
-from typst_lit.inference.engine import Completion, generate
+from typst_lit.inference.decoder import Decoder, eos_token_ids
+from typst_lit.inference.engine import Engine
 from typst_lit.inference.prompt_lookup import DraftCorpus
+from typst_lit.inference.request import Completion, Request
 from typst_lit.inference.sampling import GenerationSettings
 from typst_lit.model import forward
 from typst_lit.model.activation_checkpointing import (
@@ -393,7 +395,9 @@ class TypstModule(LightningModule):
 
     def complete(self, prompts: list[list[int]]) -> list[Completion]:
         """Generates a document for the ids of each prompt."""
-        return generate(self.model, self.tokenizer, prompts, self.generation, self._shelf)
+        decoder = Decoder(self.model, eos_token_ids(self.model.generation_config, self.tokenizer), self._shelf)
+        engine = Engine(decoder, self.tokenizer, max(1, len(prompts)))
+        return engine.complete([Request(prompt, self.generation) for prompt in prompts])
 
     # Optimizer and checkpoints
 

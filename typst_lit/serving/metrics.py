@@ -28,9 +28,9 @@ class ServiceMetrics:
             registry=registry,
         )
         waiting = Gauge("typst_lit_waiting", "Documents that wait for the model", registry=registry)
-        waiting.set_function(lambda: engine.waiting)
+        waiting.set_function(lambda: engine.num_waiting)
         running = Gauge("typst_lit_running", "Documents that are being generated", registry=registry)
-        running.set_function(lambda: engine.running)
+        running.set_function(lambda: engine.num_running)
 
     def record_document(self, document: GeneratedDocument, seconds: float) -> None:
         """Counts a finished document, and the seconds since its request."""

@@ -86,7 +86,7 @@ async def _answer(
         header["object"] = shape.chunk_object_name
         events = _stream(service, attempts, options, header, shape)
         return StreamingResponse(events, media_type="text/event-stream")
-    document = await generate_while_connected(request, service, attempts, options.adapter)
+    document = await generate_while_connected(request, service, attempts)
     choice = {
         "index": 0,
         "logprobs": None,
@@ -110,7 +110,7 @@ async def _stream(
         return {**header, "choices": [{"index": 0, "finish_reason": finish_reason, **shape.chunk_choice(text)}]}
 
     try:
-        async with aclosing(stream_document(service, attempts, options.adapter)) as items:
+        async with aclosing(stream_document(service, attempts)) as items:
             async for item in items:
                 if isinstance(item, TextDelta):
                     yield server_sent_event(chunk(item.text))

@@ -27,14 +27,14 @@ Service = Annotated[GenerationService, Depends(get_service)]
 
 
 async def generate_while_connected(
-    request: Request, service: GenerationService, attempts: Attempts, adapter: str | None
+    request: Request, service: GenerationService, attempts: Attempts
 ) -> GeneratedDocument:
     """Generates a document, and cancels it when the client disconnects.
 
     Raises:
         ClientDisconnectedError: when it did.
     """
-    task = asyncio.create_task(service.generate(attempts, adapter))
+    task = asyncio.create_task(service.generate(attempts))
     try:
         while not (await asyncio.wait([task], timeout=SECONDS_BETWEEN_CONNECTION_CHECKS))[0]:
             if await request.is_disconnected():
@@ -56,14 +56,18 @@ async def generate(request: Request, service: Service, record: Annotated[dict[st
     if isinstance(record.get("input"), dict):
         options = GenerationOptions.model_validate({key: value for key, value in record.items() if key != "input"})
     attempts = service.attempts_for_record(record, options)
-    return (await generate_while_connected(request, service, attempts, options.adapter)).to_json()
+    return (await generate_while_connected(request, service, attempts)).to_json()
 
 
 @public_router.get("/health", summary="Check that documents are being generated")
 async def health(service: Service) -> Response:
     """The status is 503 once the thread that runs the model has failed."""
     engine = service.generator.engine
-    state = {"status": "ok" if service.is_alive else "failed", "running": engine.running, "waiting": engine.waiting}
+    state = {
+        "status": "ok" if service.is_alive else "failed",
+        "running": engine.num_running,
+        "waiting": engine.num_waiting,
+    }
     return JSONResponse(state, 200 if service.is_alive else 503)
 
 

@@ -14,20 +14,19 @@ import threading
 import time
 from collections.abc import Callable
 from contextvars import Context, copy_context
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from typst_lit.errors import UserError
 from typst_lit.inference.attempts import Attempts, GeneratedDocument
-from typst_lit.inference.decoder import Row
-from typst_lit.inference.engine import Completion, Job
 from typst_lit.inference.generator import Generator
+from typst_lit.inference.sampling import GenerationSettings
 from typst_lit.serving.metrics import ServiceMetrics
 
 if TYPE_CHECKING:
     from typst_lit.serving.schemas import GenerationOptions
 
 log = logging.getLogger(__name__)
-IDLE_S = 0.5  # the engine's thread looks this often whether it is to stop
 INITIAL_MEAN_SECONDS = 5.0  # of a document, before any was measured
 MEAN_SECONDS_DECAY = 0.8
 
@@ -62,7 +61,6 @@ class GenerationService:
         self.metrics = ServiceMetrics(generator.engine)
         self._num_documents = 0  # running or waiting
         self._mean_seconds = INITIAL_MEAN_SECONDS
-        self._wake = threading.Event()
         self._stopping = False
         self._thread = threading.Thread(target=self._run_engine, name="engine", daemon=True)
 
@@ -73,7 +71,7 @@ class GenerationService:
     def stop(self) -> None:
         """Stops the engine's thread after its current step."""
         self._stopping = True
-        self._wake.set()
+        self.generator.engine.wake()
         self._thread.join(timeout=10)
 
     @property
@@ -90,8 +88,7 @@ class GenerationService:
         fields, errors = self.generator.check(record, options.adapter)
         if errors:
             raise UserError("; ".join(errors))
-        overrides = options.overrides(self.generator.settings.max_tokens)
-        return self.generator.attempt(fields, options.adapter, **overrides)
+        return self.generator.attempts(fields, options.adapter, *self._overrides(options))
 
     def attempts_for_prompt(self, prompt: str, options: GenerationOptions) -> Attempts:
         """Returns the attempts at the document of a prompt: a record as JSON, or else a rendered prompt.
@@ -105,8 +102,12 @@ class GenerationService:
             record = None
         if isinstance(record, dict):
             return self.attempts_for_record(record, options)
+        return self.generator.attempts_at_prompt(prompt, options.adapter, *self._overrides(options))
+
+    def _overrides(self, options: GenerationOptions) -> tuple[GenerationSettings, int | None]:
         overrides = options.overrides(self.generator.settings.max_tokens)
-        return self.generator.attempt_prompt(prompt, options.adapter, **overrides)
+        max_attempts = overrides.pop("attempts", None)
+        return replace(self.generator.settings, **overrides), max_attempts
 
     def check_capacity(self) -> None:
         """Checks that there is capacity for one more document.
@@ -120,14 +121,11 @@ class GenerationService:
             num_batches = self._num_documents / batch_size
             raise QueueFullError(max(1, math.ceil(num_batches * self._mean_seconds)))
 
-    async def generate(
-        self, attempts: Attempts, adapter: str | None = None, on_text: Callable[[str], None] | None = None
-    ) -> GeneratedDocument:
+    async def generate(self, attempts: Attempts, on_text: Callable[[str], None] | None = None) -> GeneratedDocument:
         """Generates a document; cancelling the task frees its slot in the batch.
 
         Args:
             attempts: of `attempts_for_record` or `attempts_for_prompt`.
-            adapter: the name of the adapter; None for the default adapter.
             on_text: called in the event loop with the whole source so far, whenever it has grown.
 
         Raises:
@@ -138,63 +136,27 @@ class GenerationService:
         self.check_capacity()
         self._num_documents += 1
         start = time.monotonic()
-        adapter = adapter or next(iter(self.generator.encoders))
-        document = None
-        try:
-            while document is None:
-                completion = await self._complete(attempts.row(), adapter, on_text)
-                self.metrics.tokens.inc(completion.tokens)
-                document = await asyncio.to_thread(attempts.judge, completion)
-        finally:
-            self._num_documents -= 1
-        seconds = time.monotonic() - start
-        self._mean_seconds = MEAN_SECONDS_DECAY * self._mean_seconds + (1 - MEAN_SECONDS_DECAY) * seconds
-        self.metrics.record_document(document, seconds)
-        return document
-
-    def _run_engine(self) -> None:
-        engine = self.generator.engine
-        while not self._stopping:
-            self._wake.clear()
-            try:
-                busy = engine.pump()
-            except Exception as error:
-                log.exception("Decoding failed")
-                engine.fail(error)
-                busy = True
-            if not busy:
-                self._wake.wait(IDLE_S)
-
-    async def _complete(self, row: Row, adapter: str | None, on_text: Callable[[str], None] | None) -> Completion:
         loop, context = asyncio.get_running_loop(), copy_context()
-        future: asyncio.Future[Completion] = loop.create_future()
-
-        def resolve(job: Job) -> None:
-            if future.done():
-                return
-            if job.error is not None:
-                future.set_exception(job.error)
-            elif job.completion is not None:
-                future.set_result(job.completion)
-
-        job = Job(
-            row,
-            adapter,
-            on_done=lambda job: _call_in_loop(loop, context, resolve, job),
-            on_text=(lambda text: _call_in_loop(loop, context, on_text, text)) if on_text else None,
-        )
-        self.generator.engine.submit(job)
-        self._wake.set()
+        report = (lambda text: _call_in_loop(loop, context, on_text, text)) if on_text else None
         try:
-            return await future
-        except asyncio.CancelledError:
-            self.generator.engine.cancel(job)
-            self._wake.set()
-            raise
+            document = await asyncio.wrap_future(self.generator.submit(attempts, report))
         except UserError:
             raise
         except Exception as error:
             raise GenerationError(f"The document could not be generated ({type(error).__name__}: {error}).") from error
+        finally:
+            self._num_documents -= 1
+        seconds = time.monotonic() - start
+        self._mean_seconds = MEAN_SECONDS_DECAY * self._mean_seconds + (1 - MEAN_SECONDS_DECAY) * seconds
+        self.metrics.tokens.inc(document.tokens)
+        self.metrics.record_document(document, seconds)
+        return document
+
+    def _run_engine(self) -> None:
+        try:
+            self.generator.engine.run(until=lambda: self._stopping)
+        except Exception:
+            log.exception("Decoding failed")
 
 
 def _call_in_loop(loop: asyncio.AbstractEventLoop, context: Context, call: Callable[..., None], *args: Any) -> None:

@@ -20,7 +20,7 @@ class TextDelta(NamedTuple):
 
 
 async def stream_document(
-    service: GenerationService, attempts: Attempts, adapter: str | None
+    service: GenerationService, attempts: Attempts
 ) -> AsyncGenerator[TextDelta | GeneratedDocument, None]:
     """Yields the source in pieces as they are generated, and then the document.
 
@@ -33,7 +33,7 @@ async def stream_document(
         GenerationError: when the model failed.
     """
     texts: asyncio.Queue[str | None] = asyncio.Queue()  # the whole source so far, each time; None ends the queue
-    task = asyncio.create_task(service.generate(attempts, adapter, texts.put_nowait))
+    task = asyncio.create_task(service.generate(attempts, texts.put_nowait))
     task.add_done_callback(lambda _: texts.put_nowait(None))
     sent = ""
     try:

@@ -6,6 +6,7 @@ import asyncio
 import json
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from importlib.resources import files
 from typing import Any
 
@@ -86,7 +87,7 @@ def settings_panel(generator: Generator) -> dict[str, Any]:
         values["seed"] = st.number_input("Seed", 0, 2**31, defaults.seed)
         if generator.typesetter is not None:
             values["attempts"] = st.number_input(
-                "Attempts", 1, 16, generator.attempts, help="Generates again, up to this often, until it compiles."
+                "Attempts", 1, 16, generator.max_attempts, help="Generates again, up to this often, until it compiles."
             )
     return values
 
@@ -111,9 +112,7 @@ def record_form(template: PromptTemplate, records: list[dict[str, Any]], origin:
         return values if st.form_submit_button("Generate", type="primary") else None
 
 
-def generate_with_progress(
-    service: GenerationService, attempts: Attempts, adapter: str | None, expected_chars: int
-) -> GeneratedDocument:
+def generate_with_progress(service: GenerationService, attempts: Attempts, expected_chars: int) -> GeneratedDocument:
     """Generates a document, and shows its last lines and a progress bar meanwhile."""
     progress, preview = st.progress(0.0, "Reading the record ..."), st.empty()
     start = last_update = time.monotonic()
@@ -126,7 +125,7 @@ def generate_with_progress(
             progress.progress(min(1.0, len(text) / expected_chars), caption)
             preview.code("\n".join(text.splitlines()[-NUM_PREVIEW_LINES:]), language=None)
 
-    document = asyncio.run(service.generate(attempts, adapter, show_text))
+    document = asyncio.run(service.generate(attempts, show_text))
     progress.empty()
     preview.empty()
     return document
@@ -141,11 +140,13 @@ def generate(service: GenerationService, fields: Mapping[str, Any], settings: Ma
         st.error(error)
     if errors:
         return
-    overrides = {name: value for name, value in settings.items() if name != "adapter"}
+    overrides = {name: value for name, value in settings.items() if name not in ("adapter", "attempts")}
     expected_chars = 2 * len(str(record[generator.encoder(adapter).template.body_field])) + 1
     try:
-        attempts = generator.attempt(record, adapter, **overrides)
-        document = generate_with_progress(service, attempts, adapter, expected_chars)
+        attempts = generator.attempts(
+            record, adapter, replace(generator.settings, **overrides), settings.get("attempts")
+        )
+        document = generate_with_progress(service, attempts, expected_chars)
     except (UserError, QueueFullError, GenerationError) as exception:
         st.error(str(exception))
         return

@@ -75,10 +75,12 @@ def test_results_are_those_of_the_built_in_engine(run, cluster, tiny_model, tmp_
     assert kept == {"part-00000.jsonl", "part-00002.jsonl"}
 
     refused = run(*command, "--seed", 4)
-    assert refused.status == 1 and "other settings (generation.seed)" in refused.err and "--overwrite" in refused.err
+    assert (
+        refused.status == 1 and "different settings (generation.seed)" in refused.err and "--overwrite" in refused.err
+    )
     records(source, 6)
     refused = run(*command)
-    assert refused.status == 1 and "other settings (input)" in refused.err
+    assert refused.status == 1 and "different settings (input)" in refused.err
     assert lines(output) == made
 
 
@@ -96,7 +98,7 @@ def test_a_bad_record_is_answered_with_its_error(run, cluster, tiny_model, tmp_p
     assert ["error" in each for each in made] == [False, True, True, True, False]
     assert "field 'department' is missing" in made[1]["error"] and made[1]["input"] == {"starting_page": 1}
     assert "is not valid JSON" in made[2]["error"] and made[2]["origin"] == f"{source}, line 3"
-    assert "shorten its text" in made[3]["error"]
+    assert "Shorten the record's text" in made[3]["error"]
 
 
 def test_what_can_not_be_loaded_stops_the_job(run, cluster, tmp_path, tiny_model) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from importlib.util import find_spec
 from types import ModuleType, SimpleNamespace
@@ -17,36 +18,48 @@ import pytest
 import torch
 
 from typst_lit.errors import UserError
+from typst_lit.inference.attempts import GeneratedDocument
 from typst_lit.inference.backends import vllm as on_vllm
-from typst_lit.inference.decoder import Decoder, Row
-from typst_lit.inference.engine import eos_token_ids, seed_of
-from typst_lit.inference.generator import Generator, check_choice, choose
+from typst_lit.inference.decoder import Decoder, eos_token_ids
+from typst_lit.inference.generator import GenerationFailure, Generator
+from typst_lit.inference.loading import resolve_model, validate_model
 from typst_lit.inference.prompt_lookup import DraftCorpus
-from typst_lit.inference.sampling import GenerationSettings
+from typst_lit.inference.request import Request
+from typst_lit.inference.sampling import GenerationSettings, document_seed
 from typst_lit.model.adapters import adapter_directory
 from typst_lit.model.backbones import path_or_name
 
 SETTINGS = GenerationSettings(max_tokens=40, temperature=0.4, top_p=0.9, top_k=7, repetition_penalty=1, seed=5)
 
 
+def by_index(documents: Iterable[GeneratedDocument]) -> dict[int, GeneratedDocument]:
+    return {document.index: document for document in documents}
+
+
 def test_every_setting_reaches_vllm_as_it_is() -> None:
     prompt = [3, 1, 4]
-    made = on_vllm.sampling(Row(prompt, SETTINGS, seed_of(5, prompt)), {9, 2})
+    made = on_vllm.sampling(Request(prompt, SETTINGS, document_seed(5, prompt)), {9, 2})
     assert (made["temperature"], made["top_p"], made["top_k"], made["max_tokens"]) == (0.4, 0.9, 7, 40)
     assert made["stop_token_ids"] == [2, 9]
     assert "repetition_penalty" not in made  # 1 is vLLM's default, and nothing else is taken
-    known = {"max_tokens", "temperature", "top_p", "top_k", "repetition_penalty", "seed", "draft"}
+    known = {"max_tokens", "temperature", "top_p", "top_k", "repetition_penalty", "seed", "prompt_lookup"}
     assert {field.name for field in fields(GenerationSettings)} == known  # a new one needs a place in vLLM, too
 
     # a document's random numbers are its own, the same each time, and other ones at a second attempt
-    seeds = [seed_of(5, prompt), seed_of(5, prompt), seed_of(5, prompt, 1), seed_of(6, prompt), seed_of(5, [1])]
-    drawn = [on_vllm.sampling(Row(prompt, SETTINGS, seed), {2})["seed"] for seed in seeds]
+    seeds = [
+        document_seed(5, prompt),
+        document_seed(5, prompt),
+        document_seed(5, prompt, 1),
+        document_seed(6, prompt),
+        document_seed(5, [1]),
+    ]
+    drawn = [on_vllm.sampling(Request(prompt, SETTINGS, seed), {2})["seed"] for seed in seeds]
     assert drawn[0] == drawn[1] and len(set(drawn)) == 4 and all(0 <= seed < 2**63 for seed in drawn)
 
 
 def test_a_penalty_that_would_count_the_record_is_refused() -> None:
     with pytest.raises(UserError, match="--repetition-penalty 1"):
-        on_vllm.sampling(Row([1], replace(SETTINGS, repetition_penalty=1.1), 0), {2})
+        on_vllm.sampling(Request([1], replace(SETTINGS, repetition_penalty=1.1), 0), {2})
 
 
 def test_the_model_is_asked_for_as_it_is_loaded_here() -> None:
@@ -61,10 +74,10 @@ def test_the_model_is_asked_for_as_it_is_loaded_here() -> None:
 def test_documents_end_where_the_built_in_engine_ends_them(tiny_model) -> None:
     for base in ("typst-nano", str(tiny_model)):
         built_in = Generator.load(None, base, use_4bit=False, compile=False)
-        chosen = choose(None, base, use_4bit=False)
-        config = on_vllm.generation_config(path_or_name(base), check_choice(chosen))
-        model: Any = built_in.engine.model
-        tokenizer = built_in.engine.tokenizer
+        spec = resolve_model(None, base, use_4bit=False)
+        config = on_vllm.generation_config(path_or_name(base), validate_model(spec))
+        model: Any = built_in.model
+        tokenizer = built_in.tokenizer
         assert eos_token_ids(config, tokenizer) == eos_token_ids(model.generation_config, tokenizer) != []
 
 
@@ -86,13 +99,13 @@ class StandIn:
     decoder: Decoder
 
     def __post_init__(self) -> None:
-        self.rows: dict[str, Row] = {}
+        self.rows: dict[str, Request] = {}
         self.asked: list[Any] = []
 
     def add_request(self, name: str, prompt: dict[str, Any], params: Any, lora_request: Any = None) -> str:
         self.asked.append((prompt["prompt_token_ids"], params, lora_request))
         settings = GenerationSettings(params.max_tokens, params.temperature, params.top_p, params.top_k, 1)
-        self.rows[name] = Row(prompt["prompt_token_ids"], settings, params.seed)
+        self.rows[name] = Request(prompt["prompt_token_ids"], settings, params.seed)
         self.decoder.add([self.rows[name]])
         return name
 
@@ -101,7 +114,7 @@ class StandIn:
         ended = {name: row for name, row in self.rows.items() if row.finish_reason}
         for name in ended:
             del self.rows[name]
-        end = min(self.decoder.ends)
+        end = min(self.decoder.eos_token_ids)
         return [
             SimpleNamespace(
                 request_id=name,
@@ -117,8 +130,7 @@ class StandIn:
         ]
 
     def abort_request(self, names: list[str]) -> None:
-        for name in names:
-            self.decoder.remove(self.rows.pop(name))
+        self.decoder.remove([self.rows.pop(name) for name in names])
 
 
 @pytest.fixture
@@ -140,16 +152,16 @@ def test_answers_are_read_as_the_built_in_engine_reads_its_own(able_adapter, abl
     settings = GenerationSettings(max_tokens=1200, temperature=0, repetition_penalty=1)
     built_in = Generator.load(able_adapter, use_4bit=False, settings=settings, compile=False)
     records = [pair["input"] for pair in able_pairs[:3]]
-    expected = dict(built_in.generate(records))
-    model: Any = built_in.engine.model
-    ends = eos_token_ids(model.generation_config, built_in.engine.tokenizer)
+    expected = by_index(built_in.generate(records))
+    model: Any = built_in.model
+    ends = eos_token_ids(model.generation_config, built_in.tokenizer)
     engine = StandIn(Decoder(model, ends, DraftCorpus()))
     directory = adapter_directory(able_adapter)
     decoder = on_vllm.VllmDecoder(engine, ends, model.config.max_position_embeddings, {"default": directory})
     over_vllm = Generator(
-        None, built_in.engine.tokenizer, built_in.templates, settings, batch_size=2, decoder=decoder
+        decoder, built_in.tokenizer, built_in.templates, settings, batch_size=2
     )  # fmt: skip
-    made = dict(over_vllm.generate(records))
+    made = by_index(over_vllm.generate(records))
     for place, document in expected.items():
         assert made[place].source == document.source
         assert (made[place].finish_reason, made[place].tokens) == (document.finish_reason, document.tokens)
@@ -158,12 +170,12 @@ def test_answers_are_read_as_the_built_in_engine_reads_its_own(able_adapter, abl
     assert sorted(asked[0] for asked in engine.asked) == sorted(map(list, prompts))
     assert {asked[2] for asked in engine.asked} == {("default", 1, str(directory))}
 
-    (answer,) = over_vllm.answers([{**records[0], "contents_txt": "word " * 60_000}])
-    assert isinstance(answer[1], UserError) and "shorten its text" in str(answer[1])
+    (failure,) = over_vllm.results([{**records[0], "contents_txt": "word " * 60_000}])
+    assert isinstance(failure, GenerationFailure) and "Shorten the record" in str(failure.error)
     half = over_vllm.generate(records)
     next(half)
     half.close()  # those that are under way are given up, there too
-    assert dict(over_vllm.generate(records[:1]))[0].source == expected[0].source and not engine.rows
+    assert over_vllm.generate_one(records[0]).source == expected[0].source and not engine.rows
 
 
 @pytest.mark.gpu
@@ -172,14 +184,14 @@ def test_answers_are_read_as_the_built_in_engine_reads_its_own(able_adapter, abl
 def test_vllm_writes_what_the_built_in_engine_writes(able_adapter, able_pairs) -> None:
     records = [pair["input"] for pair in able_pairs[:3]]
     settings = GenerationSettings(max_tokens=1200, temperature=0, repetition_penalty=1)
-    expected = dict(Generator.load(able_adapter, use_4bit=False, settings=settings).generate(records))
+    expected = by_index(Generator.load(able_adapter, use_4bit=False, settings=settings).generate(records))
     generator = Generator.load(able_adapter, use_4bit=False, settings=settings, engine="vllm")
-    made = dict(generator.generate(records))
+    made = by_index(generator.generate(records))
     for place, document in expected.items():  # 16-bit rounding may tip a choice, so not by the letter
         assert made[place].finish_reason == document.finish_reason == "stop"
         assert made[place].fidelity == pytest.approx(document.fidelity, abs=0.1)
     generator.settings = replace(settings, max_tokens=5)
-    assert {document.tokens for _, document in generator.generate(records)} == {5}
+    assert {document.tokens for document in generator.generate(records)} == {5}
     generator.settings = replace(settings, temperature=1, seed=3, max_tokens=60)
-    first, second = (dict(generator.generate(records))[0].source for _ in range(2))
+    first, second = (by_index(generator.generate(records))[0].source for _ in range(2))
     assert first == second

@@ -25,8 +25,9 @@ import torch
 
 from typst_lit.data.sources import RecordSource
 from typst_lit.errors import UserError
-from typst_lit.inference.generator import SECONDS_BETWEEN_LINES, Generator
+from typst_lit.inference.generator import Generator
 from typst_lit.inference.shards import Shard, ShardFolder
+from typst_lit.progress import LOG_INTERVAL_S
 
 log = logging.getLogger(__name__)
 FRUITLESS_ROUNDS = 3  # in a row, and the job is given up
@@ -128,7 +129,7 @@ def _make(ray: Any, work: Work, count: int, missing: set[int], actors: int | Non
                 shard = Shard(**answer)
                 folder.add(shard)
                 missing.discard(shard.first // folder.size)
-                if time.monotonic() - told > SECONDS_BETWEEN_LINES or not missing:
+                if time.monotonic() - told > LOG_INTERVAL_S or not missing:
                     told = time.monotonic()
                     records = folder.total("records")
                     pace = (records - before) / (told - began)

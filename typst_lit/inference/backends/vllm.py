@@ -21,9 +21,9 @@ from transformers import GenerationConfig, PretrainedConfig
 
 from typst_lit.errors import UserError
 from typst_lit.exporting.targets import rank_for_vllm
-from typst_lit.inference.decoder import Row
-from typst_lit.inference.engine import eos_token_ids
-from typst_lit.inference.generator import Choice, Loaded, check_choice
+from typst_lit.inference.decoder import BaseDecoder, eos_token_ids
+from typst_lit.inference.loading import LoadedModel, ModelSpec, validate_model
+from typst_lit.inference.request import Request
 from typst_lit.inference.sampling import GenerationSettings
 from typst_lit.model import qwen1
 from typst_lit.model.backbones import PretrainedBackbone, compute_dtype, path_or_name
@@ -33,27 +33,27 @@ from typst_lit.model.backbones import PretrainedBackbone, compute_dtype, path_or
 SPECULATION = {"method": "ngram", "num_speculative_tokens": 8, "prompt_lookup_min": 2, "prompt_lookup_max": 5}
 
 
-def load(chosen: Choice, use_4bit: bool, settings: GenerationSettings, batch_size: int) -> Loaded:
+def load(spec: ModelSpec, settings: GenerationSettings, batch_size: int) -> LoadedModel:
     """Loads a model and its adapters into vLLM.
 
     Raises:
         UserError: when vLLM is not installed, or can't do what is asked.
     """
     check_settings(settings)
-    ranks = [_rank(path) for path in chosen.directories.values()]
-    architecture = check_choice(chosen)
-    place = path_or_name(chosen.base)
+    ranks = [_rank(path) for path in spec.adapters.values()]
+    architecture = validate_model(spec)
+    place = path_or_name(spec.base_model)
     if PretrainedConfig.get_config_dict(place)[0].get("model_type") == qwen1.MODEL_TYPE:
-        raise UserError(f"{chosen.base}: vLLM takes it as Qwen2: `typst-lit convert` writes such a folder.")
+        raise UserError(f"{spec.base_model}: vLLM takes it as Qwen2: `typst-lit convert` writes such a folder.")
     try:
         from vllm import LLM
     except ImportError as error:
         raise UserError(f"--engine vllm needs vLLM ({error}): pip install 'typst-lit[vllm]', with a GPU") from error
-    tokenizer = PretrainedBackbone().load_tokenizer(chosen.base, None, False)
-    llm = LLM(**engine_arguments(place, ranks, use_4bit, settings.draft, batch_size))
+    tokenizer = PretrainedBackbone().load_tokenizer(spec.base_model, None, False)
+    llm = LLM(**engine_arguments(place, ranks, spec.use_4bit, settings.prompt_lookup, batch_size))
     ends = eos_token_ids(generation_config(place, architecture), tokenizer)
-    decoder = VllmDecoder(llm.llm_engine, ends, llm.model_config.max_model_len, chosen.directories)
-    return Loaded(None, tokenizer, chosen.templates, chosen.weights, decoder)
+    decoder = VllmDecoder(llm.llm_engine, ends, llm.model_config.max_model_len, spec.adapters)
+    return LoadedModel(decoder, tokenizer, spec.templates, spec.identity)
 
 
 def check_settings(settings: GenerationSettings) -> None:
@@ -97,7 +97,7 @@ def engine_arguments(
     return made
 
 
-def sampling(row: Row, ends: Collection[int]) -> dict[str, Any]:
+def sampling(row: Request, ends: Collection[int]) -> dict[str, Any]:
     """Returns the arguments of ``vllm.SamplingParams`` for a document."""
     check_settings(row.settings)
     (seed,) = np.random.SeedSequence(row.seed).generate_state(1, np.uint64)
@@ -105,7 +105,7 @@ def sampling(row: Row, ends: Collection[int]) -> dict[str, Any]:
         "temperature": row.settings.temperature,
         "top_p": row.settings.top_p,
         "top_k": row.settings.top_k,
-        "max_tokens": row.most,
+        "max_tokens": row.max_tokens,
         "seed": int(seed >> np.uint64(1)),  # vLLM takes 63 bits
         "stop_token_ids": sorted(ends),
         "detokenize": False,  # the ids are read as those of the built-in decoder are
@@ -120,8 +120,8 @@ def generation_config(place: str, architecture: PretrainedConfig) -> GenerationC
         return GenerationConfig.from_model_config(architecture)
 
 
-class VllmDecoder:
-    """Decodes rows with vLLM; see `typst_lit.inference.engine.Decoding`.
+class VllmDecoder(BaseDecoder):
+    """Decodes rows with vLLM; see `typst_lit.inference.decoder.BaseDecoder`.
 
     Args:
         engine: a ``vllm.LLMEngine``.
@@ -136,13 +136,13 @@ class VllmDecoder:
         self._context = context
         self._adapters = adapters
         self._adapter: str | None = None
-        self._rows: dict[str, Row] = {}
+        self._rows: dict[str, Request] = {}
         self._count = 0
 
     def set_adapter(self, name: str) -> None:
         self._adapter = name
 
-    def add(self, rows: Sequence[Row]) -> None:
+    def add(self, requests: Sequence[Request]) -> None:
         from vllm import SamplingParams
         from vllm.lora.request import LoRARequest
         from vllm.sampling_params import RequestOutputKind
@@ -151,8 +151,8 @@ class VllmDecoder:
         if self._adapter is not None:
             number = 1 + list(self._adapters).index(self._adapter)
             adapter = LoRARequest(self._adapter, number, str(self._adapters[self._adapter]))
-        for row in rows:
-            row.fit(self._context)
+        for row in requests:
+            row.limit_to_context(self._context)
             params = SamplingParams(**sampling(row, self.ends), output_kind=RequestOutputKind.FINAL_ONLY)
             self._count += 1
             name = str(self._count)
@@ -170,9 +170,8 @@ class VllmDecoder:
             row.text.extend([token for token in made.token_ids if token not in self.ends])
             row.finish_reason = made.finish_reason
 
-    def remove(self, row: Row) -> None:
-        row.finish_reason = "cancelled"
-        for name in [name for name, each in self._rows.items() if each is row]:
+    def remove(self, requests: Collection[Request]) -> None:
+        for name in [name for name, request in self._rows.items() if request in requests]:
             self._engine.abort_request([name])
             del self._rows[name]
 

@@ -1,0 +1,105 @@
+"""A document in flight: the request that enters an engine, and the completion that leaves it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+
+from typst_lit.errors import UserError
+from typst_lit.inference.prompt_lookup import IndexedText
+from typst_lit.inference.sampling import GenerationSettings, Sampler, document_seed
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What a model wrote for a request.
+
+    Attributes:
+        text: the Typst source, without the EOS token.
+        tokens: number of generated tokens, including the EOS token.
+        finish_reason: ``stop`` when the model ended it, ``length`` when the token limit did.
+        seconds: from its first forward pass to its end; others were generated in the same time.
+        passes: forward passes that it took, those of its prompt not counted.
+    """
+
+    text: str
+    tokens: int
+    finish_reason: str
+    seconds: float
+    passes: int
+
+
+@dataclass(eq=False)
+class Request:
+    """A prompt to be completed, and how far it is.
+
+    What it generates is a function of prompt, settings and seed alone: it can be restarted at any time and gives the
+    same document.
+
+    Attributes:
+        prompt: the ids of the prompt.
+        settings: how to sample.
+        seed: entropy of its random numbers; by default that of the settings and the prompt.
+        adapter: the name of the adapter to use; None for the active one, or none.
+        on_text: called in the engine's thread with all of the source so far, whenever there is more of it.
+        future: its completion, or its error.
+        finish_reason: None while it is decoded; then ``stop`` (the model ended it) or ``length`` (the limit did).
+        passes: forward passes that it took part in, those of its prompt not counted.
+        text: prompt and output so far.
+        max_tokens: maximum number of tokens of the output, in this model's context.
+        started_at: when it joined the batch, in seconds of `time.monotonic`.
+        num_reported: tokens at the last call of ``on_text``; a retry does not repeat them.
+        isolated: whether it is decoded alone, because one of several requests made a step fail.
+    """
+
+    prompt: Sequence[int]
+    settings: GenerationSettings
+    seed: int | Sequence[int] | None = None
+    adapter: str | None = None
+    on_text: Callable[[str], None] | None = None
+    future: Future[Completion] = field(default_factory=Future, init=False, repr=False)
+    finish_reason: str | None = field(default=None, init=False)
+    passes: int = field(default=0, init=False)
+    max_tokens: int = field(default=0, init=False)
+    started_at: float = field(default=0.0, init=False, repr=False)
+    num_reported: int = field(default=0, init=False, repr=False)
+    isolated: bool = field(default=False, init=False, repr=False)
+    text: IndexedText = field(init=False, repr=False)
+    sampler: Sampler = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.seed is None:
+            self.seed = document_seed(self.settings.seed, self.prompt)
+        self.restart()
+
+    def restart(self) -> None:
+        """Discards what was generated."""
+        assert self.seed is not None
+        self.finish_reason, self.passes, self.max_tokens = None, 0, self.settings.max_tokens
+        self.text = IndexedText(self.prompt)
+        self.sampler = Sampler(self.settings, self.seed)
+
+    @property
+    def num_generated(self) -> int:
+        """Tokens so far, without the EOS token."""
+        return len(self.text.tokens) - len(self.prompt)
+
+    @property
+    def output(self) -> list[int]:
+        """The ids of the tokens so far, without the EOS token."""
+        return self.text.tokens[len(self.prompt) :]
+
+    def limit_to_context(self, max_positions: int | None, num_virtual_tokens: int = 0) -> None:
+        """Limits the output to what a model's context leaves, after a soft prompt.
+
+        Raises:
+            UserError: when the prompt leaves no space for a document.
+        """
+        if max_positions is not None:
+            self.max_tokens = min(self.max_tokens, max_positions - num_virtual_tokens - len(self.prompt))
+        if self.max_tokens < 1:
+            raise UserError(
+                f"the record's prompt has {len(self.prompt)} tokens, and the model supports {max_positions}.",
+                hint="Shorten the record's text.",
+            )
