@@ -83,9 +83,9 @@ def main() -> None:
         batches = [PackingCollator()([examples[place] for place in places]) for places in sampler]
         bound = least_rows(lengths, capacity)
         fewest = math.ceil(bound - 1e-6)
-        full, at_best = (sum(lengths) / capacity / rows for rows in (sampler.row_count, fewest))
+        full, at_best = (sum(lengths) / capacity / rows for rows in (sampler.num_rows, fewest))
         places = sum(batch.input_ids.numel() for batch in batches)
-        sizes = {"capacity": capacity, "documents": len(lengths), "tokens": sum(lengths), "rows": sampler.row_count}
+        sizes = {"capacity": capacity, "documents": len(lengths), "tokens": sum(lengths), "rows": sampler.num_rows}
         rest = {"bound": bound, "fewest_possible": fewest, "full": full, "full_at_best": at_best}
         found.append({**sizes, **rest, "real_tokens_of_places": sum(lengths) / places})
         print(found[-1], flush=True)

@@ -1,4 +1,4 @@
-"""Inputs that nobody wrote: whatever they are, a clear message or a result; never a traceback, never a hang."""
+"""Random inputs: each gives a result or a clear message, never a traceback, never a hang."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ GOOD = {
 }  # fmt: skip
 TEXTS = [name for name, value in GOOD.items() if isinstance(value, str)]
 
-any_character = st.characters(codec=None)  # all of them: control characters, unassigned ones, halves of pairs
+any_character = st.characters(codec=None)  # control characters, unassigned ones, halves of surrogate pairs too
 junk = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(any_character, max_size=20),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(any_character, max_size=8), inner, max_size=3),
     max_leaves=8,
 )
-fine_text = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=30).map(
+valid_text = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=30).map(
     lambda text: text + "x"
 )
-wrong_text = st.one_of(
+invalid_text = st.one_of(
     st.sampled_from(["", " \n\t", "a\0b", "half \ud800"]), st.integers(), st.booleans(), st.lists(st.just("a")),
     st.floats(allow_nan=False),
 )  # fmt: skip
-wrong_number = st.one_of(
+invalid_number = st.one_of(
     st.integers(max_value=-1), st.integers(min_value=2**63), st.floats(), st.booleans(),
     st.sampled_from(["", "one", "1.5", "-3", "9" * 30, "٣"]), st.just([1]), st.just({}),
 )  # fmt: skip
@@ -44,8 +44,8 @@ wrong_number = st.one_of(
 
 @st.composite
 def records(draw: Any) -> tuple[dict[str, Any], bool]:
-    """Returns a record and whether it is sound."""
-    record: dict[str, Any] = {**GOOD, **draw(st.dictionaries(st.sampled_from(TEXTS), fine_text, max_size=2))}
+    """Returns a record and whether it is valid."""
+    record: dict[str, Any] = {**GOOD, **draw(st.dictionaries(st.sampled_from(TEXTS), valid_text, max_size=2))}
     if draw(st.booleans()):
         record["starting_page"] = draw(st.integers(0, 2**63 - 1))
     if draw(st.integers(0, 2)):
@@ -54,51 +54,55 @@ def records(draw: Any) -> tuple[dict[str, Any], bool]:
     if draw(st.integers(0, 3)) == 0:
         del record[field]
     else:
-        record[field] = draw(wrong_number if field == "starting_page" else wrong_text)
+        record[field] = draw(invalid_number if field == "starting_page" else invalid_text)
     return record, False
 
 
-def no_records(value: Any) -> bool:
-    """Tells whether a value is neither a record nor, alone in a file, a list of records."""
+def is_not_records(value: Any) -> bool:
+    """Returns whether a value is neither a record nor, alone in a file, a list of records."""
     return not isinstance(value, dict) and not (isinstance(value, list) and all(isinstance(v, dict) for v in value))
 
 
 @st.composite
 def pairs(draw: Any) -> tuple[Any, bool]:
-    """Returns a training pair and whether it is sound."""
-    record, sound = draw(records())
-    kind = draw(st.integers(0, 9))
-    if kind == 0:
+    """Returns a training pair and whether it is valid."""
+    record, is_valid = draw(records())
+    case = draw(st.integers(0, 9))
+    if case == 0:
         return {"input": record}, False
-    if kind == 1:
-        return {"input": record, "output": draw(wrong_text)}, False
-    if kind == 2:
-        return draw(junk.filter(no_records)), False
-    return {"input": record, "output": draw(fine_text)}, sound
+    if case == 1:
+        return {"input": record, "output": draw(invalid_text)}, False
+    if case == 2:
+        return draw(junk.filter(is_not_records)), False
+    return {"input": record, "output": draw(valid_text)}, is_valid
 
 
-def written(path: Path, values: list[Any], form: str) -> None:
-    lines = [json.dumps(value, ensure_ascii=form.endswith("ascii")) for value in values]
-    text = "[" + ",\n".join(lines) + "]" if form.startswith("list") else "\n".join(lines)
+def write_values(path: Path, values: list[Any], layout: str) -> None:
+    lines = [json.dumps(value, ensure_ascii=layout.endswith("ascii")) for value in values]
+    text = "[" + ",\n".join(lines) + "]" if layout.startswith("list") else "\n".join(lines)
     path.write_bytes(text.encode("utf-8", "surrogatepass"))
 
 
-def times(count: int, strategy: Any, check: Callable[[Any], None]) -> None:
-    """Runs a check on so many values."""
+def check_examples(num_examples: int, strategy: Any, check: Callable[[Any], None]) -> None:
+    """Runs a check on random values."""
     options = settings(
-        max_examples=count, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck)
+        max_examples=num_examples,
+        deadline=None,
+        database=None,
+        derandomize=True,
+        suppress_health_check=list(HealthCheck),
     )
     options(given(strategy)(check))()
 
 
-FORMS = st.sampled_from(["list", "list ascii", "lines ascii"])
-HOW_MANY = [pytest.param(60, id="few"), pytest.param(5000, id="many", marks=pytest.mark.slow)]
+LAYOUTS = st.sampled_from(["list", "list ascii", "lines ascii"])
+COUNTS = [pytest.param(60, id="few"), pytest.param(5000, id="many", marks=pytest.mark.slow)]
 
 
-@pytest.mark.parametrize("count", HOW_MANY)
+@pytest.mark.parametrize("count", COUNTS)
 @pytest.mark.parametrize("predict", [False, True], ids=["fit", "predict"])
 def test_files_of_records(tmp_path, count, predict) -> None:
-    """What is sound is kept; of the rest, file and place are named."""
+    """Valid records are kept; the errors of the others name file and line or index."""
 
     def read(path: Path, on_invalid: Any) -> int:
         if predict:
@@ -108,31 +112,33 @@ def test_files_of_records(tmp_path, count, predict) -> None:
         return len(TypstDataModule(str(path), on_invalid=on_invalid, cache_dir=str(tmp_path / "cache")).pairs())
 
     def check(drawn: tuple[list[tuple[Any, bool]], str]) -> None:
-        made, form = drawn
-        path = tmp_path / ("made.json" if form.startswith("list") else "made.jsonl")
-        written(path, [value for value, _ in made], form)
-        sound = sum(good for _, good in made)
-        if sound:
-            assert read(path, "skip") == sound
+        values, layout = drawn
+        path = tmp_path / ("values.json" if layout.startswith("list") else "values.jsonl")
+        write_values(path, [value for value, _ in values], layout)
+        num_valid = sum(is_valid for _, is_valid in values)
+        if num_valid:
+            assert read(path, "skip") == num_valid
         else:
             with pytest.raises(UserError, match=path.name):
                 read(path, "skip")
-        if sound == len(made):
-            assert read(path, "error") == sound
+        if num_valid == len(values):
+            assert read(path, "error") == num_valid
             return
         with pytest.raises(UserError) as raised:
             read(path, "error")
         message = str(raised.value)
-        for place, (_, good) in enumerate(made):
-            where = f"{path}, record {place} (" if form.startswith("list") else f"{path}, line {place + 1}:"
-            assert (where in message) != good, message
+        for index, (_, is_valid) in enumerate(values):
+            origin = f"{path}, record {index} (" if layout.startswith("list") else f"{path}, line {index + 1}:"
+            assert (origin in message) != is_valid, message
 
-    times(count, st.tuples(st.lists(records() if predict else pairs(), min_size=1, max_size=4), FORMS), check)
+    check_examples(
+        count, st.tuples(st.lists(records() if predict else pairs(), min_size=1, max_size=4), LAYOUTS), check
+    )
 
 
-@pytest.mark.parametrize("count", HOW_MANY)
+@pytest.mark.parametrize("count", COUNTS)
 def test_files_of_anything(tmp_path, count) -> None:
-    """Broken structure: one message that names the file."""
+    """Files with an invalid structure: one message that names the file."""
 
     def check(content: bytes) -> None:
         path = tmp_path / "anything.json"
@@ -142,18 +148,18 @@ def test_files_of_anything(tmp_path, count) -> None:
         except UserError as error:
             assert str(path) in str(error)
 
-    whole = json.dumps([{"input": GOOD, "output": "= Waves"}] * 3).encode()
+    content = json.dumps([{"input": GOOD, "output": "= Waves"}] * 3).encode()
     contents = st.one_of(
         st.binary(max_size=200),
         st.text(any_character, max_size=200).map(lambda text: text.encode("utf-8", "surrogatepass")),
         junk.map(lambda value: json.dumps(value).encode()),
-        st.integers(0, len(whole)).map(lambda end: whole[:end]),
-        st.tuples(st.integers(0, len(whole) - 1), st.binary(max_size=3)).map(
-            lambda cut: whole[: cut[0]] + cut[1] + whole[cut[0] + len(cut[1]) :]
+        st.integers(0, len(content)).map(lambda end: content[:end]),
+        st.tuples(st.integers(0, len(content) - 1), st.binary(max_size=3)).map(
+            lambda cut: content[: cut[0]] + cut[1] + content[cut[0] + len(cut[1]) :]
         ),
         st.sampled_from([b"[" * 100_000, b'{"input":' * 50_000, b"\xef\xbb\xbf[]", b"\xff\xfe[\x00]\x00"]),
     )  # fmt: skip
-    times(count, contents, check)
+    check_examples(count, contents, check)
 
 
 def test_fields_of_ten_megabytes(tmp_path) -> None:
@@ -183,32 +189,32 @@ PLAUSIBLE = st.sampled_from(
 
 
 def nested(flat: dict[str, Any]) -> dict[str, Any]:
-    made: dict[str, Any] = {}
+    config: dict[str, Any] = {}
     for key, value in flat.items():
-        here = made
-        *groups, last = key.split(".")
-        for group in groups:
-            here = here.setdefault(group, {}) if isinstance(here.get(group, {}), dict) else {}
-        here[last] = value
-    return made
+        group = config
+        *names, last = key.split(".")
+        for name in names:
+            group = group.setdefault(name, {}) if isinstance(group.get(name, {}), dict) else {}
+        group[last] = value
+    return config
 
 
 @pytest.mark.parametrize("count", [pytest.param(15, id="few"), pytest.param(2000, id="many", marks=pytest.mark.slow)])
 def test_configurations(tmp_path, capfd, monkeypatch, count) -> None:
-    """No run can begin, as the data is not there; what is wrong is said in a few lines, with status 1 or 2."""
+    """No run can start, because its data does not exist; a short message says what is wrong, with status 1 or 2."""
     monkeypatch.chdir(tmp_path)
 
     def check(config: Any) -> None:
-        path = tmp_path / "made.yaml"
+        path = tmp_path / "random.yaml"
         path.write_text(config if isinstance(config, str) else yaml.safe_dump(nested(config)), "utf-8")
         status = main(["fit", "--config", str(path), "--data.path", "not_there.json", "--trainer.accelerator", "cpu"])
-        told = capfd.readouterr().err
-        assert status in (1, 2) and "Traceback" not in told, told
-        assert told.strip()
+        message = capfd.readouterr().err
+        assert status in (1, 2) and "Traceback" not in message, message
+        assert message.strip()
 
     flat = st.dictionaries(st.sampled_from(SETTINGS), PLAUSIBLE | junk.filter(dumpable), max_size=3)
     garbage = st.text(st.characters(exclude_categories=["Cs"]), max_size=60)
-    times(count, st.one_of(flat, flat, flat, garbage), check)
+    check_examples(count, st.one_of(flat, flat, flat, garbage), check)
 
 
 def dumpable(value: Any) -> bool:

@@ -26,7 +26,10 @@ class UserError(Exception):
 
     def __str__(self) -> str:
         named = f"`{self.setting}`: {self.problem}" if self.setting else self.problem
-        return f"{named} {self.hint}" if self.hint else named
+        if not self.hint:
+            return named
+        separator = "\n" if "\n" in named else " "
+        return f"{named}{separator}{self.hint}"
 
 
 class UsageError(UserError):
@@ -56,3 +59,12 @@ def listing(items: Sequence[str], limit: int = 50) -> str:
     if len(items) > limit:
         lines.append(f"  ... and {len(items) - limit} more")
     return "\n".join(lines)
+
+
+def plural(count: int, noun: str) -> str:
+    """Returns the count with its noun.
+
+    >>> plural(1, "record"), plural(2, "record")
+    ('1 record', '2 records')
+    """
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

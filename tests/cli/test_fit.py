@@ -238,7 +238,7 @@ def test_early_stopping_follows_the_command_line_when_resumed(run, fit_args) -> 
 def test_a_changed_batch_size_is_said_when_resuming(run, fit_args) -> None:
     assert run(*fit_args).status == 0
     result = run(*fit_args, "--ckpt_path", "last", "--trainer.max_epochs", 4, "--data.batch_size", 4)
-    assert result.status == 0 and "goes on in another order" in result.err, result.err
+    assert result.status == 0 and "continues in another order" in result.err, result.err
 
 
 def stopped_by(

@@ -19,7 +19,7 @@ LENGTHS = np.random.default_rng(0).integers(50, 3000, 203)
 
 @pytest.mark.parametrize("world_size", [1, 3])
 @pytest.mark.parametrize("shuffle", [True, False])
-def test_every_example_comes_once_an_epoch(world_size, shuffle) -> None:
+def test_every_example_comes_once_per_epoch(world_size, shuffle) -> None:
     seen: list[int] = []
     for rank in range(world_size):
         sampler = LengthGroupedSampler(LENGTHS, 4, seed=1, shuffle=shuffle, rank=rank, world_size=world_size)
@@ -29,7 +29,7 @@ def test_every_example_comes_once_an_epoch(world_size, shuffle) -> None:
     assert sorted(seen) == list(range(len(LENGTHS)))
 
 
-def test_a_few_examples_serve_many_processes() -> None:
+def test_processes_without_examples_get_empty_batches() -> None:
     for rank in range(4):
         assert len(list(LengthGroupedSampler([5, 6], 4, rank=rank, world_size=4))) == 1
 
@@ -47,19 +47,19 @@ def test_the_order_is_a_function_of_seed_and_epoch() -> None:
     assert grouped(3, seed=8) != first
 
 
-def test_resuming_gives_exactly_the_batches_that_were_to_come() -> None:
+def test_resuming_gives_exactly_the_remaining_batches() -> None:
     assert grouped(2, seed=7, start=(2, 11)) == grouped(2, seed=7)[11:]
     assert grouped(3, seed=7, start=(2, 11)) == grouped(3, seed=7)
 
 
 @pytest.mark.parametrize("processes", [2, 3, 4])
-def test_any_number_of_processes_goes_on_after_any_number_of_batches(processes) -> None:
-    whole = grouped(2, seed=7)
-    for done in (1, 6, 11, len(whole) - 1):
+def test_any_number_of_processes_resumes_after_any_number_of_batches(processes) -> None:
+    batches = grouped(2, seed=7)
+    for done in (1, 6, 11, len(batches) - 1):
         shares = [grouped(2, seed=7, rank=rank, world_size=processes, start=(2, done)) for rank in range(processes)]
         assert len({len(share) for share in shares}) == 1
-        seen = [batch for together in zip(*shares, strict=True) for batch in together if batch]
-        assert seen == whole[done:]
+        seen = [batch for step in zip(*shares, strict=True) for batch in step if batch]
+        assert seen == batches[done:]
 
 
 def test_batches_are_of_similar_length_and_the_longest_comes_first() -> None:
@@ -83,7 +83,7 @@ def test_padding_is_on_the_right_to_a_multiple_of_eight() -> None:
 
 @pytest.mark.parametrize("world_size", [1, 3])
 @pytest.mark.parametrize("shuffle", [True, False])
-def test_packed_rows_hold_every_example_once_and_no_more_than_fits(world_size, shuffle) -> None:
+def test_packed_rows_contain_every_example_once_and_fit(world_size, shuffle) -> None:
     seen: list[int] = []
     for rank in range(world_size):
         sampler = PackedSampler(LENGTHS, 2, 4096, seed=1, shuffle=shuffle, rank=rank, world_size=world_size)
@@ -92,10 +92,10 @@ def test_packed_rows_hold_every_example_once_and_no_more_than_fits(world_size, s
         assert all(LENGTHS[batch].sum() <= 2 * 4096 for batch in batches)
         seen += [index for batch in batches for index in batch]
     assert set(seen) == set(range(len(LENGTHS)))
-    assert LENGTHS.sum() / (sampler.row_count * 4096) > 0.97
+    assert LENGTHS.sum() / (sampler.num_rows * 4096) > 0.97
 
 
-def test_packed_rows_change_with_the_epoch_but_not_their_number() -> None:
+def test_packed_rows_change_with_the_epoch_but_not_in_number() -> None:
     sampler = PackedSampler(LENGTHS, 2, 4096, seed=7, epoch=lambda: 2, start=(2, 5))
     epochs = [[batch.tolist() for batch in sampler.batches(epoch)] for epoch in range(4)]
     assert len({len(batches) for batches in epochs}) == 1 and epochs[1] != epochs[2]
@@ -110,13 +110,13 @@ def test_best_fit_takes_the_fullest_row_that_has_room() -> None:
 
 
 @pytest.mark.parametrize("collate", [Collator(pad_id=2, max_length=100), PackingCollator()])
-def test_a_batch_of_nothing_has_nothing_to_predict(collate) -> None:
+def test_an_empty_batch_has_no_targets(collate) -> None:
     batch = collate([])
     assert batch.lengths == [] and len(batch.target_positions) == 0 and (batch.labels == IGNORE_INDEX).all()
     assert split_batch(batch, 4)[0] is batch
 
 
-def test_packing_puts_whole_examples_in_one_row() -> None:
+def test_packing_puts_complete_examples_into_one_row() -> None:
     examples = [
         Example([1] * 9, [IGNORE_INDEX] * 4 + [1] * 5, 4, "a"),
         Example([2] * 3, [IGNORE_INDEX] + [2] * 2, 1, "b"),

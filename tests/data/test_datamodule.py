@@ -16,14 +16,14 @@ def write(path, value):
     return path
 
 
-def test_every_fault_is_listed_before_any_model_is_looked_for(run, tmp_path, pairs) -> None:
+def test_all_errors_are_listed_before_a_model_is_loaded(run, tmp_path, pairs) -> None:
     pairs[1]["input"]["starting_page"] = "one"
     pairs[1]["output"] = ""
     del pairs[4]["input"]["department"]
     path = write(tmp_path / "bad.json", pairs)
     result = run("fit", "--data.path", path, "--run_dir", tmp_path / "run", *NO_MODEL)
     assert result.status == 1 and "Traceback" not in result.err
-    assert "2 of 12 records can't be used" in result.err
+    assert "2 of 12 records are invalid" in result.err
     for words in (
         "record 1 (line 1): field 'starting_page'",
         "record 1 (line 1): field 'output'",
@@ -31,11 +31,11 @@ def test_every_fault_is_listed_before_any_model_is_looked_for(run, tmp_path, pai
         "'department'",
     ):
         assert words in result.err
-    assert "on_invalid skip" in result.err
+    assert "on_invalid" in result.err
     assert "no-model" not in result.err
 
 
-def test_skipping_counts_and_goes_on_and_the_cache_remembers(run, tmp_path, pairs, fit_args) -> None:
+def test_skipped_records_are_counted_with_and_without_a_cache(run, tmp_path, pairs, fit_args) -> None:
     pairs[1]["output"] = ""
     path = write(tmp_path / "bad.json", pairs)
     for attempt in range(2):
@@ -44,32 +44,32 @@ def test_skipping_counts_and_goes_on_and_the_cache_remembers(run, tmp_path, pair
             "--run_dir", tmp_path / f"run{attempt}",
         )  # fmt: skip
         assert result.status == 0, result.err
-        assert "1 of 12 records can't be used and are left out" in result.err
+        assert "1 of 12 records is invalid and skipped" in result.err
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [("[]", "empty list"), ("", "is empty"), ('"text"', "top level"), ("[1, 2]", "must be an object")],
 )
-def test_files_without_a_good_record(run, tmp_path, content, message) -> None:
+def test_files_without_a_valid_record(run, tmp_path, content, message) -> None:
     path = tmp_path / "pairs.json"
     path.write_text(content)
     result = run("fit", "--data.path", path, "--run_dir", tmp_path / "run", *NO_MODEL)
     assert result.status == 1 and message in result.err and str(path) in result.err
-    assert "on_invalid" not in result.err.split("Mend")[1]  # skipping would leave nothing
+    assert "on_invalid" not in result.err.split("Fix")[1]  # skipping would leave nothing
 
 
 def test_no_path_and_a_missing_path(run, tmp_path) -> None:
-    assert "--data.path" in run("fit", "--run_dir", tmp_path, *NO_MODEL).err
+    assert "data.path" in run("fit", "--run_dir", tmp_path, *NO_MODEL).err
     result = run("fit", "--run_dir", tmp_path, "--data.path", SAMPLES.with_name("report.json"), *NO_MODEL)
     assert result.status == 1 and "reports.json" in result.err  # what the folder has instead
 
 
-def test_groups_are_held_out_whole(run, fit_args) -> None:
+def test_complete_groups_are_held_out(run, fit_args) -> None:
     result = run(*fit_args, "--trainer.max_steps", 1)
     assert result.status == 0, result.err
     assert "Held out for validation: 4 of 12 records" in result.err
-    assert "33 % of the records where 10 % were asked for" in result.err
+    assert "33 % of the records instead of 10 %" in result.err
 
 
 def test_near_duplicates_across_the_split_are_named(run, fit_args, tmp_path, pairs) -> None:
@@ -80,18 +80,18 @@ def test_near_duplicates_across_the_split_are_named(run, fit_args, tmp_path, pai
     path = write(tmp_path / "twins.json", pairs + copies)
     args = [*fit_args, "--data.path", path, "--trainer.max_steps", 1, "--data.val_fraction", 0.25]
     leaking = run(*args, "--data.group_by", "none")
-    assert "have a near-duplicate" in leaking.err and "is like" in leaking.err
+    assert "have a near-duplicate" in leaking.err and "is similar to" in leaking.err
     grouped = run(*args, "--run_dir", tmp_path / "grouped")
     assert grouped.status == 0 and "near-duplicate" not in grouped.err
 
 
-def test_group_by_a_field_that_is_not_there(run, fit_args) -> None:
+def test_group_by_an_unknown_field(run, fit_args) -> None:
     result = run(*fit_args, "--data.group_by", "author")
     assert result.status == 1 and "no field 'author'" in result.err and "project_title" in result.err
 
 
 @pytest.mark.parametrize("policy", ["drop", "error", "truncate_text", "truncate_completion"])
-def test_overlong_samples_are_never_passed_over_in_silence(run, fit_args, policy) -> None:
+def test_samples_that_are_too_long_are_always_reported(run, fit_args, policy) -> None:
     args = [*fit_args, "--data.overlength", policy, "--data.max_length", 700, "--trainer.max_steps", 1]
     result = run(*args)
     assert result.status == (1 if policy == "error" else 0), result.err
@@ -127,27 +127,27 @@ def make_data(tiny_model, **options):
 
 
 def test_auto_length_covers_all_up_to_the_cap(tiny_model) -> None:
-    whole = make_data(tiny_model)
-    assert whole.length_limit == max(
-        batch.input_ids.shape[1] for batch in [*whole.train_dataloader(), *whole.val_dataloader()]
+    data = make_data(tiny_model)
+    assert data.length_limit == max(
+        batch.input_ids.shape[1] for batch in [*data.train_dataloader(), *data.val_dataloader()]
     )
     assert make_data(tiny_model, max_length_cap=700).length_limit == 700
 
 
-def test_a_truncated_completion_never_gets_an_end_token(tiny_model) -> None:
+def test_a_truncated_completion_has_no_eos(tiny_model) -> None:
     data = make_data(tiny_model, max_length=700, overlength="truncate_completion")
-    end = data.encoder.tokenizer.eos_token_id
-    ended = [
-        row[length - 1].item() == end
+    eos = data.encoder.tokenizer.eos_token_id
+    has_eos = [
+        row[length - 1].item() == eos
         for batch in data.train_dataloader()
         for row, length in zip(batch.input_ids, batch.lengths, strict=True)
     ]
     lengths = [length for batch in data.train_dataloader() for length in batch.lengths]
     assert max(lengths) == 700
-    assert ended == [length < 700 for length in lengths] and not all(ended) and any(ended)
+    assert has_eos == [length < 700 for length in lengths] and not all(has_eos) and any(has_eos)
 
 
-def test_a_shortened_text_keeps_the_completion_whole(tiny_model) -> None:
+def test_a_truncated_text_keeps_the_completion_intact(tiny_model) -> None:
     data = make_data(tiny_model, max_length=700, overlength="truncate_text")
     for batch in data.train_dataloader():
         for row, length in zip(batch.input_ids, batch.lengths, strict=True):
@@ -159,24 +159,24 @@ def test_workers_give_the_same_batches(tiny_model) -> None:
     assert [batch.origins for batch in make_data(tiny_model, num_workers=2).train_dataloader()] == alone
 
 
-def test_several_processes_tokenise_the_same(tiny_model, tmp_path) -> None:
+def test_several_processes_tokenize_the_same(tiny_model, tmp_path) -> None:
     one = make_data(tiny_model, cache_dir=str(tmp_path / "one"))
     two = make_data(tiny_model, cache_dir=str(tmp_path / "two"), num_proc=2)
     assert one._tables["train"]["input_ids"][:] == two._tables["train"]["input_ids"][:]
 
 
-def test_what_was_tokenised_once_is_not_tokenised_again(tiny_model, tmp_path, monkeypatch) -> None:
-    from typst_lit.data import datamodule
+def test_cached_tables_are_not_tokenized_again(tiny_model, tmp_path, monkeypatch) -> None:
+    from typst_lit.data import tokenization
 
     first = make_data(tiny_model, cache_dir=str(tmp_path))
 
     def fail(*args, **kwargs):
-        raise AssertionError("tokenised again")
+        raise AssertionError("tokenized again")
 
-    monkeypatch.setattr(datamodule, "_encode_rows", fail)
+    monkeypatch.setattr(tokenization, "_tokenize_rows", fail)
     again = make_data(tiny_model, cache_dir=str(tmp_path))
     assert again._tables["train"]["input_ids"][:] == first._tables["train"]["input_ids"][:]
-    with pytest.raises(AssertionError, match="tokenised again"):
+    with pytest.raises(AssertionError, match="tokenized again"):
         make_data(tiny_model, cache_dir=str(tmp_path / "other"))
 
 
@@ -205,15 +205,15 @@ def test_another_field_set_comes_from_the_configuration(run, fit_args, tmp_path)
     assert results[0]["input"] == {"heading": "H", "body": "B"}
 
 
-def test_lengths_prints_tables_and_draws_a_picture(run, tiny_model, tmp_path) -> None:
+def test_lengths_prints_tables_and_draws_a_histogram(run, tiny_model, tmp_path) -> None:
     import numpy as np
     from transformers import AutoTokenizer
 
     from typst_lit.data.encoding import Encoder
     from typst_lit.data.prompts import ReportPrompt
 
-    picture = tmp_path / "deep" / "lengths.png"
-    result = run("lengths", "--data.path", SAMPLES, "--model.base_model", tiny_model, "--output", picture)
+    image = tmp_path / "deep" / "lengths.png"
+    result = run("lengths", "--data.path", SAMPLES, "--model.base_model", tiny_model, "--output", image)
     assert result.status == 0, result.err
     pairs = json.loads(SAMPLES.read_text())
     encoder = Encoder(AutoTokenizer.from_pretrained(tiny_model), ReportPrompt())
@@ -225,7 +225,7 @@ def test_lengths_prints_tables_and_draws_a_picture(run, tiny_model, tmp_path) ->
     assert fits[0] == f"{(totals <= 512).mean():.0%}" and fits[-1] == "100%"
     waste = next(line for line in result.out.splitlines() if line.startswith("padding")).split()[4:]
     assert waste[-1] == f"{1 - totals.mean() / 8192:.0%}"
-    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert image.read_bytes().startswith(b"\x89PNG")
 
 
 def test_lengths_of_a_bad_file_needs_no_tokenizer(run, tmp_path) -> None:

@@ -14,7 +14,7 @@ def encoder(tokenizer) -> Encoder:
     return Encoder(tokenizer, ReportPrompt())
 
 
-def test_prompt_and_completion_are_joined_ids_and_the_end_comes_last(encoder, pairs) -> None:
+def test_prompt_and_completion_are_joined_and_end_with_eos(encoder, pairs) -> None:
     fields, output = pairs[0]["input"], pairs[0]["output"]
     encoded = encoder.encode([fields], [output])
     ids, length = encoded["input_ids"][0], encoded["prompt_length"][0]
@@ -24,73 +24,73 @@ def test_prompt_and_completion_are_joined_ids_and_the_end_comes_last(encoder, pa
     assert ids.count(encoder.tokenizer.eos_token_id) == 1
 
 
-def test_labels_cover_the_completion_and_its_end_token_only() -> None:
+def test_labels_cover_the_completion_and_eos_only() -> None:
     example = Example.from_ids([5, 6, 7, 8, 2], 2)
     assert example.labels == [IGNORE_INDEX, IGNORE_INDEX, 7, 8, 2]
     assert Example.from_ids([5, 6, 7, 8, 2], 2, completion_only_loss=False).labels == [5, 6, 7, 8, 2]
 
 
 def test_text_is_never_read_as_a_special_token(encoder, pairs) -> None:
-    end = encoder.tokenizer.eos_token
-    fields = {**pairs[0]["input"], "contents_txt": f"A quote of {end} in the text"}
-    encoded = encoder.encode([fields], [f"Typst with {end} in it"])
+    eos = encoder.tokenizer.eos_token
+    fields = {**pairs[0]["input"], "contents_txt": f"A quote of {eos} in the text"}
+    encoded = encoder.encode([fields], [f"Typst with {eos} in it"])
     assert encoded["input_ids"][0].count(encoder.tokenizer.eos_token_id) == 1
     assert encoder.tokenizer.decode(encoded["input_ids"][0][encoded["prompt_length"][0] : -1]) == (
-        f"Typst with {end} in it"
+        f"Typst with {eos} in it"
     )
 
 
-def test_ids_are_those_of_the_tokenizers_own_call_and_its_settings_are_kept(tokenizer, pairs) -> None:
+def test_ids_equal_the_tokenizers_own_and_its_settings_are_restored(tokenizer, pairs) -> None:
     tokenizer = copy.deepcopy(tokenizer)
     tokenizer(["one", "one two"], padding="max_length", truncation=True, max_length=7)
     backend = tokenizer.backend_tokenizer
     before = backend.padding, backend.truncation, backend.encode_special_tokens
     assert before[0] and before[1]
     texts = [pair["output"] for pair in pairs] + ["", "汉字 é 🙂\u0000\n\t  x" * 50, f"{tokenizer.eos_token} in a text"]
-    found = Encoder(tokenizer, ReportPrompt()).encode_texts(texts)
+    ids = Encoder(tokenizer, ReportPrompt()).encode_texts(texts)
     assert (backend.padding, backend.truncation, backend.encode_special_tokens) == before
-    assert found == tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    assert ids == tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
 
 
-def test_a_begin_token_is_put_first_where_the_tokenizer_does_so(tokenizer) -> None:
+def test_prompts_start_with_bos_if_the_tokenizer_adds_it(tokenizer) -> None:
     from tokenizers.processors import TemplateProcessing
     from transformers import AutoTokenizer
 
-    with_begin = AutoTokenizer.from_pretrained(tokenizer.name_or_path)
-    with_begin.add_special_tokens({"bos_token": "<|endoftext|>"})
-    begin = with_begin.bos_token_id
-    with_begin.backend_tokenizer.post_processor = TemplateProcessing(
-        single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", begin)]
+    with_bos = AutoTokenizer.from_pretrained(tokenizer.name_or_path)
+    with_bos.add_special_tokens({"bos_token": "<|endoftext|>"})
+    bos = with_bos.bos_token_id
+    with_bos.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", bos)]
     )
     fields = dict.fromkeys(["starting_page"], 1) | dict.fromkeys(
         ["academic_year", "department", "project_title", "contents_txt"], "x"
     )
-    ids = Encoder(with_begin, ReportPrompt()).prompts([fields])[0]
-    assert ids[0] == begin and ids.count(begin) == 1
+    ids = Encoder(with_bos, ReportPrompt()).prompts([fields])[0]
+    assert ids[0] == bos and ids.count(bos) == 1
     assert Encoder(tokenizer, ReportPrompt()).prompts([fields])[0] == ids[1:]
 
 
-def test_a_tokenizer_without_an_end_token_is_refused(tokenizer) -> None:
+def test_a_tokenizer_without_eos_is_rejected(tokenizer) -> None:
     from transformers import AutoTokenizer
 
-    endless = AutoTokenizer.from_pretrained(tokenizer.name_or_path)
-    endless.eos_token = None
-    with pytest.raises(UserError, match="end token"):
-        Encoder(endless, ReportPrompt())
+    without_eos = AutoTokenizer.from_pretrained(tokenizer.name_or_path)
+    without_eos.eos_token = None
+    with pytest.raises(UserError, match="no EOS token"):
+        Encoder(without_eos, ReportPrompt())
 
 
-def test_shortening_keeps_as_much_text_as_fits(encoder, pairs) -> None:
+def test_a_truncated_body_keeps_as_much_text_as_fits(encoder, pairs) -> None:
     fields = pairs[0]["input"]
-    whole = len(encoder.prompts([fields])[0])
-    for room in (whole, whole - 1, whole - 40):
-        ids = encoder.truncate_body(fields, 100, room + 100)
-        assert room - 4 <= len(ids) <= room
+    length = len(encoder.prompts([fields])[0])
+    for max_prompt_length in (length, length - 1, length - 40):
+        ids = encoder.truncate_body(fields, 100, max_prompt_length + 100)
+        assert max_prompt_length - 4 <= len(ids) <= max_prompt_length
         text = encoder.tokenizer.decode(ids)
         assert fields["project_title"] in text and text.endswith("### Typst\n")
     assert encoder.truncate_body(fields, 100, 110) is None
 
 
-def test_a_template_can_be_described_and_made_again() -> None:
+def test_a_template_equals_the_one_made_from_its_description() -> None:
     template = FormatPrompt("{title} on page {page}: {body}\n", numbers=["page"], optional=["body"], body="title")
     again = template_from(template.describe())
     assert again == template and again != ReportPrompt()
@@ -102,12 +102,12 @@ def test_a_template_can_be_described_and_made_again() -> None:
 
 
 @pytest.mark.parametrize("text", ["no field", "{0}", "{a!r}", "{a:>3}", "{a.b}", "{a", "{}"])
-def test_templates_that_name_no_plain_field(text) -> None:
+def test_a_template_without_plain_fields_is_rejected(text) -> None:
     with pytest.raises(UserError, match="template"):
         FormatPrompt(text)
 
 
-def test_a_template_must_be_one() -> None:
+def test_a_template_must_be_a_prompt_template() -> None:
     with pytest.raises(UserError, match="not a PromptTemplate"):
         template_from({"class_path": "os.system"})
     with pytest.raises(UserError, match="can't be imported"):

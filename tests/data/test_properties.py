@@ -1,4 +1,4 @@
-"""What holds for every text and every length: encoding, packing, splitting, truncating."""
+"""Properties of encoding, packing, splitting and truncation that hold for every text and every length."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from typst_lit.data.batching import (
     split_batch,
     target_positions,
 )
-from typst_lit.data.datamodule import TokenizedDataset
+from typst_lit.data.dataset import TokenizedDataset
 from typst_lit.data.encoding import IGNORE_INDEX, Encoder, Example
 from typst_lit.data.length_policy import LengthPolicy
 from typst_lit.data.prompts import ReportPrompt
@@ -32,7 +32,7 @@ quickly = settings(max_examples=200, deadline=None, database=None, derandomize=T
 texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=80)
 
 
-def record_of(text: str) -> dict[str, Any]:
+def make_record(text: str) -> dict[str, Any]:
     return {
         "starting_page": 3,
         "academic_year": "2025",
@@ -44,9 +44,9 @@ def record_of(text: str) -> dict[str, Any]:
 
 @quickly
 @given(texts, texts)
-def test_labels_are_the_completion_and_its_end_and_never_the_prompt(tokenizer, text, completion) -> None:
+def test_labels_are_the_completion_and_eos_and_never_the_prompt(tokenizer, text, completion) -> None:
     encoder = Encoder(tokenizer, ReportPrompt())
-    encoded = encoder.encode([record_of(text)], [completion])
+    encoded = encoder.encode([make_record(text)], [completion])
     ids, prompt_length = encoded["input_ids"][0], encoded["prompt_length"][0]
     example = Example.from_ids(ids, prompt_length)
     labels = [label for label in example.labels if label != IGNORE_INDEX]
@@ -54,7 +54,7 @@ def test_labels_are_the_completion_and_its_end_and_never_the_prompt(tokenizer, t
     assert tokenizer.decode(labels[:-1], clean_up_tokenization_spaces=False) == completion
     assert all(label == IGNORE_INDEX for label in example.labels[:prompt_length])
     assert tokenizer.decode(ids[:prompt_length], clean_up_tokenization_spaces=False) == ReportPrompt().render(
-        record_of(text)
+        make_record(text)
     )
 
 
@@ -62,7 +62,7 @@ def test_labels_are_the_completion_and_its_end_and_never_the_prompt(tokenizer, t
 @given(texts, texts, st.integers(5, 120))
 def test_a_truncated_completion_keeps_its_start_and_never_teaches_eos(tokenizer, text, completion, max_length) -> None:
     encoder = Encoder(tokenizer, ReportPrompt())
-    encoded = encoder.encode([record_of(text)], [completion])
+    encoded = encoder.encode([make_record(text)], [completion])
     ids, prompt_length = encoded["input_ids"][0], encoded["prompt_length"][0]
     row = {"input_ids": [ids], "prompt_length": [prompt_length], "length": [len(ids)], "origin": ["here"]}
     table = Dataset.from_dict(row)
@@ -78,17 +78,17 @@ def test_a_truncated_completion_keeps_its_start_and_never_teaches_eos(tokenizer,
 
 @quickly
 @given(texts, st.integers(0, 300))
-def test_shortening_a_record_fits_and_keeps_all_it_can(tokenizer, text, room) -> None:
+def test_a_truncated_record_fits_and_keeps_all_it_can(tokenizer, text, max_prompt_length) -> None:
     encoder = Encoder(tokenizer, ReportPrompt())
-    whole = encoder.prompts([record_of(text)])[0]
-    found = encoder.truncate_body(record_of(text), 10, room + 10)
-    shortest = len(encoder.prompts([{**record_of(text), "contents_txt": ""}])[0])
-    if found is None:
-        assert shortest > room
+    prompt = encoder.prompts([make_record(text)])[0]
+    truncated = encoder.truncate_body(make_record(text), 10, max_prompt_length + 10)
+    shortest = len(encoder.prompts([{**make_record(text), "contents_txt": ""}])[0])
+    if truncated is None:
+        assert shortest > max_prompt_length
     else:
-        assert len(found) <= room
-        if len(whole) <= room:
-            assert found == whole
+        assert len(truncated) <= max_prompt_length
+        if len(prompt) <= max_prompt_length:
+            assert truncated == prompt
 
 
 lengths = st.lists(st.integers(1, 100), min_size=1, max_size=60)
@@ -96,11 +96,11 @@ lengths = st.lists(st.integers(1, 100), min_size=1, max_size=60)
 
 @quickly
 @given(lengths, st.integers(100, 300), st.integers(1, 4), st.integers(1, 3), st.integers(0, 99))
-def test_packing_has_every_sample_once_and_none_divided(sizes, capacity, batch_size, world_size, seed) -> None:
+def test_packing_has_every_sample_once_and_splits_none(sizes, capacity, batch_size, world_size, seed) -> None:
     rows = best_fit_decreasing(sorted(sizes, reverse=True), capacity)
-    assert sorted(place for row in rows for place in row) == list(range(len(sizes)))
-    falling = sorted(sizes, reverse=True)
-    assert all(sum(falling[place] for place in row) <= capacity for row in rows)
+    assert sorted(index for row in rows for index in row) == list(range(len(sizes)))
+    descending = sorted(sizes, reverse=True)
+    assert all(sum(descending[index] for index in row) <= capacity for row in rows)
     assert len(rows) <= 1.7 * -(-sum(sizes) // capacity) + 1  # best fit's own bound
     seen: list[int] = []
     for rank in range(world_size):
@@ -116,7 +116,7 @@ def test_packing_has_every_sample_once_and_none_divided(sizes, capacity, batch_s
 
 @quickly
 @given(lengths, st.integers(1, 5), st.integers(0, 99))
-def test_a_packed_batch_holds_each_token_and_what_predicts_it(sizes, parts, seed) -> None:
+def test_a_packed_batch_contains_each_token_and_its_target(sizes, num_splits, seed) -> None:
     generator = torch.Generator().manual_seed(seed)
     examples = []
     for number, size in enumerate(sizes):
@@ -134,19 +134,19 @@ def test_a_packed_batch_holds_each_token_and_what_predicts_it(sizes, parts, seed
         assert int(batch.labels[0, start]) == IGNORE_INDEX  # nothing of another document predicts it
     targets = batch.labels.flatten()[batch.target_positions + 1].tolist()
     assert targets == [label for example in examples for label in example.labels[1:] if label != IGNORE_INDEX]
-    pieces = split_batch(batch, parts)
+    pieces = split_batch(batch, num_splits)
     assert torch.cat([piece.input_ids for piece in pieces], 1).equal(batch.input_ids)
     assert sum(len(target_positions(piece.labels)) for piece in pieces) == len(targets)
 
 
 @quickly
 @given(lengths, st.integers(1, 8), st.integers(0, 5), st.integers(0, 99))
-def test_going_on_in_an_epoch_sees_what_is_left_and_nothing_twice(sizes, batch_size, done, seed) -> None:
-    whole = list(LengthGroupedSampler(sizes, batch_size, seed=seed))
-    done = min(done, len(whole))
+def test_resuming_within_an_epoch_sees_the_rest_and_nothing_twice(sizes, batch_size, done, seed) -> None:
+    batches = list(LengthGroupedSampler(sizes, batch_size, seed=seed))
+    done = min(done, len(batches))
     rest = list(LengthGroupedSampler(sizes, batch_size, seed=seed, start=(0, done)))
-    assert whole[done:] == rest
-    assert sorted(index for batch in whole[:done] + rest for index in batch) == list(range(len(sizes)))
+    assert batches[done:] == rest
+    assert sorted(index for batch in batches[:done] + rest for index in batch) == list(range(len(sizes)))
 
 
 @quickly

@@ -15,7 +15,7 @@ GOOD = {
 FIELDS = ReportPrompt.fields
 
 
-def faults(raw, needs_reference=False):
+def errors(raw, needs_reference=False):
     return parse_record(raw, FIELDS, needs_reference).errors
 
 
@@ -33,33 +33,33 @@ def test_pages_may_be_digits_in_text(value) -> None:
 
 
 @pytest.mark.parametrize("value", [-1, 1.0, True, "seven", "²", "", [1], "9" * 30, 2**63, "-3"])
-def test_pages_that_are_no_page(value) -> None:
-    (fault,) = faults({**GOOD, "starting_page": value})
-    assert "'starting_page'" in fault and "whole number" in fault
+def test_numbers_that_are_invalid(value) -> None:
+    (error,) = errors({**GOOD, "starting_page": value})
+    assert "'starting_page'" in error and "whole number" in error
 
 
 @pytest.mark.parametrize("value", ["", "  \n\t", None, 5, ["a"], "\ud800 half"])
-def test_texts_that_are_no_text(value) -> None:
-    (fault,) = faults({**GOOD, "contents_txt": value})
-    assert "'contents_txt'" in fault
+def test_texts_that_are_invalid(value) -> None:
+    (error,) = errors({**GOOD, "contents_txt": value})
+    assert "'contents_txt'" in error
 
 
-def test_all_faults_of_a_record_are_told_at_once() -> None:
-    found = faults({"input": {**GOOD, "department": "", "starting_page": "x"}, "output": " "}, needs_reference=True)
-    assert len(found) == 3
-    assert faults({"input": GOOD}, needs_reference=True) == (
+def test_all_errors_of_a_record_are_returned() -> None:
+    messages = errors({"input": {**GOOD, "department": "", "starting_page": "x"}, "output": " "}, needs_reference=True)
+    assert len(messages) == 3
+    assert errors({"input": GOOD}, needs_reference=True) == (
         "field 'output' is missing: a training pair needs the Typst source of its record",
     )
 
 
 @pytest.mark.parametrize("raw", ["text", 3, None, [GOOD], {"input": "text"}])
-def test_values_that_are_no_record(raw) -> None:
-    (fault,) = faults(raw)
-    assert "object" in fault
+def test_values_that_are_not_records(raw) -> None:
+    (error,) = errors(raw)
+    assert "object" in error
 
 
-def test_a_misspelt_field_shows_what_is_there() -> None:
+def test_the_error_of_a_misspelled_field_lists_the_fields_of_the_record() -> None:
     wrong = {**GOOD, "projct_title": "T"}
     del wrong["project_title"]
-    (fault,) = faults(wrong)
-    assert "'project_title' is missing" in fault and "projct_title" in fault
+    (error,) = errors(wrong)
+    assert "'project_title' is missing" in error and "projct_title" in error

@@ -24,7 +24,7 @@ RECORDS = [{"a": 1, "text": 'quote " bracket ] brace }'}, {"a": 2, "text": "√ºn√
 
 @pytest.mark.parametrize("indent", [None, 2])
 @pytest.mark.parametrize("chunk", [1, 2, 7, 1 << 20])
-def test_a_list_is_read_whatever_the_chunks(tmp_path, monkeypatch, indent, chunk) -> None:
+def test_a_list_is_read_with_any_chunk_size(tmp_path, monkeypatch, indent, chunk) -> None:
     monkeypatch.setattr(sources, "CHUNK_BYTES", chunk)
     text = json.dumps(RECORDS, indent=indent, ensure_ascii=False)
     for bom in (b"", b"\xef\xbb\xbf"):
@@ -34,7 +34,7 @@ def test_a_list_is_read_whatever_the_chunks(tmp_path, monkeypatch, indent, chunk
         assert [row.value for row in found] == RECORDS and not any(row.error for row in found)
 
 
-def test_a_list_gives_the_physical_line(tmp_path) -> None:
+def test_the_origins_of_a_list_have_line_numbers(tmp_path) -> None:
     path = write(tmp_path / "list.json", '[\n\n{"a": 1},\n\n\n{"a": 2}\n]')
     assert [row.origin for row in rows(path)] == [f"{path}, record 0 (line 3)", f"{path}, record 1 (line 6)"]
 
@@ -86,37 +86,37 @@ def test_parquet_and_folder(tmp_path) -> None:
         ("not.parquet", "no parquet", "not a readable Parquet"),
     ],
 )
-def test_each_fault_has_its_own_message(tmp_path, name, content, message) -> None:
-    faults = [row for row in rows(write(tmp_path / name, content)) if row.error]
-    assert len(faults) == 1
-    assert message in faults[0].error and name in faults[0].origin
+def test_each_error_has_its_own_message(tmp_path, name, content, message) -> None:
+    invalid = [row for row in rows(write(tmp_path / name, content)) if row.error]
+    assert len(invalid) == 1
+    assert message in invalid[0].error and name in invalid[0].origin
 
 
-def test_a_byte_that_is_not_utf8_is_placed(tmp_path) -> None:
+def test_the_position_of_a_byte_that_is_not_utf8(tmp_path) -> None:
     (row,) = [row for row in rows(write(tmp_path / "bad.json", b'[\n{"a": 1},\n{"a": "\xff"}]')) if row.error]
     assert row.origin.endswith("record 1 (line 3)") and "0xff" in row.error
 
 
-def test_a_broken_line_does_not_hide_the_others(tmp_path) -> None:
+def test_an_invalid_line_does_not_affect_the_others(tmp_path) -> None:
     found = rows(write(tmp_path / "lines.jsonl", '{"a": 1}\n{"a": \n{"a": 3}'))
     assert [row.value for row in found] == [{"a": 1}, None, {"a": 3}]
     assert found[1].origin.endswith("line 2")
 
 
-def test_missing_things_say_what_is_there(tmp_path) -> None:
+def test_errors_of_missing_files_list_the_files_that_exist(tmp_path) -> None:
     write(tmp_path / "pairs.json", "[]")
     with pytest.raises(UserError, match=r"no such file.*pairs\.json"):
         open_source(str(tmp_path / "pair.json"))
-    with pytest.raises(UserError, match=r"holds no \.json"):
+    with pytest.raises(UserError, match=r"contains no \.json"):
         list(open_source(str(tmp_path.joinpath("empty").mkdir() or tmp_path / "empty")).rows())
     with pytest.raises(UserError, match="ends in"):
         list(open_source(str(write(tmp_path / "pairs.csv", "a,b"))).rows())
 
 
-def test_a_hub_name_is_taken_for_one_and_says_why_it_failed() -> None:
+def test_a_hub_data_set_that_cannot_be_loaded_says_why() -> None:
     source = open_source("nobody/no-such-data")
     assert isinstance(source, HubSource)
-    with pytest.raises(UserError, match=r"nobody/no-such-data.*hub data set"):
+    with pytest.raises(UserError, match=r"nobody/no-such-data.*data set of the hub"):
         list(source.rows())
 
 

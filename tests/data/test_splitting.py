@@ -11,9 +11,9 @@ from typst_lit.data.splitting import split_by_group
 
 
 def table(*texts: str) -> Dataset:
-    """A table of signatures, in another order beneath, as a split leaves it."""
-    found = Dataset.from_dict({"minhash": [minhash_signature(text) for text in reversed(texts)]})
-    return found.select(range(len(texts) - 1, -1, -1))
+    """Returns a table of signatures whose rows are stored in another order, as those of a split are."""
+    stored = Dataset.from_dict({"minhash": [minhash_signature(text) for text in reversed(texts)]})
+    return stored.select(range(len(texts) - 1, -1, -1))
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -26,7 +26,7 @@ def test_no_group_is_on_both_sides_and_the_share_is_near(seed) -> None:
     assert 70 <= len(held) <= 130
 
 
-def test_two_groups_split_into_one_each() -> None:
+def test_of_two_groups_one_is_held_out() -> None:
     train, held = split_by_group(["a"] * 35 + ["b"] * 35, 0.1, seed=0)
     assert len(train) == len(held) == 35
 
@@ -58,9 +58,9 @@ def test_permuted_paragraphs_are_found_and_other_texts_are_not() -> None:
     paragraphs = [" ".join(words(generator, 60)) for _ in range(8)]
     shuffled = generator.sample(paragraphs, len(paragraphs))
     other = " ".join(words(generator, 500))
-    found = find_near_duplicates(table(other, "\n".join(paragraphs)), table("\n".join(shuffled), "x"))
-    assert [(held, train) for held, train, _ in found] == [(0, 1)]
-    assert found[0][2] > 0.8
+    duplicates = find_near_duplicates(table(other, "\n".join(paragraphs)), table("\n".join(shuffled), "x"))
+    assert [(held, train) for held, train, _ in duplicates] == [(0, 1)]
+    assert duplicates[0][2] > 0.8
 
 
 def test_empty_and_short_texts_have_a_signature() -> None:

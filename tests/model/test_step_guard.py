@@ -105,12 +105,12 @@ def test_a_spike_is_handled_as_configured(run, fit_args, reaction, status) -> No
 @pytest.mark.parametrize(
     ("number", "words"),
     [
-        (signal.SIGSTOP, ("no answer for 3 s", "record", "--data.num_workers 0")),
+        (signal.SIGSTOP, ("no answer for 3 s", "record", "data.num_workers")),
         (signal.SIGKILL, ("worker", "--ckpt_path last")),
     ],
 )
 def test_workers_that_hang_or_die_end_the_run(fit_args, number, words) -> None:
-    args = [*fit_args, "--data.num_workers", 2, "--data.worker_timeout", 3, "--trainer.max_epochs", 50]
+    args = [*fit_args, "--data.num_workers", 2, "--data.worker_timeout_s", 3, "--trainer.max_epochs", 50]
     args += ["--data.val_fraction", 0]  # else the workers of validation hang, too
     result = outside(*args, *callback("SignalToWorkers", number=int(number)))
     assert result.returncode == 1 and "Traceback" not in result.stderr, result.stderr

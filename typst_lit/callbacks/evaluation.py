@@ -15,7 +15,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from typst_lit.callbacks.page_previews import show_pages
 from typst_lit.callbacks.progress import SECONDS_BETWEEN_LINES
-from typst_lit.data.datamodule import Pair
+from typst_lit.data.dataset import Pair
 from typst_lit.errors import UserError
 from typst_lit.metrics.documents import Candidate, Document
 from typst_lit.metrics.scoring import Scorer

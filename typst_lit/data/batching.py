@@ -1,4 +1,4 @@
-"""Which examples share a batch, in which order, and the tensors that leave the loader."""
+"""Batches: which examples share one, in which order they come, and their tensors."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch.utils.data import Sampler
 
 from typst_lit.data.encoding import IGNORE_INDEX, Example
 
-POOL_BATCHES = 32  # how many batches are sorted by length together: larger wastes less padding and shuffles less
+POOL_BATCHES = 32  # batches whose examples are sorted by length together: more of them pad less and shuffle less
 
 
 class PackedSequences(NamedTuple):
@@ -33,18 +33,18 @@ class PackedSequences(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """TokenizedDataset padded on the right to a common length, or packed one after the other into one row.
+    """Examples padded on the right to a common length, or packed one after the other into one row.
 
-    There is no attention mask: in a causal model no real token can see the padding that follows it, and what the
-    padding sees is never looked at. Without a mask the attention kernels skip the upper half of the scores.
+    There is no attention mask: in a causal model, no token can see the padding that follows it, and the outputs of the
+    padding are not used. Without a mask, attention kernels skip the upper half of the scores.
 
     Attributes:
         input_ids: (B, T) ids.
         labels: (B, T) ids to learn, `IGNORE_INDEX` elsewhere; not shifted.
-        lengths: real tokens of each example.
-        prompt_lengths: how many of them are the prompt's.
-        origins: where each record stood, for messages.
-        position_ids: (1, T) places that begin anew with each packed example; None when they are not packed.
+        lengths: tokens of each example, without padding.
+        prompt_lengths: tokens of each prompt.
+        origins: where each record comes from, for messages.
+        position_ids: (1, T) positions that start at 0 in each packed example; None when they are not packed.
         packed_sequences: where the packed examples are; None when they are not packed.
         target_positions: `target_positions` of the labels.
     """
@@ -60,14 +60,23 @@ class Batch(NamedTuple):
 
 
 def target_positions(labels: Tensor) -> Tensor:
-    """Returns the places (N) in labels (B, T), laid out flat, whose next token is to be predicted."""
-    ahead = torch.zeros_like(labels, dtype=torch.bool)
-    ahead[:, :-1] = labels[:, 1:] != IGNORE_INDEX
-    return ahead.flatten().nonzero()[:, 0]
+    """Returns the positions (N,) in the flattened labels (B, T) whose next token is to be predicted.
+
+    >>> target_positions(torch.tensor([[-100, -100, 7, 2], [-100, 5, 2, -100]]))
+    tensor([1, 2, 4, 5])
+    """
+    has_target = torch.zeros_like(labels, dtype=torch.bool)
+    has_target[:, :-1] = labels[:, 1:] != IGNORE_INDEX
+    return has_target.flatten().nonzero()[:, 0]
 
 
 def split_batch(batch: Batch, num_splits: int) -> list[Batch]:
-    """Returns a batch's examples in so many batches, or as many as it has examples, in order."""
+    """Returns the examples of a batch in several batches of about the same number of tokens, in order.
+
+    Args:
+        batch: padded or packed examples.
+        num_splits: number of batches; with fewer examples, each is a batch.
+    """
     if num_splits == 1 or not batch.lengths:
         return [batch]
     count = len(batch.lengths)
@@ -94,9 +103,9 @@ def split_batch(batch: Batch, num_splits: int) -> list[Batch]:
 
 
 def empty_batch() -> Batch:
-    """Returns a batch of no example, for a process that has none left while others do: there is nothing to predict.
+    """Returns a batch without examples and targets, for a process that has none left while others do.
 
-    It still passes the model, for the processes wait for each other in the backward pass.
+    It still passes through the model, because the processes wait for each other in the backward pass.
     """
     ids = torch.zeros(1, 8, dtype=torch.long)
     labels = torch.full_like(ids, IGNORE_INDEX)
@@ -104,18 +113,23 @@ def empty_batch() -> Batch:
 
 
 class PromptBatch(NamedTuple):
-    """Records to generate for: indices into the data set and the ids of their prompts, not padded."""
+    """Records to generate for: their indices in the data set, and the ids of their prompts, not padded."""
 
     indices: list[int]
     prompts: list[list[int]]
 
 
 class Collator:
-    """Pads examples to the longest, rounded up to a multiple of 8 (the width that matrix kernels like).
+    """Pads examples to the longest, rounded up to a multiple of 8, with which matrix kernels are fastest.
 
     Args:
-        pad_id: the id to fill with. It is never looked at: masks go by length, so the end token may serve.
-        max_length: the length that rounding up may not pass.
+        pad_id: the id of the padding. It may be that of EOS, because labels are masked by length.
+        max_length: the limit of rounding up.
+
+    >>> from typst_lit.data.encoding import Example
+    >>> batch = Collator(pad_id=0, max_length=64)([Example.from_ids([5, 6, 7, 2], 2), Example.from_ids([5, 2], 1)])
+    >>> batch.input_ids.shape, batch.lengths
+    (torch.Size([2, 8]), [4, 2])
     """
 
     def __init__(self, pad_id: int, max_length: int) -> None:
@@ -139,14 +153,20 @@ class Collator:
 
 
 class PackingCollator:
-    """Puts examples one after the other into one row, without padding."""
+    """Puts examples one after the other into one row, without padding.
+
+    >>> from typst_lit.data.encoding import Example
+    >>> batch = PackingCollator()([Example.from_ids([5, 6, 7, 2], 2), Example.from_ids([5, 2], 1)])
+    >>> batch.input_ids.tolist(), batch.packed_sequences.offsets
+    ([[5, 6, 7, 2, 5, 2]], [0, 4, 6])
+    """
 
     def __call__(self, examples: Sequence[Example]) -> Batch:
         if not examples:
             return empty_batch()
         lengths = [len(example.input_ids) for example in examples]
         offsets = [0, *np.cumsum(lengths).tolist()]
-        # The first label of each is nobody's to predict: what stands before it is another document.
+        # Nothing predicts the first label of an example: the token before it is another example's.
         labels = torch.tensor([[label for example in examples for label in (IGNORE_INDEX, *example.labels[1:])]])
         return Batch(
             torch.tensor([[token for example in examples for token in example.input_ids]]),
@@ -161,21 +181,20 @@ class PackingCollator:
 
 
 class DeterministicBatchSampler(Sampler[list[int]]):
-    """Batches in an order that is a function of seed and epoch alone; a subclass says which examples share one.
+    """Batches in an order that depends on seed and epoch alone; subclasses decide which examples share a batch.
 
-    Nothing global is drawn from, so a run that is resumed sees the very batches that were still to come. The very
-    first batch of a run holds the longest examples: what does not fit into memory fails at once, not after hours.
+    No global random generator is used, so that a resumed run sees exactly the remaining batches. The first batch of a
+    run has the longest examples: if they don't fit into memory, the run fails in its first step, not after hours.
 
     Args:
         lengths: (N,) tokens of each example.
-        batch_size: examples, or packed rows, a batch and process.
+        batch_size: examples, or packed rows, per batch and process.
         seed: decides the order.
         shuffle: False orders the examples by length, the longest first, for evaluation.
-        rank: which of the ``world_size`` processes this is; each takes every ``world_size``-th batch.
-        world_size: number of processes. All have equally many batches: where the last don't come out even, some are
-            empty.
-        epoch: tells the epoch whenever an iteration starts.
-        start: epoch, and number of batches of all processes in it that are done already.
+        rank: index of this process; each takes every ``world_size``-th batch.
+        world_size: number of processes. All get the same number of batches, of which the last may be empty.
+        epoch: returns the current epoch; called when an iteration starts.
+        start: an epoch, and the number of its batches, of all processes together, that are done already.
     """
 
     def __init__(
@@ -201,28 +220,33 @@ class DeterministicBatchSampler(Sampler[list[int]]):
     @property
     @abstractmethod
     def num_batches(self) -> int:
-        """Number of batches of all processes together, the same in every epoch."""
+        """Batches of all processes together, the same number in every epoch."""
 
     @abstractmethod
     def grouped(self, order: np.ndarray, generator: np.random.Generator | None) -> list[np.ndarray]:
-        """Returns the batches as arrays of indices; ``order`` (N,) is a random one, or longest first without chance."""
+        """Returns the batches as arrays of indices.
+
+        Args:
+            order: (N,) the indices of the examples: in random order, or the longest first without a generator.
+            generator: for random decisions of the subclass; None to make none.
+        """
 
     @abstractmethod
     def width(self, batch: np.ndarray) -> int:
-        """Returns how much memory a batch takes, as a number to compare by."""
+        """Returns a number that grows with the memory that a batch takes."""
 
     def __len__(self) -> int:
         return -(-self.num_batches // self.world_size)
 
     def __iter__(self) -> Iterator[list[int]]:
         epoch = max(self.epoch(), self.start[0])
-        done = self.start[1] if epoch == self.start[0] else 0
-        mine = range(self.rank, len(self) * self.world_size, self.world_size)
+        num_done = self.start[1] if epoch == self.start[0] else 0
+        own_indices = range(self.rank, len(self) * self.world_size, self.world_size)
         batches = self.batches(epoch)
-        # Another number of processes may have done a part of the batches that these would do together: then it is
-        # nothing for some.
-        for place in mine[done // self.world_size :]:
-            yield batches[place].tolist() if done <= place < len(batches) else []
+        # A run of another world size may have done some of the batches that these processes would do in one step. The
+        # processes that would do them get empty batches.
+        for index in own_indices[num_done // self.world_size :]:
+            yield batches[index].tolist() if num_done <= index < len(batches) else []
 
     def batches(self, epoch: int) -> list[np.ndarray]:
         """Returns the batches of all processes, arrays of indices, in the order of the epoch."""
@@ -230,15 +254,20 @@ class DeterministicBatchSampler(Sampler[list[int]]):
             return self.grouped(np.argsort(-self.lengths, kind="stable"), None)
         generator = np.random.default_rng([self.seed, epoch])
         batches = self.grouped(generator.permutation(len(self.lengths)), generator)
-        batches = [batches[place] for place in generator.permutation(len(batches))]
+        batches = [batches[index] for index in generator.permutation(len(batches))]
         if epoch == 0:
-            widest = max(range(len(batches)), key=lambda place: self.width(batches[place]))
+            widest = max(range(len(batches)), key=lambda index: self.width(batches[index]))
             batches[0], batches[widest] = batches[widest], batches[0]
         return batches
 
 
 class LengthGroupedSampler(DeterministicBatchSampler):
-    """Batches of examples of similar length, so that little is padded."""
+    """Batches of examples of similar length, so that there is little padding.
+
+    >>> sampler = LengthGroupedSampler([30, 10, 31, 11, 29, 12], batch_size=3)
+    >>> sorted(sorted(batch) for batch in sampler)
+    [[0, 2, 4], [1, 3, 5]]
+    """
 
     @property
     def num_batches(self) -> int:
@@ -247,11 +276,11 @@ class LengthGroupedSampler(DeterministicBatchSampler):
     def grouped(self, order: np.ndarray, generator: np.random.Generator | None) -> list[np.ndarray]:
         batches = []
         pool = POOL_BATCHES * self.batch_size
-        for at in range(0, len(order), pool):
-            part = order[at : at + pool]
+        for first in range(0, len(order), pool):
+            indices = order[first : first + pool]
             if generator:
-                part = part[np.argsort(self.lengths[part], kind="stable")]
-            batches += np.array_split(part, range(self.batch_size, len(part), self.batch_size))
+                indices = indices[np.argsort(self.lengths[indices], kind="stable")]
+            batches += np.array_split(indices, range(self.batch_size, len(indices), self.batch_size))
         return batches
 
     def width(self, batch: np.ndarray) -> int:
@@ -259,55 +288,77 @@ class LengthGroupedSampler(DeterministicBatchSampler):
 
 
 class PackedSampler(DeterministicBatchSampler):
-    """Batches of ``batch_size`` rows of at most ``capacity`` tokens, each filled with whole examples by best fit.
+    """Batches of ``batch_size`` rows of at most ``capacity`` tokens, filled with complete examples by best fit.
 
-    Which lengths share a row is the same in every epoch; which examples of these lengths, chance decides.
+    The same lengths share a row in every epoch; which examples of these lengths do is random.
+
+    Args:
+        lengths: (N,) tokens of each example.
+        batch_size: rows per batch and process.
+        capacity: the maximum number of tokens per row.
+        options: the other arguments of `DeterministicBatchSampler`.
+
+    >>> sampler = PackedSampler([30, 10, 60, 40, 20, 40], batch_size=1, capacity=100)
+    >>> sorted(sorted(batch) for batch in sampler)
+    [[0, 1, 4, 5], [2, 3]]
+    >>> sampler.summary()
+    '6 samples in 2 rows of 100 tokens, 100.0 % full.'
     """
 
     def __init__(self, lengths: Sequence[int] | np.ndarray, batch_size: int, capacity: int, **options: Any) -> None:
         super().__init__(lengths, batch_size, **options)
         self.capacity = capacity
-        self.row_count = len(best_fit_decreasing(np.sort(self.lengths)[::-1].tolist(), capacity))
+        self.num_rows = len(best_fit_decreasing(np.sort(self.lengths)[::-1].tolist(), capacity))
 
     @property
     def num_batches(self) -> int:
-        return -(-self.row_count // self.batch_size)
+        return -(-self.num_rows // self.batch_size)
+
+    def summary(self) -> str:
+        """Returns how many rows there are, and how full they are."""
+        share = self.lengths.sum() / (self.num_rows * self.capacity)
+        return (
+            f"{len(self.lengths)} samples in {self.num_rows} rows of {self.capacity} tokens, {100 * share:.1f} % full."
+        )
 
     def grouped(self, order: np.ndarray, generator: np.random.Generator | None) -> list[np.ndarray]:
-        falling = order[np.argsort(-self.lengths[order], kind="stable")]
-        rows = [falling[row] for row in best_fit_decreasing(self.lengths[falling].tolist(), self.capacity)]
-        if generator:  # the rows of the longest examples come first, and shall not share their batches
-            rows = [rows[place] for place in generator.permutation(len(rows))]
-        return [np.concatenate(rows[at : at + self.batch_size]) for at in range(0, len(rows), self.batch_size)]
+        descending = order[np.argsort(-self.lengths[order], kind="stable")]
+        rows = [descending[row] for row in best_fit_decreasing(self.lengths[descending].tolist(), self.capacity)]
+        if generator:  # best fit returns the rows of the longest examples first, which must not share batches
+            rows = [rows[index] for index in generator.permutation(len(rows))]
+        return [np.concatenate(rows[first : first + self.batch_size]) for first in range(0, len(rows), self.batch_size)]
 
     def width(self, batch: np.ndarray) -> int:
         return int(self.lengths[batch].sum())
 
 
 def best_fit_decreasing(lengths: Sequence[int], capacity: int) -> list[list[int]]:
-    """Packs items into rows, each into the fullest one that still has room (best fit).
+    """Packs items into rows, each into the fullest row that still has room (best fit).
 
     Args:
         lengths: of the items, the longest first, none above the capacity.
         capacity: of a row.
 
     Returns:
-        The places of the items of each row.
+        The indices of the items of each row.
+
+    >>> best_fit_decreasing([7, 6, 3, 2, 2, 1], 10)
+    [[0, 2], [1, 3, 4], [5]]
     """
     rows: list[list[int]] = []
-    open_rows: dict[int, list[int]] = {}  # rows by the room they have left
-    rooms: list[int] = []  # the keys of it, rising
-    for place, length in enumerate(lengths):
-        at = bisect_left(rooms, length)
-        if at == len(rooms):
+    open_rows: dict[int, list[int]] = {}  # rows by the room that is left in them
+    rooms: list[int] = []  # its keys, ascending
+    for item, length in enumerate(lengths):
+        index = bisect_left(rooms, length)
+        if index == len(rooms):
             rows.append([])
             row, room = len(rows) - 1, capacity
         else:
-            room = rooms[at]
+            room = rooms[index]
             row = open_rows[room].pop()
             if not open_rows[room]:
-                del open_rows[room], rooms[at]
-        rows[row].append(place)
+                del open_rows[room], rooms[index]
+        rows[row].append(item)
         left = room - length
         if left:
             if left not in open_rows:

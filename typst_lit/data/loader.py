@@ -1,87 +1,92 @@
-"""The data loader, and what it says when a process that prepares batches hangs or dies."""
+"""A data loader that stops the run with a helpful error if a worker process hangs or dies."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import count, islice
 from typing import Any
 
 from torch.utils.data import DataLoader
 
+from typst_lit._compat.torch import loader_workers
 from typst_lit.errors import UserError
 
 
-class WatchedLoader(DataLoader[Any]):
-    """A DataLoader of a data set with an ``origin(index)``, whose batch sampler gives the same batches again.
+class TimeoutDataLoader(DataLoader[Any]):
+    """A DataLoader whose error names the samples of the batch that a worker was too slow for, or died at.
 
-    DataLoader's own ``timeout`` is of no use here: it doesn't cover the tensors' way out of a worker, which is by a
-    connection to it, and waits for ever where the whole process stands still.
+    The dataset has a method ``origin(index)``, and iterating over the batch sampler again gives the same batches.
+
+    DataLoader's own ``timeout`` does not cover the transfer of tensors: they come over a connection to the worker, and
+    if the whole worker is stopped, the training process waits for it forever.
 
     Args:
-        patience: seconds to wait for a batch of a worker; 0 waits for ever.
-        args, options: those of DataLoader.
+        args: the arguments of DataLoader.
+        worker_timeout_s: seconds to wait for a batch of a worker; 0 waits forever.
+        options: the keyword arguments of DataLoader.
     """
 
-    def __init__(self, *args: Any, patience: float = 0.0, **options: Any) -> None:
+    def __init__(self, *args: Any, worker_timeout_s: float = 0.0, **options: Any) -> None:
         super().__init__(*args, **options)
-        self.patience = patience
+        self.worker_timeout_s = worker_timeout_s
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         batches: Any = super().__iter__()
-        workers = getattr(batches, "_workers", [])
-        for place in count():
-            alarm = _Alarm(workers, self.patience)
+        workers = loader_workers(batches)
+        for index in count():
+            timeout = _WorkerTimeout(workers, self.worker_timeout_s)
             try:
                 batch = next(batches)
             except StopIteration:
                 return
             except Exception as error:
-                dead = not all(worker.is_alive() for worker in workers)  # the error may be a broken connection to it
-                if not (alarm.rang or dead or _is_lost_worker(error)):
+                has_dead_worker = not all(worker.is_alive() for worker in workers)  # the error may be its connection's
+                if not (timeout.expired or has_dead_worker or _is_worker_death(error)):
                     raise
-                what = f"no answer for {self.patience:g} s" if alarm.rang else f"one died: {error}"
+                reason = f"no answer for {self.worker_timeout_s:g} s" if timeout.expired else f"one died: {error}"
                 try:
-                    fault = self._fault(place, what)
-                except RuntimeError as another:  # torch tells a worker's death wherever this thread is, once
-                    if not _is_lost_worker(another):
+                    worker_error = self._worker_error(index, reason)
+                except RuntimeError as death:  # torch reports a worker's death once, wherever this thread is
+                    if not _is_worker_death(death):
                         raise
-                    fault = self._fault(place, what)
-                raise fault from error
+                    worker_error = self._worker_error(index, reason)
+                raise worker_error from error
             finally:
-                alarm.off()
+                timeout.cancel()
             yield batch
 
-    def _fault(self, place: int, what: str) -> UserError:
+    def _worker_error(self, batch_index: int, reason: str) -> UserError:
         dataset: Any = self.dataset
-        samples: Any = next(islice(iter(self.batch_sampler or []), place, None), [])
-        names = "\n".join(f"  {dataset.origin(index)}" for index in samples)
+        sample_indices: Any = next(islice(iter(self.batch_sampler or []), batch_index, None), [])
+        origins = "\n".join(f"  {dataset.origin(index)}" for index in sample_indices)
         return UserError(
-            f"the processes that prepare batches failed ({what}) at these samples:\n{names}\n--data.num_workers 0 "
-            "prepares batches in the training process, and shows what goes wrong; --data.worker_timeout sets how long "
-            "they may take. Go on from the last checkpoint with --ckpt_path last."
+            f"the processes that prepare batches failed ({reason}) at these samples:\n{origins}",
+            hint="`data.num_workers=0` prepares batches in the training process and shows the cause; "
+            "`data.worker_timeout_s` is the time limit per batch. Resume from the last checkpoint with "
+            "`ckpt_path=last`.",
         )
 
 
-def _is_lost_worker(error: Exception) -> bool:
+def _is_worker_death(error: Exception) -> bool:
     return isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker")
 
 
-class _Alarm:
-    """Kills processes that keep one waiting: that ends the wait."""
+class _WorkerTimeout:
+    """Kills the workers after a time, which ends the wait for their batch."""
 
-    def __init__(self, workers: list[Any], seconds: float) -> None:
-        self.rang = False
-        self.workers = workers
-        self.timer = threading.Timer(seconds, self._ring)
-        self.timer.daemon = True
-        if workers and seconds:
-            self.timer.start()
+    def __init__(self, workers: Sequence[Any], timeout_s: float) -> None:
+        self.expired = False
+        self._workers = workers
+        self._timer = threading.Timer(timeout_s, self._kill_workers)
+        self._timer.daemon = True
+        if workers and timeout_s:
+            self._timer.start()
 
-    def _ring(self) -> None:
-        self.rang = True
-        for worker in self.workers:
+    def _kill_workers(self) -> None:
+        self.expired = True
+        for worker in self._workers:
             worker.kill()
 
-    def off(self) -> None:
-        self.timer.cancel()
+    def cancel(self) -> None:
+        self._timer.cancel()

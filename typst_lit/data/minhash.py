@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import zlib
 from collections import Counter
@@ -10,6 +11,10 @@ from collections.abc import Iterator
 import numpy as np
 from datasets import Dataset
 
+from typst_lit.data.table import record_origins
+from typst_lit.errors import listing
+
+log = logging.getLogger(__name__)
 NUM_HASHES = 32
 SHINGLE_WORDS = 5
 MAX_TEXTS_PER_HASH = 100  # texts that are compared for having a hash: where more texts have it, any of them serves
@@ -25,6 +30,9 @@ def minhash_signature(text: str) -> np.ndarray:
 
     Returns:
         At most ``NUM_HASHES`` different int64 hashes, ascending; none if the text has no words.
+
+    >>> len(minhash_signature("The last bus leaves at ten"))
+    2
     """
     words = [zlib.crc32(word.encode("utf-8")) for word in re.findall(r"\w+", text.lower())]
     if not words:
@@ -45,6 +53,11 @@ def find_near_duplicates(train: Dataset, held_out: Dataset, threshold: float = 0
     Returns:
         ``(held-out index, train index, similarity)`` of those at ``threshold`` or above; the similarity estimates the
         Jaccard index of the two sets of shingles, from 0 to 1.
+
+    >>> train = Dataset.from_dict({"minhash": [minhash_signature("The last bus leaves the town at ten")]})
+    >>> held_out = Dataset.from_dict({"minhash": [minhash_signature("the last bus leaves the town at noon")]})
+    >>> find_near_duplicates(train, held_out)
+    [(0, 0, 0.6)]
     """
     signatures = [signature for _, _, chunk in _read_signatures(held_out) for signature in chunk]
     train_indices: dict[int, list[int]] = {int(value): [] for signature in signatures for value in signature}
@@ -68,6 +81,26 @@ def find_near_duplicates(train: Dataset, held_out: Dataset, threshold: float = 0
         if best_similarity >= threshold:
             pairs.append((index, best, best_similarity))
     return pairs
+
+
+def warn_of_near_duplicates(train: Dataset, held_out: Dataset) -> None:
+    """Logs which held-out records have a near-duplicate among the training records."""
+    pairs = find_near_duplicates(train, held_out)
+    if not pairs:
+        return
+    held_out_indices, train_indices, similarities = zip(*pairs, strict=True)
+    origins = zip(
+        record_origins(held_out, held_out_indices), record_origins(train, train_indices), similarities, strict=True
+    )
+    lines = [f"{origin} is similar to {duplicate} ({similarity:.2f})" for origin, duplicate, similarity in origins]
+    log.warning(
+        "%d of %d held-out records %s a near-duplicate among the training records: val_loss will look better than it "
+        "is. Hold out complete groups with `data.group_by`.\n%s",
+        len(pairs),
+        len(held_out),
+        "has" if len(pairs) == 1 else "have",
+        listing(lines, 10),
+    )
 
 
 def _similarity(first: np.ndarray, second: np.ndarray) -> float:

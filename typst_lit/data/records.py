@@ -1,7 +1,7 @@
-"""What a record is, and every way in which one can be wrong.
+"""What a record is, and all that can be wrong with one.
 
-A record is a mapping of named fields (`Field`); a pair adds the Typst source that a person made of it. On disk a pair
-is ``{"input": {field: value, ...}, "output": "..."}``; a record to predict may also be the bare mapping of fields.
+A record is a mapping of named fields (`Field`); a pair adds the Typst source that a person wrote for it. On disk, a
+pair is ``{"input": {field: value, ...}, "output": "..."}``; a record to predict may also be the bare mapping of fields.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-MAX_INTEGER = 2**63 - 1  # what Typst's integers, and Arrow's, can hold
+MAX_INTEGER = 2**63 - 1  # of Typst's integers, and of Arrow's
 
 
 @dataclass(frozen=True)
@@ -19,8 +19,11 @@ class Field:
 
     Attributes:
         name: the key in the JSON object.
-        kind: ``text``, or ``number`` for a non-negative whole number (digits in a string are accepted).
-        required: whether it must be there and not blank. A field that is not required is empty text, or 0.
+        kind: ``text``, or ``number`` for a non-negative integer (digits in a string are accepted).
+        required: whether it must be present and not blank. By default, an optional field is empty text, or 0.
+
+    >>> parse_record({"page": "7"}, [Field("page", "number"), Field("title", required=False)], needs_reference=False)
+    ParsedRecord(fields={'page': 7, 'title': ''}, reference='', errors=())
     """
 
     name: str
@@ -30,7 +33,13 @@ class Field:
 
 @dataclass(frozen=True)
 class ParsedRecord:
-    """A record after the check: its fields, its reference (empty where there is none), and what is wrong with it."""
+    """A record after the checks.
+
+    Attributes:
+        fields: its values; those that are missing or invalid are empty text, or 0.
+        reference: its Typst source; empty if there is none.
+        errors: what is wrong with it; empty if it is valid.
+    """
 
     fields: dict[str, Any]
     reference: str
@@ -40,49 +49,57 @@ class ParsedRecord:
 def parse_record(raw: object, fields: Sequence[Field], needs_reference: bool) -> ParsedRecord:
     """Checks one value as it was read and returns its fields in the order of ``fields``.
 
-    Nothing is raised: a fault is text that names the field, so that all faults of a file can be told at once.
+    Errors are returned, not raised, so that all errors of a file can be listed at once. Each names the field.
+
+    Args:
+        raw: the value of a `Row`.
+        fields: the fields that a record has.
+        needs_reference: whether it must have a Typst source.
+
+    >>> parse_record({"input": {"title": " "}, "output": "= T"}, [Field("title")], needs_reference=True).errors
+    ("field 'title' is blank",)
     """
     values: dict[str, Any] = {field.name: "" if field.kind == "text" else 0 for field in fields}
     if not isinstance(raw, dict):
         return ParsedRecord(values, "", (f"a record must be an object with fields, not {type_name(raw)}",))
-    faults: list[str] = []
-    given = raw
+    errors: list[str] = []
+    record = raw
     if "input" in raw and (isinstance(raw["input"], dict) or "input" not in values):
-        given = raw["input"]
-        if not isinstance(given, dict):
-            return ParsedRecord(values, "", (f"'input' must be an object with fields, not {type_name(given)}",))
+        record = raw["input"]
+        if not isinstance(record, dict):
+            return ParsedRecord(values, "", (f"'input' must be an object with fields, not {type_name(record)}",))
     for field in fields:
-        value = given.get(field.name)
+        value = record.get(field.name)
         if value is None:
             if field.required:
-                there = ", ".join(str(name) for name in list(given)[:12]) or "nothing"
-                there = there.encode("utf-8", "backslashreplace").decode()  # halves of surrogate pairs can't be stored
-                faults.append(f"field '{field.name}' is missing (there is: {there})")
+                names = ", ".join(str(name) for name in list(record)[:12]) or "none"
+                names = names.encode("utf-8", "backslashreplace").decode()  # halves of surrogate pairs can't be stored
+                errors.append(f"field '{field.name}' is missing (fields of the record: {names})")
             continue
-        fault = None
+        error = None
         if field.kind == "number":
-            values[field.name], fault = _whole_number(value)
+            values[field.name], error = _parse_integer(value)
         else:
-            values[field.name], fault = _text(value, blank_allowed=not field.required)
-        if fault:
-            faults.append(f"field '{field.name}' {fault}")
+            values[field.name], error = _parse_text(value, allow_blank=not field.required)
+        if error:
+            errors.append(f"field '{field.name}' {error}")
     reference = ""
     if raw.get("output") is not None:
-        reference, fault = _text(raw["output"], blank_allowed=False)
-        if fault:
-            faults.append(f"field 'output' {fault}")
+        reference, error = _parse_text(raw["output"], allow_blank=False)
+        if error:
+            errors.append(f"field 'output' {error}")
     elif needs_reference:
-        faults.append("field 'output' is missing: a training pair needs the Typst source of its record")
-    return ParsedRecord(values, reference, tuple(faults))
+        errors.append("field 'output' is missing: a training pair needs the Typst source of its record")
+    return ParsedRecord(values, reference, tuple(errors))
 
 
 def type_name(value: object) -> str:
-    """Returns a JSON value's type as a user would say it."""
+    """Returns a JSON value's type in plain words."""
     names = {dict: "an object", list: "a list", str: "text", bool: "true/false", int: "a number", float: "a number"}
     return "nothing (null)" if value is None else names.get(type(value), type(value).__name__)
 
 
-def _whole_number(value: object) -> tuple[int, str | None]:
+def _parse_integer(value: object) -> tuple[int, str | None]:
     if isinstance(value, str):
         digits = value.strip()
         if not (digits.isascii() and digits.isdigit()):
@@ -95,20 +112,20 @@ def _whole_number(value: object) -> tuple[int, str | None]:
     return value, None
 
 
-def _text(value: object, blank_allowed: bool) -> tuple[str, str | None]:
+def _parse_text(value: object, allow_blank: bool) -> tuple[str, str | None]:
     if not isinstance(value, str):
         return "", f"must be text, not {type_name(value)}"
-    if not blank_allowed and not value.strip():
+    if not allow_blank and not value.strip():
         return "", "is blank"
     if "\0" in value:
-        return "", f"holds a NUL character at {value.index(chr(0))}: remove it"
+        return "", f"contains a NUL character at position {value.index(chr(0))}: remove it"
     try:
         value.encode("utf-8")
     except UnicodeEncodeError as error:
-        return "", f"holds half of a surrogate pair at character {error.start}: write the whole character"
+        return "", f"contains half of a surrogate pair at position {error.start}: write the complete character"
     return value, None
 
 
 def _short(value: object) -> str:
-    text = repr(value) if not isinstance(value, int) or abs(value) < 10**40 else "a number of over 40 digits"
+    text = repr(value) if not isinstance(value, int) or abs(value) < 10**40 else "a number of more than 40 digits"
     return text if len(text) <= 40 else text[:37] + "..."

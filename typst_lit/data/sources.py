@@ -1,4 +1,4 @@
-"""Where raw records come from: files, folders, the hub, or a plugin's own `RecordSource`."""
+"""Sources of raw records: files, directories, the Hugging Face hub, or a plugin's own `RecordSource`."""
 
 from __future__ import annotations
 
@@ -17,13 +17,22 @@ from typst_lit.errors import UserError
 
 SUFFIXES = (".json", ".jsonl", ".ndjson", ".parquet")
 CHUNK_BYTES = 1 << 20
+WHITE_SPACE = re.compile(r"[ \t\r\n]*")
 MAX_RECORD_CHARS = 64 << 20
-NOT_UTF8 = re.compile("[\udc80-\udcff]")  # what Python makes of bytes that are not
+NOT_UTF8 = re.compile("[\udc80-\udcff]")  # the surrogates that Python decodes other bytes to
 
 
 @dataclass(frozen=True)
 class Row:
-    """One value as it was read: where it stood, and what it is, or why it could not be read."""
+    """One value as it was read.
+
+    Attributes:
+        origin: where it comes from: the file, and its line or index.
+        value: what was read.
+        error: why it could not be read; None if it could.
+
+    >>> Row("reports.json, record 0 (line 1)", {"input": {"title": "Night buses"}, "output": "= Night buses"}).error
+    """
 
     origin: str
     value: Any = None
@@ -31,38 +40,65 @@ class Row:
 
 
 class RecordSource(ABC):
-    """A place that raw records come from. The constructor is its configuration."""
+    """A source of raw records. The arguments of its constructor are its configuration.
+
+    >>> class Titles(RecordSource):
+    ...     def __init__(self, titles: list[str]) -> None:
+    ...         self.titles = titles
+    ...
+    ...     def rows(self):
+    ...         for index, title in enumerate(self.titles):
+    ...             yield Row(f"title {index}", {"input": {"title": title}, "output": f"= {title}"})
+    ...
+    ...     def fingerprint(self):
+    ...         return str(self.titles)
+    >>> [row.value["output"] for row in Titles(["Night buses"]).rows()]
+    ['= Night buses']
+    """
 
     @abstractmethod
     def rows(self) -> Iterator[Row]:
-        """Yields every row in order; a row that can't be read carries its fault, and reading goes on if it can."""
+        """Yields all rows in order. A row that can't be read has an error, and reading continues if possible."""
 
     @abstractmethod
     def fingerprint(self) -> str:
-        """Returns a text that changes whenever the rows do: it is the key of the cache."""
+        """Returns text that changes whenever the rows do: it is part of the cache's key."""
 
 
 def open_source(path: str) -> RecordSource:
-    """Returns the source that a path means: a file, a folder of files, or else the name of a data set on the hub.
+    """Returns the source for a path: a file, a folder of files, or else the name of a data set on the hub.
 
     Raises:
-        UserError: when nothing is there and the path does not look like a hub name either.
+        UserError: if the path does not exist and does not look like a name on the hub.
+
+    >>> open_source("owner/reports").name
+    'owner/reports'
     """
     local = Path(path).expanduser()
     if local.exists():
         return FileSource(str(local))
     if re.fullmatch(r"[\w.-]+/[\w.-]+", path) and local.suffix not in SUFFIXES and not path.startswith("."):
         return HubSource(path)
-    near = sorted(p.name for p in local.parent.glob("*") if p.suffix in SUFFIXES) if local.parent.is_dir() else []
-    hint = f"The folder {local.parent} has: {', '.join(near[:10])}." if near else "Check the path."
-    raise UserError(f"{path}: there is no such file or folder. {hint}")
+    names = sorted(p.name for p in local.parent.glob("*") if p.suffix in SUFFIXES) if local.parent.is_dir() else []
+    hint = f"The folder {local.parent} contains: {', '.join(names[:10])}." if names else "Check the path."
+    raise UserError(f"{path}: no such file or folder.", hint=hint)
 
 
 class FileSource(RecordSource):
-    """JSON (a list, one object, or an object a line) and Parquet files, one or a folder of them.
+    """A JSON file (a list, one object, or one object per line), a Parquet file, or a folder of such files.
 
     Args:
-        path: the file, or a folder that is searched through for such files.
+        path: the file, or a folder whose files are read, those of its subfolders too.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as directory:
+    ...     path = Path(directory) / "reports.jsonl"
+    ...     size = path.write_text('{"title": "Night buses"}\\nnot JSON\\n{"title": "Day buses"}')
+    ...     rows = list(FileSource(str(path)).rows())
+    >>> [row.value for row in rows]
+    [{'title': 'Night buses'}, None, {'title': 'Day buses'}]
+    >>> rows[1].origin.removeprefix(directory), rows[1].error
+    ('/reports.jsonl, line 2', 'is not valid JSON: Expecting value at column 1')
     """
 
     def __init__(self, path: str) -> None:
@@ -72,18 +108,20 @@ class FileSource(RecordSource):
         """Returns the files to read, in order.
 
         Raises:
-            UserError: when there is none, or the file is of an unknown kind.
+            UserError: if there is none, or its suffix is unknown.
         """
         path = Path(self.path).expanduser()
         if path.is_dir():
-            found = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
-            if not found:
-                raise UserError(f"{path}: the folder holds no {', '.join(SUFFIXES)} file.")
-            return found
+            files = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+            if not files:
+                raise UserError(f"{path}: the folder contains no {', '.join(SUFFIXES)} files.")
+            return files
         if not path.is_file():
-            raise UserError(f"{path}: there is no such file or folder. Check the path.")
+            raise UserError(f"{path}: no such file or folder.", hint="Check the path.")
         if path.suffix.lower() not in SUFFIXES:
-            raise UserError(f"{path}: a file of records ends in {', '.join(SUFFIXES)}. Rename or convert it.")
+            raise UserError(
+                f"{path}: the name of a file of records ends in {', '.join(SUFFIXES)}.", hint="Rename or convert it."
+            )
         return [path]
 
     def rows(self) -> Iterator[Row]:
@@ -113,6 +151,9 @@ class HubSource(RecordSource):
         name: ``owner/name``.
         split: which split to read.
         revision: branch, tag or commit.
+
+    >>> HubSource("owner/reports", split="test").split
+    'test'
     """
 
     def __init__(self, name: str, split: str = "train", revision: str | None = None) -> None:
@@ -128,8 +169,8 @@ class HubSource(RecordSource):
         except Exception as error:  # the hub client raises many kinds: offline, no such set, no such split, no access
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise UserError(
-                f"{self.name}: there is no such file or folder here, and as a hub data set it could not be loaded: "
-                f"{reason} Check the spelling, the network and `hf auth login`."
+                f"{self.name}: no such file or folder, and it could not be loaded as a data set of the hub: {reason}",
+                hint="Check the spelling, the network and `hf auth login`.",
             ) from error
 
     def rows(self) -> Iterator[Row]:
@@ -137,7 +178,9 @@ class HubSource(RecordSource):
             yield Row(f"{self.name} ({self.split}), record {index}", value)
 
     def fingerprint(self) -> str:
-        return str(self._load()._fingerprint)
+        from typst_lit._compat.datasets import fingerprint
+
+        return fingerprint(self._load())
 
 
 def _parquet_rows(file: Path) -> Iterator[Row]:
@@ -160,39 +203,39 @@ def _json_rows(file: Path) -> Iterator[Row]:
         if start[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
             yield Row(str(file), error="is UTF-16 text: save it as UTF-8")
             return
-        first = start.removeprefix(codecs.BOM_UTF8).lstrip()[:1]
+        first_character = start.removeprefix(codecs.BOM_UTF8).lstrip()[:1]
         stream.seek(0)
-        lines = file.suffix.lower() in (".jsonl", ".ndjson")
-        if not first:
-            yield Row(str(file), error="is empty: it must hold at least one record")
-        elif first == b"[" and not (lines and _is_line(stream)):
+        is_lines = file.suffix.lower() in (".jsonl", ".ndjson")
+        if not first_character:
+            yield Row(str(file), error="is empty: it must contain at least one record")
+        elif first_character == b"[" and not (is_lines and _starts_with_line(stream)):
             stream.seek(0)
-            yield from _list_rows(file, stream)
-        elif not lines and not _is_object(stream.readline()):
-            yield _one_value(file)
+            yield from _ListReader(file, stream).rows()
+        elif not is_lines and not _is_object(stream.readline()):
+            yield _single_value_row(file)
         else:
             stream.seek(0)
             yield from _line_rows(file, stream)
 
 
-def _is_line(stream: BinaryIO) -> bool:
-    """Tells whether a file that begins with a list has values a line: another follows, or it is no list of records."""
+def _starts_with_line(stream: BinaryIO) -> bool:
+    """Returns whether the list at the start of a file is one of several lines, and not a list of records."""
     try:
         value = json.loads(stream.readline().removeprefix(codecs.BOM_UTF8))
     except (ValueError, RecursionError):
         return False
-    return bool(stream.readline().strip()) or not all(isinstance(each, dict) for each in value) or not value
+    return bool(stream.readline().strip()) or not all(isinstance(element, dict) for element in value) or not value
 
 
 def _is_object(line: bytes) -> bool:
-    """Tells whether a line holds a whole JSON object: then the file has one record, or one a line."""
+    """Returns whether a line is a complete JSON object: then the file contains one record, or one per line."""
     try:
         return isinstance(json.loads(line.removeprefix(codecs.BOM_UTF8)), dict)
     except (ValueError, RecursionError):
         return False
 
 
-def _one_value(file: Path) -> Row:
+def _single_value_row(file: Path) -> Row:
     try:
         value = json.loads(file.read_text("utf-8-sig"))
     except UnicodeDecodeError as error:
@@ -206,7 +249,7 @@ def _one_value(file: Path) -> Row:
         return Row(f"{file}, record 0", value)
     return Row(
         str(file),
-        error=f"has {type_name(value)} at the top level: it must be a list of records, one record, or one a line",
+        error=f"has {type_name(value)} at the top level: it must be a list of records, one record, or one per line",
     )
 
 
@@ -227,66 +270,88 @@ def _line_rows(file: Path, stream: BinaryIO) -> Iterator[Row]:
             yield Row(origin, error=f"is not valid JSON: {error}")
 
 
-def _list_rows(file: Path, stream: BinaryIO) -> Iterator[Row]:
-    """Yields the elements of a JSON list one by one, holding no more of the file than the element being read."""
-    # What is not UTF-8 comes as escapes of its bytes, so that the elements around it can be read.
-    decode = codecs.getincrementaldecoder("utf-8-sig")("surrogateescape").decode
-    parse = json.JSONDecoder().raw_decode
-    text, at, line, ended = "", 0, 1, False
+class _ListReader:
+    """Reads the elements of a JSON list one by one, with their line numbers.
 
-    def more() -> None:
-        nonlocal text, at, ended, line
-        line += text.count("\n", 0, at)
-        chunk = stream.read(max(CHUNK_BYTES, len(text) - at))  # doubles while one element outgrows what is held
-        ended = not chunk
-        text, at = text[at:] + decode(chunk, final=ended), 0
+    Only the text of the current element is in memory. Bytes that are not UTF-8 make an error of their element alone.
 
-    def skip_space() -> str:
-        nonlocal at
+    Args:
+        file: the name of the file, for the origins.
+        stream: the file, at its start.
+    """
+
+    def __init__(self, file: Path, stream: BinaryIO) -> None:
+        self._file = file
+        self._stream = stream
+        # Bytes that are not UTF-8 become surrogates, so that the elements around them can be read.
+        self._decoder = codecs.getincrementaldecoder("utf-8-sig")("surrogateescape")
+        self._parse = json.JSONDecoder().raw_decode
+        self._text = ""
+        self._position = 0  # in the text: what is before it has been parsed
+        self._first_line = 1  # line number of the start of the text
+        self._is_complete = False  # whether the end of the file has been read
+
+    def rows(self) -> Iterator[Row]:
+        """Yields a row per element; the last has an error if the rest of the file can't be parsed."""
+        index = 0
+        try:
+            self._next_character()
+            self._position += 1  # the opening bracket
+            while (character := self._next_character()) != "]":
+                if index:
+                    if character != ",":
+                        raise ValueError(f"expected ',' or ']' after record {index - 1}")
+                    self._position += 1
+                    self._next_character()
+                value, end = self._parse_element()
+                origin = f"{self._file}, record {index} ({self._line()})"
+                not_utf8 = NOT_UTF8.search(self._text, self._position, end)
+                self._position = end
+                yield Row(origin, error=_not_utf8(ord(not_utf8[0]) & 0xFF)) if not_utf8 else Row(origin, value)
+                index += 1
+            self._position += 1
+            if self._next_character():
+                raise ValueError("there is more text after the end of the list")
+            if not index:
+                yield Row(str(self._file), error="is an empty list: it must contain at least one record")
+        except (ValueError, RecursionError) as error:
+            reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
+            rest = f"; the records after record {index - 1} could not be read" if index else ""
+            yield Row(f"{self._file}, {self._line()}", error=f"is not valid JSON: {reason}{rest}")
+
+    def _next_character(self) -> str:
+        """Skips white space and returns the character after it, or empty text at the end of the file."""
         while True:
-            while at < len(text) and text[at] in " \t\r\n":
-                at += 1
-            if at < len(text) or ended:
-                return text[at : at + 1]
-            more()
+            match = WHITE_SPACE.match(self._text, self._position)
+            assert match is not None
+            self._position = match.end()
+            if self._position < len(self._text) or self._is_complete:
+                return self._text[self._position : self._position + 1]
+            self._read_more()
 
-    def here() -> str:
-        return f"line {line + text.count(chr(10), 0, at)}"
+    def _parse_element(self) -> tuple[Any, int]:
+        """Returns the value at the position, and the position of its end."""
+        while True:
+            try:
+                value, end = self._parse(self._text, self._position)
+                if end < len(self._text) or self._is_complete:  # else it may be the start of a longer number
+                    return value, end
+            except ValueError:
+                if self._is_complete or len(self._text) - self._position > MAX_RECORD_CHARS:
+                    raise
+            self._read_more()
 
-    index = 0
-    try:
-        skip_space()
-        at += 1  # the opening bracket
-        while (mark := skip_space()) != "]":
-            if index:
-                if mark != ",":
-                    raise ValueError(f"expected ',' or ']' after record {index - 1}")
-                at += 1
-                skip_space()
-            while True:
-                try:
-                    value, end = parse(text, at)
-                    if end < len(text) or ended:
-                        break
-                except ValueError:
-                    if ended or len(text) - at > MAX_RECORD_CHARS:
-                        raise
-                more()
-            origin = f"{file}, record {index} ({here()})"
-            strange = NOT_UTF8.search(text, at, end)
-            at = end
-            yield Row(origin, error=_not_utf8(ord(strange[0]) & 0xFF)) if strange else Row(origin, value)
-            index += 1
-        at += 1
-        if skip_space():
-            raise ValueError("there is more text after the end of the list")
-        if not index:
-            yield Row(str(file), error="holds an empty list: it must hold at least one record")
-    except (ValueError, RecursionError) as error:
-        reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
-        rest = f"; nothing after record {index - 1} could be read" if index else ""
-        yield Row(f"{file}, {here()}", error=f"is not valid JSON: {reason}{rest}")
+    def _read_more(self) -> None:
+        self._first_line += self._text.count("\n", 0, self._position)
+        unparsed = self._text[self._position :]
+        # As much again as there is, so that a long element is not parsed again for each chunk of it.
+        chunk = self._stream.read(max(CHUNK_BYTES, len(unparsed)))
+        self._is_complete = not chunk
+        self._text, self._position = unparsed + self._decoder.decode(chunk, final=self._is_complete), 0
+
+    def _line(self) -> str:
+        return f"line {self._first_line + self._text.count(chr(10), 0, self._position)}"
 
 
 def _not_utf8(byte: int, where: str = "") -> str:
-    return f"is not UTF-8 text{where}: byte 0x{byte:02x} can't be there; save it as UTF-8"
+    return f"is not UTF-8 text{where}: invalid byte 0x{byte:02x}; save it as UTF-8"

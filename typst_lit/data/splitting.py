@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,6 +11,8 @@ from datasets import Dataset
 from typst_lit.data.records import Field
 from typst_lit.data.table import column
 from typst_lit.errors import UserError
+
+log = logging.getLogger(__name__)
 
 
 def group_names(table: Dataset, group_by: str, fields: Sequence[Field]) -> list[str]:
@@ -54,6 +57,9 @@ def split_by_group(groups: Sequence[str], fraction: float, seed: int) -> tuple[n
 
     Returns:
         Indices to train on and indices held out, both ascending. No group has records on both sides.
+
+    >>> split_by_group(["a", "a", "b", "a", "c", "c"], 1 / 3, seed=0)
+    (array([0, 1, 2, 3]), array([4, 5]))
     """
     names, group_indices, sizes = np.unique(np.asarray(groups), return_inverse=True, return_counts=True)
     target = fraction * len(groups)
@@ -70,3 +76,23 @@ def split_by_group(groups: Sequence[str], fraction: float, seed: int) -> tuple[n
         held_out.remove(max(held_out, key=lambda group: sizes[group]))
     is_held_out = np.isin(group_indices, held_out)
     return np.flatnonzero(~is_held_out), np.flatnonzero(is_held_out)
+
+
+def log_split(num_train: int, num_held_out: int, fraction: float | None) -> None:
+    """Logs how many records are held out, and warns if they are far more than ``fraction``.
+
+    Args:
+        num_train: number of training records.
+        num_held_out: number of held-out records.
+        fraction: share of the records that was to be held out; None if the held-out records have a file of their own.
+    """
+    total = num_train + num_held_out
+    share = num_held_out / total
+    log.info("Held out for validation: %d of %d records (%.0f %%).", num_held_out, total, 100 * share)
+    if fraction is not None and share > max(0.3, 2 * fraction):
+        log.warning(
+            "Complete groups are held out, so that validation has %.0f %% of the records instead of %.0f %%. For a "
+            "finer split, use data with more groups, or `data.val_path`.",
+            100 * share,
+            100 * fraction,
+        )
