@@ -132,7 +132,7 @@ def test_a_run_is_gone_on_with_by_another_number_of_processes(args, tmp_path, be
     # 11 micro-batches an epoch are 3 steps; the first part ends within the second epoch.
     for steps, processes, more in ((4, before, []), (-1, after, ["--ckpt_path", "last"])):
         part = fit(
-            args, tmp_path / "parts", processes, "--trainer.max_steps", steps, "--adapter_checkpoint.every_n_steps", 1,
+            args, tmp_path / "parts", processes, "--trainer.max_steps", steps, "--checkpoint.every_n_steps", 1,
             *more, accumulate=4 // processes,
         )  # fmt: skip
         assert part.returncode == 0, part.stderr
@@ -146,7 +146,7 @@ def test_a_run_is_gone_on_with_by_another_number_of_processes(args, tmp_path, be
 def test_when_a_process_dies_all_end_and_the_run_can_be_gone_on_with(args, tmp_path, rank) -> None:
     kill = [
         "--trainer.callbacks+=tests.fault_injection.KillRank", f"--trainer.callbacks.rank={rank}",
-        "--trainer.callbacks.batch=3", "--adapter_checkpoint.every_n_steps", "1",
+        "--trainer.callbacks.batch=3", "--checkpoint.every_n_steps", "1",
     ]  # fmt: skip
     began = time.monotonic()
     died = fit(args, tmp_path / "run", 2, *kill, accumulate=1)

@@ -179,7 +179,7 @@ SETTINGS = [
     "data.template", "data.val_fraction", "data.num_workers", "trainer.max_epochs", "trainer.precision",
     "trainer.callbacks", "trainer.accumulate_grad_batches", "model.warmup_steps", "model.warmup_ratio",
     "watchdog.spike",
-    "adapter_checkpoint.keep", "eval.samples", "typesetting.timeout_s", "run_dir", "plan", "seed_everything", "nothing",
+    "checkpoint.keep", "eval.samples", "typesetting.timeout_s", "run_dir", "plan", "seed_everything", "nothing",
     "model.nothing", "trainer.nothing.at_all",
 ]  # fmt: skip
 PLAUSIBLE = st.sampled_from(

@@ -73,7 +73,7 @@ def killed_after(args: list[object], moment: str, chance: random.Random, folder:
 @pytest.mark.slow
 def test_fifty_kills_change_nothing(run, fit_args, tmp_path, other_filesystem) -> None:
     args = [
-        *fit_args, "--trainer.max_epochs", EPOCHS, "--adapter_checkpoint.every_n_steps", 1,
+        *fit_args, "--trainer.max_epochs", EPOCHS, "--checkpoint.every_n_steps", 1,
         "--early_stopping.patience", EPOCHS,
     ]  # fmt: skip
     straight = run(*args, "--run_dir", tmp_path / "straight", *callback("SeeOrder", path=tmp_path / "order"))

@@ -73,7 +73,7 @@ def test_the_newest_good_one_is_found_and_the_others_are_named(tmp_path) -> None
     found, faults = newest_intact(tmp_path)
     assert found == good and len(faults) == 3
     for path, fault, word in zip(
-        (unfinished, cut, damaged), faults, ("no manifest", "bytes instead", "not those"), strict=True
+        (unfinished, cut, damaged), faults, ("no manifest", "bytes instead", "its checksum"), strict=True
     ):
         assert str(path) in fault and word in fault
 
@@ -101,7 +101,7 @@ def test_a_disk_that_is_full_keeps_the_old_checkpoint_and_says_so(tmp_path) -> N
     ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limit[1]))  # a write past it fails, as on a full disk
     try:
-        with pytest.raises(UserError, match=rf"could not be written.*{old.name}, is whole"):
+        with pytest.raises(UserError, match=rf"could not be written.*{old.name}, is intact"):
             save(tmp_path, 2, weights=torch.zeros(10**6))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)

@@ -116,7 +116,7 @@ def test_the_loss_falls_when_all_weights_are_trained(run, fit_args, tmp_path) ->
 def test_killed_and_resumed_equals_never_stopped(
     run, fit_args, tmp_path, killed, validating, accumulate, flags
 ) -> None:
-    args = [*fit_args, "--trainer.accumulate_grad_batches", accumulate, "--adapter_checkpoint.every_n_steps", 1, *flags]
+    args = [*fit_args, "--trainer.accumulate_grad_batches", accumulate, "--checkpoint.every_n_steps", 1, *flags]
     order = tmp_path / "order"
     straight = run(*args, "--run_dir", tmp_path / "straight", *callback("SeeOrder", path=f"{order}-1"))
     assert straight.status == 0, straight.err
@@ -145,7 +145,7 @@ def test_killed_and_resumed_equals_never_stopped(
 
 
 def test_a_loss_that_is_not_finite_leaves_the_last_good_checkpoint(run, fit_args, tmp_path) -> None:
-    stopped = run(*fit_args, "--adapter_checkpoint.every_n_steps", 1, *callback("PoisonAtBatch", batch=2))
+    stopped = run(*fit_args, "--checkpoint.every_n_steps", 1, *callback("PoisonAtBatch", batch=2))
     assert stopped.status == 1 and "Traceback" not in stopped.err
     assert "not finite at step 3" in stopped.err and "record" in stopped.err and "--ckpt_path last" in stopped.err
     path = tmp_path / "run/checkpoints/last.ckpt"
@@ -158,7 +158,7 @@ def test_a_loss_that_is_not_finite_leaves_the_last_good_checkpoint(run, fit_args
 
 def test_slow_steps_are_saved_by_the_clock(run, fit_args, tmp_path) -> None:
     stopped = outside(
-        *fit_args, "--adapter_checkpoint.every_n_steps", 1000, "--adapter_checkpoint.every_minutes", 1e-6,
+        *fit_args, "--checkpoint.every_n_steps", 1000, "--checkpoint.every_minutes", 1e-6,
         *callback("KillAtBatch", batch=3),
     )  # fmt: skip
     assert stopped.returncode == -9, stopped.stderr
@@ -223,7 +223,7 @@ def test_a_checkpoint_of_another_run_does_not_lift_the_overwrite_check(run, fit_
 def test_a_finished_run_says_that_nothing_is_left(run, fit_args) -> None:
     assert run(*fit_args).status == 0
     again = run(*fit_args, "--ckpt_path", "last")
-    assert again.status == 0 and "nothing left to train" in again.err
+    assert again.status == 0 and "Nothing was left to train" in again.err
 
 
 def test_early_stopping_follows_the_command_line_when_resumed(run, fit_args) -> None:
@@ -263,7 +263,7 @@ def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(run, fit_args, t
     # The schedule shall not depend on the last step, which is not known yet.
     fit_args = [*fit_args, "--model.schedule", "constant", "--model.warmup_steps", 3]
     fit_args += ["--trainer.check_val_every_n_epoch", 1000]  # a validation is not finished first
-    stopped = stopped_by(number, [*fit_args, "--adapter_checkpoint.every_n_steps", 10**6])
+    stopped = stopped_by(number, [*fit_args, "--checkpoint.every_n_steps", 10**6])
     assert stopped.returncode == status and "Traceback" not in stopped.stderr
     step = int(re.findall(r"after step (\d+), which is saved", stopped.stderr)[0])
     command = stopped.stderr.rstrip().splitlines()[-1].strip()
@@ -285,7 +285,7 @@ def test_a_validation_is_not_finished_first(run, fit_args) -> None:
     endless = ["--eval.every_n_epochs", 1, "--model.generation.max_tokens", 4000]
     stopped = stopped_by(signal.SIGTERM, [*fit_args, *endless], "Generating documents")
     assert stopped.returncode == 143 and "Traceback" not in stopped.stderr, stopped.stderr
-    assert "after step 4, within a validation; the last checkpoint is still to come" in stopped.stderr
+    assert "after step 4, during a validation; no checkpoint has been saved yet" in stopped.stderr
     assert not stopped.stderr.rstrip().endswith("--ckpt_path last")
 
 
@@ -296,7 +296,7 @@ def test_under_slurm_the_job_is_queued_again_and_goes_on(run, fit_args, tmp_path
     scontrol.chmod(0o755)
     path = f"{scontrol.parent}:{os.environ['PATH']}"
     stopped = stopped_by(signal.SIGUSR1, fit_args, "validation at step 8", SLURM_JOB_ID="417", PATH=path)
-    assert stopped.returncode == 0 and "queued again" in stopped.stderr, stopped.stderr
+    assert stopped.returncode == 0 and "is requeued" in stopped.stderr, stopped.stderr
     assert (tmp_path / "called").read_text() == "requeue 417\n"
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     resumed = run(*fit_args, "--trainer.max_epochs", 30, "--trainer.max_steps", 20)
@@ -331,7 +331,7 @@ def test_a_damaged_checkpoint_says_so(run, fit_args, tmp_path) -> None:
 
 
 def test_a_damaged_checkpoint_is_passed_over_for_the_one_before_it(run, fit_args, tmp_path) -> None:
-    flags = ["--adapter_checkpoint.every_n_steps", 1, "--adapter_checkpoint.keep", 3]
+    flags = ["--checkpoint.every_n_steps", 1, "--checkpoint.keep", 3]
     assert run(*fit_args, *flags, "--trainer.max_steps", 3).status == 0
     damaged = sorted((tmp_path / "run/checkpoints").glob("*-step-3.ckpt"))
     for path in damaged:
@@ -345,8 +345,8 @@ def test_a_file_asks_for_a_checkpoint_and_copies_go_elsewhere(run, fit_args, tmp
     (tmp_path / "run").mkdir()
     (tmp_path / "run/SAVE").touch()
     drive = tmp_path / "drive"
-    result = run(*fit_args, "--adapter_checkpoint.copy_to", drive, "--trainer.max_steps", 3)
-    assert result.status == 0 and "Saved as SAVE asks" in result.err, result.err
+    result = run(*fit_args, "--checkpoint.copy_to", drive, "--trainer.max_steps", 3)
+    assert result.status == 0 and "as the file SAVE requested" in result.err, result.err
     assert "step-1.ckpt" in result.err and not (tmp_path / "run/SAVE").exists()
     resumed = run(*fit_args, "--run_dir", tmp_path / "elsewhere", "--ckpt_path", drive)
     assert resumed.status == 0 and "Resuming after step 3" in resumed.err, resumed.err

@@ -84,7 +84,7 @@ def test_a_skipped_step_changes_nothing_and_the_run_continues(run, fit_args, tmp
     assert skipped.status == 0 and skipped.err.count("the step is skipped") == 2 and "record" in skipped.err
     short = run(
         *fit_args, "--trainer.max_epochs", 1, "--trainer.max_steps", 2, "--run_dir", tmp_path / "short",
-        "--adapter_checkpoint.every_n_steps", 1,
+        "--checkpoint.every_n_steps", 1,
     )  # fmt: skip
     assert short.status == 0
     before, after = weights(tmp_path / "short"), weights(tmp_path / "run")

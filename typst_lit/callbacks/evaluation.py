@@ -14,11 +14,11 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from typst_lit.callbacks.page_previews import show_pages
-from typst_lit.callbacks.progress import SECONDS_BETWEEN_LINES
 from typst_lit.data.dataset import Pair
 from typst_lit.errors import UserError
 from typst_lit.metrics.documents import Candidate, Document
 from typst_lit.metrics.scoring import Scorer
+from typst_lit.progress import LOG_INTERVAL_S
 from typst_lit.reporting.report import Report
 from typst_lit.typesetting.typesetter import Typesetter
 
@@ -148,7 +148,7 @@ class Evaluation(Callback):
         for start in range(0, len(pairs), data.eval_batch_size):
             batch = pairs[start : start + data.eval_batch_size]
             completions = module.complete(data.encoder.prompts([pair.fields for pair in batch]))
-            if time.monotonic() - told > SECONDS_BETWEEN_LINES:
+            if time.monotonic() - told > LOG_INTERVAL_S:
                 told = time.monotonic()
                 log.info("  %d of %d generated", start + len(batch), len(pairs))
             for pair, completion in zip(batch, completions, strict=True):

@@ -1,55 +1,41 @@
-"""What the curve of a run says, in plain language."""
+"""The learning curve of a run, and what it says, in plain language."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch.utils.tensorboard.summary import hparams
 
+from typst_lit._compat.lightning import optimizer_stepped
+
 log = logging.getLogger(__name__)
-STILL_FALLING = 0.01  # a change of more than this share of the loss counts
+MIN_RELATIVE_CHANGE = 0.01  # smaller changes of the loss count as none
 
-
-class EarlyStoppingOnPlateau(EarlyStopping):
-    """Stops when val_loss has not improved for some validations. Without validation data it does nothing.
-
-    Args:
-        patience: validations without improvement to wait for.
-        min_delta: what counts as an improvement.
-        monitor: the logged value to watch; lower is better.
-    """
-
-    def __init__(self, patience: int = 3, min_delta: float = 0.0, monitor: str = "val_loss") -> None:
-        super().__init__(monitor=monitor, min_delta=min_delta, patience=patience, mode="min", strict=False)
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        patience = self.patience  # the command line's
-        super().load_state_dict(state_dict)
-        self.patience = patience
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # A checkpoint that is made at the very end remembers the patience that ran out, but not that the run is over.
-        trainer.should_stop = trainer.should_stop or self.wait_count >= self.patience
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.stopping_reason_message and trainer.is_global_zero:
-            log.warning("Stopped early: %s (--early_stopping.patience)", self.stopping_reason_message)
-
-    def _validate_condition_metric(self, logs: dict[str, Any]) -> bool:
-        return self.monitor in logs and super()._validate_condition_metric(logs)
+Point = tuple[float, float, float | None]  # epochs done, val_loss, mean train_loss since the point before
 
 
 class LearningCurve(Callback):
-    """Keeps the curve of a run, shows the settings in TensorBoard beside it, and says at the end what to do next."""
+    """Records ``val_loss`` and ``train_loss`` at each validation, and logs at the end what the curve says (`diagnose`).
+
+    It works with any module that logs these two values.
+
+    Args:
+        settings: the run's settings, flat, for TensorBoard's table of runs.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> from typst_lit.callbacks import LearningCurve
+        >>> trainer = Trainer(callbacks=[LearningCurve({"learning_rate": 2e-4})], accelerator="cpu", logger=False)
+    """
 
     def __init__(self, settings: dict[str, Any] | None = None) -> None:
         self.settings = settings or {}
-        self.points: list[tuple[float, float, float | None]] = []  # epochs done, val_loss, mean train_loss since
-        self._train: list[float] = []
+        self.points: list[Point] = []
+        self._train_losses: list[float] = []
         self._settings_logged = False
         self._trained = False
 
@@ -65,17 +51,17 @@ class LearningCurve(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
         self._trained = True
-        if not trainer.fit_loop._should_accumulate() and "train_loss" in trainer.callback_metrics:
-            self._train.append(float(trainer.callback_metrics["train_loss"]))
+        if optimizer_stepped(trainer) and "train_loss" in trainer.callback_metrics:
+            self._train_losses.append(float(trainer.callback_metrics["train_loss"]))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         value = trainer.callback_metrics.get("val_loss")
         if trainer.sanity_checking or trainer.state.fn != "fit" or value is None:
             return
         progress = trainer.fit_loop.epoch_loop.batch_progress.current.ready / max(1, trainer.num_training_batches)
-        train = sum(self._train) / len(self._train) if self._train else None
-        self.points.append((trainer.current_epoch + progress, float(value), train))
-        self._train.clear()
+        train_loss = sum(self._train_losses) / len(self._train_losses) if self._train_losses else None
+        self.points.append((trainer.current_epoch + progress, float(value), train_loss))
+        self._train_losses.clear()
         if trainer.is_global_zero and not self._settings_logged and self.settings:
             self._settings_logged = True
             self._log_settings(trainer.logger)
@@ -85,47 +71,60 @@ class LearningCurve(Callback):
             if logger is not None:
                 logger.log_hyperparams(self.settings)
             return
-        # TensorBoard's table of runs, with val_loss as the result of each. The logger's own method would write the
-        # value into the curve a second time.
+        # TensorBoard's table of runs, with val_loss as the metric of each. The logger's own method would add the value
+        # to the curve a second time.
         plain = {k: v if isinstance(v, int | float | str | bool) else str(v) for k, v in self.settings.items()}
         for summary in hparams(plain, {"val_loss": 0.0}):
             logger.experiment.file_writer.add_summary(summary)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not self._trained and trainer.is_global_zero:
-            log.warning("There was nothing left to train: raise --trainer.max_epochs (or --trainer.max_steps).")
+            log.warning("Nothing was left to train: raise `trainer.max_epochs` (or `trainer.max_steps`).")
         elif trainer.is_global_zero and self.points:
-            log.info("%s", reading(self.points))
+            log.info("%s", diagnose(self.points))
 
 
-def reading(points: list[tuple[float, float, float | None]]) -> str:
-    """Returns the curve and what it means.
+def diagnose(points: Sequence[Point]) -> str:
+    """Returns a learning curve as a table, and what it says: overfitting, still falling, or levelled off.
 
     Args:
-        points: epochs done, val_loss and mean train_loss before it, of each validation in order.
+        points: epochs done, val_loss, and mean train_loss since the point before, of each validation in order.
+
+    Example:
+        >>> from typst_lit.callbacks import diagnose
+        >>> print(diagnose([(1.0, 2.0, 2.5), (2.0, 1.001, 1.2), (3.0, 1.0, 1.1)]))
+        Learning curve
+           epoch    val_loss  train_loss
+            1.00      2.0000      2.5000
+            2.00      1.0010      1.2000
+            3.00      1.0000      1.1000
+        val_loss has levelled off: more epochs would gain little. More data or a higher rank might help.
     """
     rows = [
         f"  {epoch:>6.2f}{value:>12.4f}{'' if train is None else f'{train:>12.4f}'}" for epoch, value, train in points
     ]
     table = "\n".join(["Learning curve", f"  {'epoch':>6}{'val_loss':>12}{'train_loss':>12}", *rows])
+    return f"{table}\n{_conclusion(points)}"
+
+
+def _conclusion(points: Sequence[Point]) -> str:
     if len(points) < 2:
-        return f"{table}\nOne validation is no curve yet: train for more epochs to see where it goes."
+        return "One validation does not show a trend: train for more epochs."
     values = [value for _, value, _ in points]
     best = min(range(len(values)), key=values.__getitem__)
-    if values[-1] > values[best] * (1 + STILL_FALLING):
+    if values[-1] > values[best] * (1 + MIN_RELATIVE_CHANGE):
         epoch = points[best][0]
-        rise = values[-1] - values[best]
         return (
-            f"{table}\nval_loss has risen by {rise:.4f} since epoch {epoch:.2f}: from there on the model overfits. "
-            f"adapter/best is from then. Stop there (--trainer.max_epochs {max(1, round(epoch))}), add data, or raise "
-            "dropout or weight decay."
+            f"val_loss has risen by {values[-1] - values[best]:.4f} since epoch {epoch:.2f}: from there on the model "
+            f"overfits. adapter/best is from then. Stop there (`trainer.max_epochs={max(1, round(epoch))}`), add data, "
+            "or raise dropout or weight decay."
         )
-    if len(points) < 3 and values[-1] > values[0] * (1 - STILL_FALLING):
-        return f"{table}\nTwo values so near each other tell little: train longer, or raise the learning rate."
+    if len(points) < 3 and values[-1] > values[0] * (1 - MIN_RELATIVE_CHANGE):
+        return "Two values this close do not show a trend: train longer, or raise the learning rate."
     fall = (values[-2] - values[-1]) / abs(values[-2]) if values[-2] else 0.0
-    if fall > STILL_FALLING:
+    if fall > MIN_RELATIVE_CHANGE:
         return (
-            f"{table}\nval_loss is still falling ({fall:.1%} in the last stretch): more epochs would help "
-            f"(--trainer.max_epochs {max(2, round(points[-1][0] * 2))} --ckpt_path last)."
+            f"val_loss is still falling ({fall:.1%} since the validation before): train for more epochs "
+            f"(`trainer.max_epochs={max(2, round(points[-1][0] * 2))}` `ckpt_path=last`)."
         )
-    return f"{table}\nval_loss has levelled off: more epochs would bring little. More data or a higher rank might."
+    return "val_loss has levelled off: more epochs would gain little. More data or a higher rank might help."

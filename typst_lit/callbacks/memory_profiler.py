@@ -1,10 +1,9 @@
-"""Where the memory goes: the peak of each phase of a step, and what to lower when it does not suffice."""
+"""Where the memory goes: the peak of each phase of a training step, and what to lower when memory runs out."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,24 +11,42 @@ import psutil
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from typst_lit._compat.lightning import optimizer_stepped
+from typst_lit.errors import UserError
 from typst_lit.model.oom import is_out_of_memory
 
 log = logging.getLogger(__name__)
 GIB = 2**30
+NUM_FIRST_STEPS = 3  # always measured: the first steps allocate what later ones reuse
 PHASES = ("load", "forward", "backward", "optimizer", "validation")
 
 
 class MemoryMeter:
     """Reads the peak since the last reset, in bytes: of the device's allocator, or of this process's resident memory.
 
-    On Linux the kernel keeps the resident peak and can reset it; elsewhere the current size stands in for it.
+    On Linux the kernel records the resident peak and can reset it; elsewhere `peak` returns the current size.
+
+    Args:
+        device: the device to measure; any but a CUDA device means this process.
+
+    Example:
+        >>> import torch
+        >>> from typst_lit.callbacks import MemoryMeter
+        >>> meter = MemoryMeter(torch.device("cpu"))
+        >>> meter.reset()
+        >>> allocated, reserved = meter.peak()
+        >>> allocated > 2**20
+        True
     """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.on_gpu = device.type == "cuda"
+        if self.on_gpu:
+            torch.cuda.init()  # resetting the allocator's statistics before CUDA is initialized raises a RuntimeError
 
     def reset(self) -> None:
+        """Starts a new measurement."""
         if self.on_gpu:
             torch.cuda.reset_peak_memory_stats(self.device)
         else:
@@ -37,7 +54,7 @@ class MemoryMeter:
                 Path("/proc/self/clear_refs").write_text("5")
 
     def peak(self) -> tuple[int, int]:
-        """Returns peak allocated and peak reserved; on the CPU both are the peak resident memory."""
+        """Returns peak allocated and peak reserved bytes; on the CPU both are the peak resident memory."""
         if self.on_gpu:
             return torch.cuda.max_memory_allocated(self.device), torch.cuda.max_memory_reserved(self.device)
         with contextlib.suppress(OSError, StopIteration):
@@ -49,16 +66,24 @@ class MemoryMeter:
 
 
 class MemoryProfiler(Callback):
-    """Measures each phase of the training step, logs the peak, prints a table at the end.
+    """Measures the memory peak of each phase of a step, logs ``memory_peak_gib``, and logs a table at the end.
 
-    When memory runs out, it prints what to lower, in order, each as the flag to type.
+    When memory runs out, it logs which settings to lower, in order; for that it needs a `TypstModule` and a
+    `TypstDataModule`.
 
     Args:
-        every_n_steps: profile every so many optimizer steps; the first ones are always profiled.
+        every_n_steps: optimizer steps between two measurements; the first steps are always measured.
+
+    Example:
+        >>> from typst_lit.callbacks import MemoryProfiler
+        >>> MemoryProfiler(every_n_steps=5).peaks
+        {}
     """
 
     def __init__(self, every_n_steps: int = 10) -> None:
-        self.every_n_steps = max(1, every_n_steps)
+        if every_n_steps < 1:
+            raise UserError(f"must be 1 or more, not {every_n_steps}.", setting="memory_profiler.every_n_steps")
+        self.every_n_steps = every_n_steps
         self.peaks: dict[str, tuple[int, int]] = {}
         self._meter: MemoryMeter | None = None
         self._active = False
@@ -81,7 +106,7 @@ class MemoryProfiler(Callback):
     def on_train_batch_start(self, trainer: Trainer, *args: Any) -> None:
         assert self._meter is not None
         step = trainer.global_step
-        self._active = step < 3 or step % self.every_n_steps == 0
+        self._active = step < NUM_FIRST_STEPS or step % self.every_n_steps == 0
         if self._active:
             self._meter.reset()
 
@@ -94,8 +119,7 @@ class MemoryProfiler(Callback):
             self._close("backward")
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
-        accumulated = trainer.fit_loop._should_accumulate()
-        if self._active and not accumulated:
+        if self._active and optimizer_stepped(trainer):
             self._close("optimizer")
             pl_module.log("memory_peak_gib", max(peak for peak, _ in self.peaks.values()) / GIB)
 
@@ -129,53 +153,7 @@ class MemoryProfiler(Callback):
         if trainer.is_global_zero and is_out_of_memory(exception):
             if self._meter is not None and self.peaks:
                 log.error("%s", self.table())
+            # Imported here: the benchmarks use MemoryMeter in processes that measure other packages.
+            from typst_lit.callbacks.out_of_memory import advice
+
             log.error("%s", advice(trainer, pl_module))
-
-
-def advice(trainer: Any, module: Any) -> str:
-    """Returns what to lower when memory runs out, the most useful and least harmful first, each as its flags."""
-    data, adapter = trainer.datamodule, None if module.adapter_path else module.adapter
-    if trainer.state.fn != "fit":
-        return f"Out of memory. Lower --data.eval_batch_size (now {getattr(data, 'eval_batch_size', 1)}) to 1" + (
-            ", then --model.generation.max_tokens." if trainer.state.fn == "predict" else ", then --data.max_length."
-        )
-    batch, accumulation = getattr(data, "batch_size", 1), trainer.accumulate_grad_batches
-    length, rank = getattr(data, "length_limit", None) or 0, getattr(adapter, "r", 0)
-    few = {"q_proj", "v_proj"}
-    options: list[tuple[Callable[[], bool], str, str]] = [
-        (
-            lambda: batch > 1,
-            f"--data.batch_size 1 --trainer.accumulate_grad_batches {batch * accumulation}",
-            "the same gradient, one sample at a time",
-        ),
-        (
-            lambda: module.gradient_checkpointing == "none",
-            "--model.gradient_checkpointing true",
-            "activations recomputed",
-        ),
-        (
-            lambda: not module.use_4bit and (adapter is not None or module.adapter_path is not None),
-            "--model.use_4bit true",
-            "base weights a quarter the size",
-        ),
-        (
-            lambda: length > 512,
-            f"--data.max_length {max(512, length // 2)} --data.overlength drop",
-            "leaves longer samples out: see `typst-lit lengths` for how many",
-        ),
-        (
-            lambda: rank > 4,
-            f"--model.adapter.r {max(4, rank // 2)} --model.adapter.lora_alpha {max(8, rank)}",
-            "fewer trained weights",
-        ),
-        (
-            lambda: rank > 0 and set(getattr(adapter, "target_modules", None) or ()) != few,
-            "--model.adapter.target_modules '[q_proj, v_proj]'",
-            "fewer adapted layers",
-        ),
-    ]
-    useful = [(flags, why) for applies, flags, why in options if applies()]
-    lines = [f"  {number}. {flags}   ({why})" for number, (flags, why) in enumerate(useful, start=1)]
-    if not lines:
-        return "Out of memory, with everything at its smallest already: this model needs a larger device."
-    return "Out of memory. Lower, in this order, until it fits:\n" + "\n".join(lines)

@@ -1,4 +1,4 @@
-"""How fast it goes, in tokens that are real."""
+"""Training speed, in tokens per second."""
 
 from __future__ import annotations
 
@@ -7,11 +7,19 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from typst_lit._compat.lightning import optimizer_stepped
+
 
 class Throughput(Callback):
-    """Logs ``tokens_per_s``: real tokens, without padding, a second and optimizer step, over all processes.
+    """Logs ``tokens_per_s`` at each optimizer step: tokens per second of all processes, without padding.
 
-    Time spent in validation does not count.
+    Time spent in validation does not count. Batches must have ``lengths``, the tokens of each sample, as those of
+    `TypstDataModule`.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> from typst_lit.callbacks import Throughput
+        >>> trainer = Trainer(callbacks=[Throughput()], accelerator="cpu", logger=False)
     """
 
     def __init__(self) -> None:
@@ -20,7 +28,7 @@ class Throughput(Callback):
         self._started = 0.0
 
     def on_train_start(self, *args: Any) -> None:
-        self.on_train_epoch_start()  # which is not called when a run is resumed within an epoch
+        self.on_train_epoch_start()  # which is not called when a run resumes within an epoch
 
     def on_train_epoch_start(self, *args: Any) -> None:
         self._tokens, self._seconds, self._started = 0, 0.0, time.perf_counter()
@@ -35,7 +43,7 @@ class Throughput(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self._tokens += sum(batch.lengths)
-        if trainer.fit_loop._should_accumulate():
+        if not optimizer_stepped(trainer):
             return
         now = time.perf_counter()
         seconds = self._seconds + now - self._started

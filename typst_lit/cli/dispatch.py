@@ -162,9 +162,9 @@ def _cause(error: BaseException) -> UserError | None:
 
 
 def _out_of_memory(error: Exception) -> bool:
-    if "typst_lit.callbacks.memory_profiler" not in sys.modules:
+    if "typst_lit.model.oom" not in sys.modules:
         return isinstance(error, MemoryError)
-    from typst_lit.callbacks.memory_profiler import is_out_of_memory
+    from typst_lit.model.oom import is_out_of_memory
 
     return is_out_of_memory(error)
 

@@ -19,11 +19,14 @@ from lightning.pytorch.trainer.connectors.accelerator_connector import _Accelera
 
 from typst_lit.callbacks.adapter_export import AdapterExport
 from typst_lit.callbacks.checkpoint_files import integrity_error, newest_intact
+from typst_lit.callbacks.early_stopping import EarlyStopping
 from typst_lit.callbacks.evaluation import Evaluation
-from typst_lit.callbacks.learning_curve import EarlyStoppingOnPlateau, LearningCurve
+from typst_lit.callbacks.graceful_shutdown import GracefulShutdown
+from typst_lit.callbacks.learning_curve import LearningCurve
 from typst_lit.callbacks.memory_profiler import MemoryProfiler
 from typst_lit.callbacks.prediction_writer import PredictionWriter
 from typst_lit.callbacks.progress import progress_bar
+from typst_lit.callbacks.resumable_checkpoint import ResumableCheckpoint
 from typst_lit.callbacks.throughput import Throughput
 from typst_lit.cli import app, convert, doctor, export, generate, lengths, score, serve
 from typst_lit.cli import compile as compile_command
@@ -108,9 +111,10 @@ class TypstCLI(LightningCLI):
         parser.add_argument("--run_dir", type=str, default="runs/default", help="Where everything of the run is kept.")
         parser.link_arguments("run_dir", "trainer.default_root_dir")
         for callback, group in (
-            (AdapterExport, "adapter_checkpoint"),
-            (EarlyStoppingOnPlateau, "early_stopping"),
-            (MemoryProfiler, "vram"),
+            (AdapterExport, "adapter_export"),
+            (ResumableCheckpoint, "checkpoint"),
+            (EarlyStopping, "early_stopping"),
+            (MemoryProfiler, "memory_profiler"),
             (Evaluation, "eval"),
             (PredictionWriter, "predict"),
         ):
@@ -199,7 +203,8 @@ class TypstCLI(LightningCLI):
             )
         if given.enable_progress_bar is not False:
             self.trainer_defaults["callbacks"] = [progress_bar()]
-        self.trainer_defaults.setdefault("callbacks", []).extend([Throughput(), LearningCurve(self._settings())])
+        callbacks = self.trainer_defaults.setdefault("callbacks", [])
+        callbacks += [Throughput(), LearningCurve(self._settings()), GracefulShutdown()]
         return super().instantiate_trainer(**kwargs)
 
     def _settings(self) -> dict[str, Any]:

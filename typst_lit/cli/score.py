@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 from jsonargparse import ArgumentParser
 
-from typst_lit.callbacks.progress import SECONDS_BETWEEN_LINES
 from typst_lit.cli.parser import CommandParser
 from typst_lit.data.prompts import PromptTemplate, ReportPrompt
 from typst_lit.data.records import parse_record
@@ -22,6 +21,7 @@ from typst_lit.errors import UserError, listing
 from typst_lit.metrics.documents import Candidate
 from typst_lit.metrics.scoring import Scorer
 from typst_lit.plugins import load_plugins
+from typst_lit.progress import LOG_INTERVAL_S
 from typst_lit.reporting.report import REPORT_FILES, Report
 from typst_lit.typesetting.typesetter import Typesetter
 
@@ -76,7 +76,7 @@ def run(args: Sequence[str]) -> None:
     with config.typesetting:
         for index, document in enumerate(scorer.score(candidates)):
             report.add(document, index)
-            if time.monotonic() - told > SECONDS_BETWEEN_LINES:
+            if time.monotonic() - told > LOG_INTERVAL_S:
                 told = time.monotonic()
                 log.info("  %d of %d scored", index + 1, len(candidates))
     values = scorer.compute()

@@ -234,6 +234,11 @@ def adapter_template(directory: Path) -> PromptTemplate | None:
         raise UserError(f"{file}: is damaged ({error}). Save the adapter anew, or name --data.template.") from error
 
 
+def has_adapter(model: nn.Module) -> bool:
+    """Returns whether a model has a PEFT adapter."""
+    return isinstance(model, PeftModel)
+
+
 def trainable_names(model: nn.Module) -> set[str]:
     """Returns the names of the parameters that are trained."""
     return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
