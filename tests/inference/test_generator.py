@@ -173,7 +173,7 @@ def test_a_file_is_written_without_iterating_over_anything(tiny_model, able_pair
     results = generator.generate_file(records, output, on_document=seen.append)
     assert results == json.loads(output.read_text()) and [result["input"] for result in results] == inputs
     assert sorted(document.index for document in seen) == [0, 1]
-    assert {document.origin for document in seen} == {f"{records}, record 0", f"{records}, record 1"}
+    assert {document.origin for document in seen} == {f"{records}, record {index} (line 1)" for index in range(2)}
     assert generator.generate_file(records, output, on_document=seen.append) == results and len(seen) == 2
     generator.settings = GenerationSettings(max_tokens=6)
     with pytest.raises(UserError, match=r"different settings \(generation.max_tokens\).*`overwrite=true`"):
