@@ -1,4 +1,4 @@
-"""The README's script for Ray Train, run as it stands there."""
+"""The README's script for Ray Train, run unchanged."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ README = Path(__file__).parents[1] / "README.md"
 
 
 @pytest.mark.slow
-def test_ray_train_launches_two_workers(fit_args, tmp_path) -> None:
+def test_two_ray_train_workers_match_gradient_accumulation(fit_args, tmp_path) -> None:
     pytest.importorskip("ray.train", reason="Ray is not installed: pip install 'typst-lit[ray]'")
     (script,) = re.findall(r"```python\n(# fit_on_ray\.py.*?)```", README.read_text("utf-8"), re.DOTALL)
     (tmp_path / "fit_on_ray.py").write_text(script)
@@ -24,18 +24,20 @@ def test_ray_train_launches_two_workers(fit_args, tmp_path) -> None:
         **os.environ, "OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0",
         "PYTHONPATH": str(README.parent),
     }  # fmt: skip
-    together = subprocess.run(
+    two_workers = subprocess.run(
         [sys.executable, tmp_path / "fit_on_ray.py", "2", *args], env=environment, cwd=tmp_path,
         capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
-    assert together.returncode == 0, together.stdout + together.stderr
-    alone = subprocess.run(
+    assert two_workers.returncode == 0, two_workers.stdout + two_workers.stderr
+    one_process = subprocess.run(
         [sys.executable, "-m", "typst_lit", "fit", *args, "--run_dir", tmp_path / "one",
          "--trainer.accumulate_grad_batches", "2"],
         env=environment, capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
-    assert alone.returncode == 0, alone.stderr
-    one, two = (load_file(tmp_path / name / "adapter/last/adapter_model.safetensors") for name in ("one", "run"))
-    assert any(value.any() for name, value in one.items() if "lora_B" in name)
-    for name in one:
-        assert (two[name] - one[name]).norm() <= 0.02 * one[name].norm(), name
+    assert one_process.returncode == 0, one_process.stderr
+    expected, weights = (
+        load_file(tmp_path / name / "adapter/last/adapter_model.safetensors") for name in ("one", "run")
+    )
+    assert any(value.any() for name, value in expected.items() if "lora_B" in name)
+    for name in expected:
+        assert (weights[name] - expected[name]).norm() <= 0.02 * expected[name].norm(), name

@@ -1,4 +1,4 @@
-"""Folders of shards: what is taken over, what is made anew, what is refused."""
+"""Directories of shards: what is adopted, what is generated again, what is refused."""
 
 from __future__ import annotations
 
@@ -14,139 +14,156 @@ from typst_lit.data.sources import FileSource, Row
 from typst_lit.errors import UserError
 from typst_lit.inference.attempts import GeneratedDocument
 from typst_lit.inference.generator import GenerationFailure
-from typst_lit.inference.shards import Shard, ShardFolder
+from typst_lit.inference.shards import Shard, ShardDirectory
 
-MAKING = {"model": "a", "seed": 0}
+PROVENANCE = {"model": "a", "seed": 0}
 
 
-class Echo:
-    """Answers as a Generator does, in reverse order, with an error where a record says so."""
+class FakeGenerator:
+    """Has the results of a Generator, in reverse order, and an error where the record says so."""
 
     def results(
         self, records: Sequence[Any], adapter: str | None = None
     ) -> Iterator[GeneratedDocument | GenerationFailure]:
-        for place, record in reversed([*enumerate(records)]):
+        for index, record in reversed([*enumerate(records)]):
             if record == "fails":
-                yield GenerationFailure(place, RuntimeError("no"))
+                yield GenerationFailure(index, RuntimeError("no"))
             elif not isinstance(record, str):
-                yield GenerationFailure(place, UserError("is no text"))
+                yield GenerationFailure(index, UserError("is not a text"))
             else:
-                yield GeneratedDocument({"text": record}, record.upper(), "stop", index=place)
+                yield GeneratedDocument({"text": record}, record.upper(), "stop", index=index)
 
 
-def job(path: Path, rows: Sequence[Row], making: dict[str, Any] = MAKING, overwrite: bool = False) -> list[int]:
-    """Makes all that is missing, and returns which shards that was."""
-    folder = ShardFolder(path, 3)
-    folder.begin(making, overwrite)
-    _, missing = folder.lay_out(rows)
-    for number in missing:
-        folder.add(folder.make(number, Echo(), None))  # type: ignore[arg-type]
-    folder.save()
+def run_job(
+    path: Path, rows: Sequence[Row], provenance: dict[str, Any] = PROVENANCE, overwrite: bool = False
+) -> list[int]:
+    """Generates the missing shards, and returns their indices."""
+    directory = ShardDirectory(path, 3)
+    directory.start(provenance, overwrite)
+    _, missing = directory.split(rows)
+    for index in missing:
+        directory.add(directory.generate(index, FakeGenerator()))  # type: ignore[arg-type]
+    directory.write_manifest()
     return missing
 
 
-def lines(path: Path) -> list[dict[str, Any]]:
+def read_lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for file in sorted(path.glob("part-*.jsonl")) for line in file.read_bytes().splitlines()]
 
 
-ROWS = [Row(f"file, line {place}", value) for place, value in enumerate("abcdefgh")]
+def read_manifest(path: Path) -> dict[str, Any]:
+    return json.loads((path / "manifest.json").read_text())
 
 
-def test_every_record_has_one_result_in_its_place(tmp_path) -> None:
+ROWS = [Row(f"file, line {number}", value) for number, value in enumerate("abcdefgh")]
+
+
+def test_every_record_has_one_result_in_order(tmp_path) -> None:
     rows = [*ROWS[:4], Row("file, line 4", "fails"), Row("file, line 5", error="is cut off"), *ROWS[6:]]
-    assert job(tmp_path, rows) == [0, 1, 2]
-    made = lines(tmp_path)
-    assert [each["record"] for each in made] == list(range(8))
-    assert [each["origin"] for each in made] == [row.origin for row in rows]
-    assert made[0]["generated_output"] == "A"
-    assert made[4] == {"record": 4, "origin": "file, line 4", "input": "fails", "error": "RuntimeError: no"}
-    assert made[5] == {"record": 5, "origin": "file, line 5", "input": None, "error": "is cut off"}
-    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    assert run_job(tmp_path, rows) == [0, 1, 2]
+    lines = read_lines(tmp_path)
+    assert [line["record"] for line in lines] == list(range(8))
+    assert [line["origin"] for line in lines] == [row.origin for row in rows]
+    assert lines[0]["generated_output"] == "A"
+    assert lines[4] == {"record": 4, "origin": "file, line 4", "input": "fails", "error": "RuntimeError: no"}
+    assert lines[5] == {"record": 5, "origin": "file, line 5", "input": None, "error": "is cut off"}
+    manifest = read_manifest(tmp_path)
     assert manifest["complete"] and manifest["records"] == 8 and manifest["failed"] == 2
-    assert [each["first"] for each in manifest["shards"]] == [0, 3, 6]
+    assert [shard["first"] for shard in manifest["shards"]] == [0, 3, 6]
     assert not (tmp_path / "records").exists()
 
 
 @pytest.mark.parametrize(
-    "value", [{"d": date(2025, 1, 1)}, {"n": float("nan")}, {"b": b"\xff"}, {"half a pair": "\ud800"}, 3]
+    "value", [{"d": date(2025, 1, 1)}, {"n": float("nan")}, {"b": b"\xff"}, {"lone surrogate": "\ud800"}, 3]
 )
-def test_a_record_that_json_can_not_hold_does_not_break_its_shard(tmp_path, value) -> None:
-    job(tmp_path, [Row("a", value), Row("b", "b")])
-    first, second = lines(tmp_path)
-    assert first["error"] == "is no text" and second["generated_output"] == "B"
+def test_record_that_json_cannot_represent_does_not_break_its_shard(tmp_path, value) -> None:
+    run_job(tmp_path, [Row("a", value), Row("b", "b")])
+    first, second = read_lines(tmp_path)
+    assert first["error"] == "is not a text" and second["generated_output"] == "B"
 
 
-def test_where_nothing_succeeds_there_is_no_shard(tmp_path) -> None:
+def test_no_shard_is_written_when_all_its_records_fail(tmp_path) -> None:
     with pytest.raises(RuntimeError, match="no"):
-        job(tmp_path, [Row("a", "fails"), Row("b", "fails"), Row("c", error="is cut off")])
+        run_job(tmp_path, [Row("a", "fails"), Row("b", "fails"), Row("c", error="is cut off")])
     assert not list(tmp_path.glob("part-*.jsonl"))
 
 
-def test_only_what_is_missing_or_damaged_is_made_again(tmp_path) -> None:
-    job(tmp_path, ROWS)
-    before = lines(tmp_path)
-    assert job(tmp_path, ROWS) == []
+def test_only_missing_or_damaged_shards_are_generated_again(tmp_path) -> None:
+    run_job(tmp_path, ROWS)
+    before = read_lines(tmp_path)
+    assert run_job(tmp_path, ROWS) == []
     (tmp_path / "part-00001.jsonl").unlink()
-    assert job(tmp_path, ROWS) == [1]
+    assert run_job(tmp_path, ROWS) == [1]
     damaged = tmp_path / "part-00002.jsonl"
     body = bytearray(damaged.read_bytes())
     body[20] ^= 1
     damaged.write_bytes(body)
-    assert job(tmp_path, ROWS) == [2]
+    assert run_job(tmp_path, ROWS) == [2]
     (tmp_path / "part-00000.jsonl").write_bytes(b"")
     (tmp_path / ".part-00000.jsonl-12").write_bytes(b"half")
-    assert job(tmp_path, ROWS) == [0]
-    assert lines(tmp_path) == before and not list(tmp_path.glob(".part*"))
+    assert run_job(tmp_path, ROWS) == [0]
+    assert read_lines(tmp_path) == before and not list(tmp_path.glob(".part*"))
 
 
-def test_a_shard_that_the_manifest_does_not_name_is_made_again(tmp_path) -> None:
-    job(tmp_path, ROWS)
-    manifest = json.loads((tmp_path / "manifest.json").read_text())
+def test_shard_that_the_manifest_does_not_list_is_generated_again(tmp_path) -> None:
+    run_job(tmp_path, ROWS)
+    manifest = read_manifest(tmp_path)
     (tmp_path / "manifest.json").write_text(json.dumps({**manifest, "shards": manifest["shards"][:1]}))
-    assert job(tmp_path, ROWS) == [1, 2]
+    assert run_job(tmp_path, ROWS) == [1, 2]
 
 
-def test_other_settings_and_strangers_are_refused(tmp_path) -> None:
-    job(tmp_path, ROWS)
-    before = lines(tmp_path)
-    with pytest.raises(UserError, match=r"different settings \(seed\).*--overwrite"):
-        job(tmp_path, ROWS, {**MAKING, "seed": 1})
+def test_results_with_different_settings_and_unlisted_shards_are_refused(tmp_path) -> None:
+    run_job(tmp_path, ROWS)
+    before = read_lines(tmp_path)
+    with pytest.raises(UserError, match=r"different settings \(seed\).*`overwrite=true`"):
+        run_job(tmp_path, ROWS, {**PROVENANCE, "seed": 1})
     with pytest.raises(UserError, match=r"different settings \(shard_size\)"):
-        ShardFolder(tmp_path, 4).begin(MAKING)
+        ShardDirectory(tmp_path, 4).start(PROVENANCE)
     manifest = tmp_path / "manifest.json"
-    whole = manifest.read_text()
-    manifest.write_text(whole[:50])
+    intact = manifest.read_text()
+    manifest.write_text(intact[:50])
     with pytest.raises(UserError, match=r"manifest.json: is damaged"):
-        job(tmp_path, ROWS)
+        run_job(tmp_path, ROWS)
     manifest.unlink()
-    with pytest.raises(UserError, match=r"holds shards and no manifest.json"):
-        job(tmp_path, ROWS)
-    assert lines(tmp_path) == before
-    assert job(tmp_path, ROWS[:4], {**MAKING, "seed": 1}, overwrite=True) == [0, 1]
-    assert [each["record"] for each in lines(tmp_path)] == [0, 1, 2, 3]  # nothing of the longer job is left
-    with pytest.raises(UserError, match="--shard-size"):
-        ShardFolder(tmp_path, 0)
+    with pytest.raises(UserError, match=r"contains shards but no manifest.json"):
+        run_job(tmp_path, ROWS)
+    assert read_lines(tmp_path) == before
+    assert run_job(tmp_path, ROWS[:4], {**PROVENANCE, "seed": 1}, overwrite=True) == [0, 1]
+    assert [line["record"] for line in read_lines(tmp_path)] == [0, 1, 2, 3]  # nothing of the longer job is left
+    with pytest.raises(UserError, match="`shard_size`: must be 1 or more, not 0"):
+        ShardDirectory(tmp_path, 0)
 
 
-def test_places_are_those_of_the_source_in_every_form(tmp_path) -> None:
+def test_origins_are_those_of_the_source_in_every_format(tmp_path) -> None:
     import pyarrow
     import pyarrow.parquet
 
-    folder = tmp_path / "in"
-    folder.mkdir()
-    (folder / "a.jsonl").write_text('"a"\n\n"b"\nnot json\n"c"\n')
-    (folder / "b.json").write_text('["d", "e"]')
-    pyarrow.parquet.write_table(pyarrow.table({"x": ["f", "g"]}), folder / "c.parquet")
-    rows = list(FileSource(str(folder)).rows())
-    job(tmp_path / "out", rows)
-    assert [each["origin"] for each in lines(tmp_path / "out")] == [row.origin for row in rows] and len(rows) == 8
+    source = tmp_path / "in"
+    source.mkdir()
+    (source / "a.jsonl").write_text('"a"\n\n"b"\nnot json\n"c"\n')
+    (source / "b.json").write_text('["d", "e"]')
+    pyarrow.parquet.write_table(pyarrow.table({"x": ["f", "g"]}), source / "c.parquet")
+    rows = list(FileSource(str(source)).rows())
+    run_job(tmp_path / "out", rows)
+    assert [line["origin"] for line in read_lines(tmp_path / "out")] == [row.origin for row in rows] and len(rows) == 8
 
 
-def test_a_shard_survives_the_manifest(tmp_path) -> None:
+def test_shard_is_read_back_from_the_manifest(tmp_path) -> None:
     shard = Shard("part-00000.jsonl", 0, 3, 1, 0, 10, "00")
-    folder = ShardFolder(tmp_path, 3)
-    folder.begin(MAKING)
-    folder.add(shard)
-    folder.save()
-    (found,) = json.loads((tmp_path / "manifest.json").read_text())["shards"]
-    assert Shard(**found) == shard and not json.loads((tmp_path / "manifest.json").read_text())["complete"]
+    directory = ShardDirectory(tmp_path, 3)
+    directory.start(PROVENANCE)
+    directory.add(shard)
+    directory.write_manifest()
+    manifest = read_manifest(tmp_path)
+    assert [Shard(**fields) for fields in manifest["shards"]] == [shard] and not manifest["complete"]
+
+
+def test_manifest_with_the_former_keys_is_adopted(tmp_path) -> None:
+    provenance = {**PROVENANCE, "generation.prompt_lookup": True}
+    run_job(tmp_path, ROWS, provenance)
+    manifest = read_manifest(tmp_path)
+    former = {**manifest.pop("provenance"), "generation.draft": True}
+    del former["generation.prompt_lookup"]
+    (tmp_path / "manifest.json").write_text(json.dumps({**manifest, "made": former}))
+    assert run_job(tmp_path, ROWS, provenance) == []
+    assert read_manifest(tmp_path)["provenance"] == {**provenance, "shard_size": 3}

@@ -73,7 +73,7 @@ def run(args: Sequence[str]) -> None:
         splitter_of(tokenizer)  # before anything is written
     pairs = _pairs(config, before) if config.check else []
     model: Any = before.model
-    peft_config, model_config = getattr(model, "active_peft_config", None), model.config
+    model_config = model.config
     del model  # each reload below shall be the only model in memory beside the one it is compared with
     context = model_config.max_position_embeddings
     if config.to in ("merged", "vllm"):
@@ -84,15 +84,12 @@ def run(args: Sequence[str]) -> None:
             after = Generator.load(None, str(out), use_4bit=False, compile=False)
             _tell(agreement(before, after, pairs), config.dtype)
         if config.to == "vllm":
-            from peft import LoraConfig
-
             from typst_lit.exporting.targets import vllm_commands
+            from typst_lit.model.adapters import plain_lora_rank
             from typst_lit.model.backbones import known_elsewhere
 
             base = base_model or (adapter_base(adapter) if adapter else None) or ""
-            rank = None  # of an adapter that vLLM can put on the base model by itself
-            if isinstance(peft_config, LoraConfig) and not (peft_config.use_dora or peft_config.modules_to_save):
-                rank = peft_config.r if known_elsewhere(base) else None
+            rank = plain_lora_rank(adapter) if adapter and known_elsewhere(base) else None
             print("Serve it with one of:")
             for command in vllm_commands(out, base, adapter, rank, context):
                 print(f"  {command}")

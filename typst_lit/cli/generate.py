@@ -216,7 +216,7 @@ def _generate_on_ray(plain: Namespace) -> None:
     from typst_lit.data.sources import FileSource
     from typst_lit.inference.backends.ray import generate_on_ray
     from typst_lit.inference.loading import provenance, resolve_model, validate_model
-    from typst_lit.inference.shards import ShardFolder
+    from typst_lit.inference.shards import ShardDirectory
 
     source = FileSource(plain.input)
     source.files()
@@ -224,22 +224,22 @@ def _generate_on_ray(plain: Namespace) -> None:
     spec = resolve_model(adapters, plain.base_model, plain.use_4bit, plain.merge)
     validate_model(spec)
     template = spec.template(plain.adapter)
-    folder = ShardFolder(Path(plain.output).absolute(), plain.shard_size)
+    directory = ShardDirectory(Path(plain.output).absolute(), plain.shard_size)
     generate_on_ray(
         partial(load_plain, plain),
         source,
-        folder,
+        directory,
         provenance(spec.identity, plain.adapter, template, settings, plain.attempts, plain.compile),
         plain.adapter,
         plain.overwrite,
         plain.ray_address,
         plain.actors,
     )
-    count, failed = folder.total("records"), folder.total("failed")
-    log.info("%d records in %d shards in %s.", count, len(folder.shards), plain.output)
+    count, failed = directory.total("records"), directory.total("failed")
+    log.info("%d records in %d shards in %s.", count, len(directory.shards), plain.output)
     if failed:
         log.warning("%d of %d records have no document: each says why (error).", failed, count)
-    _tell_of_failed(folder.total("not_compiled"), count - failed)
+    _tell_of_failed(directory.total("not_compiled"), count - failed)
 
 
 def load_plain(plain: Namespace) -> Generator:

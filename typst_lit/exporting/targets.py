@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from typst_lit.errors import UserError
+from typst_lit.inference.backends.vllm import max_lora_rank
 
 PICTURE = "page.png"
 
@@ -28,14 +29,9 @@ def vllm_commands(merged: Path, base: str, adapter: Path | None, rank: int | Non
     if rank is not None:
         commands.append(
             f"vllm serve {shlex.quote(base)} --enable-lora --lora-modules typst-lit={shlex.quote(str(adapter))} "
-            f"--max-lora-rank {rank_for_vllm(rank)} --max-model-len {context}"
+            f"--max-lora-rank {max_lora_rank(rank)} --max-model-len {context}"
         )
     return commands
-
-
-def rank_for_vllm(rank: int) -> int:
-    """Returns the least rank that vLLM makes room for and that an adapter of this rank fits into."""
-    return next((known for known in (8, 16, 32, 64, 128, 256, 320, 512) if rank <= known), rank)
 
 
 def hub_folder(adapter: Path, out: Path, scores: dict[str, Any] | None, picture: bytes | None) -> None:

@@ -1,49 +1,47 @@
-"""Results in shards: a folder of ``part-00000.jsonl``, ... and the manifest that vouches for them.
+"""Results in shards: a directory of ``part-00000.jsonl``, ... and a manifest that lists them with checksums.
 
-A shard holds the results of so many consecutive records, a line each, and its name is a function of their place. It is
-written whole or not at all: made twice, it is one file all the same. What the manifest names with its SHA-256 is there,
-and what it does not name, or names otherwise, is made anew.
+A shard has the results of N consecutive records, one per line, and its name follows from its index. It is written
+atomically, so that generating it twice does no harm. A shard that the manifest does not list, or whose SHA-256 is
+another, is generated again.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
-import time
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
-from hashlib import sha256 as new_digest
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from typst_lit.data.sources import Row
 from typst_lit.errors import UserError
 from typst_lit.files import atomic_write, sha256
-from typst_lit.inference.generator import GenerationFailure
+from typst_lit.inference.attempts import GeneratedDocument
+from typst_lit.inference.generator import GenerationFailure, Generator
 from typst_lit.inference.outputs import check_same_settings
+from typst_lit.progress import Every
 
-if TYPE_CHECKING:
-    from typst_lit.inference.attempts import GeneratedDocument
-    from typst_lit.inference.generator import Generator
-
-MANIFEST = "manifest.json"
+MANIFEST_NAME = "manifest.json"
 SECONDS_BETWEEN_MANIFESTS = 1.0
-WAY_OUT = "Name another folder, or overwrite it (--overwrite)."
+HINT = "Use another `output`, or `overwrite=true`."
+Outcome = GeneratedDocument | Exception
 
 
 @dataclass(frozen=True)
 class Shard:
-    """A file of results.
+    """A file of results, as the manifest lists it.
 
     Attributes:
-        name: of the file.
-        first: place of its first record among all.
-        records: how many it answers.
-        failed: those of them that have an error and no document.
-        not_compiled: those whose document does not compile.
-        bytes: its length.
-        sha256: its digest.
+        name: name of the file.
+        first: index of its first record among all records.
+        records: number of its records.
+        failed: number of records that have an error instead of a document.
+        not_compiled: number of documents that do not compile.
+        bytes: size of the file.
+        sha256: checksum of the file, in hexadecimal.
     """
 
     name: str
@@ -55,162 +53,188 @@ class Shard:
     sha256: str
 
 
-class ShardFolder:
-    """A folder of shards.
+class ShardDirectory:
+    """A directory of shards and their manifest.
 
-    Every process of a job has one of its own over the same folder: one lays out the records and keeps the manifest,
-    the others make shards.
+    Every process of a job has its own instance for the same directory: the driver splits the records and keeps the
+    manifest, the workers write shards.
 
     Args:
-        path: the folder.
-        size: records a shard.
+        path: the directory.
+        shard_size: number of records per shard.
+
+    Raises:
+        UserError: when ``shard_size`` is not positive.
     """
 
-    def __init__(self, path: Path, size: int) -> None:
-        if size < 1:
-            raise UserError(f"--shard-size must be 1 or more, not {size}.")
+    def __init__(self, path: Path, shard_size: int) -> None:
+        if shard_size < 1:
+            raise UserError(f"must be 1 or more, not {shard_size}.", setting="shard_size")
         self.path = path
-        self.size = size
+        self.shard_size = shard_size
         self.shards: dict[int, Shard] = {}
-        self._making: dict[str, Any] = {}
-        self._expected: int | None = None
-        self._written = 0.0
+        self._provenance: dict[str, Any] = {}
+        self._num_expected: int | None = None
+        self._manifest_due = Every(SECONDS_BETWEEN_MANIFESTS)
 
-    def begin(self, making: Mapping[str, Any], overwrite: bool = False) -> None:
-        """Takes over the whole shards that are there already, and removes what is left of others.
+    def start(self, provenance: Mapping[str, Any], overwrite: bool = False) -> None:
+        """Adopts the intact shards that exist already, and deletes other files of earlier jobs.
 
         Args:
-            making: what the results depend on, the records among it, as plain values.
-            overwrite: start anew.
+            provenance: what the results depend on, the records included, as plain values.
+            overwrite: start again from scratch.
 
         Raises:
-            UserError: when the folder holds results that were made otherwise, or that no manifest vouches for.
+            UserError: when the directory has results with different provenance, or shards without a manifest.
         """
-        self._making = {**making, "shard_size": self.size}
-        before = None if overwrite else self._read()
-        if before is not None:
-            check_same_settings(self.path, before["made"], self._making, WAY_OUT)
-            for each in before["shards"]:
-                shard = Shard(**each)
-                path = self.path / shard.name
-                if path.is_file() and path.stat().st_size == shard.bytes and sha256(path) == shard.sha256:
-                    self.shards[shard.first // self.size] = shard
-        kept = {shard.name for shard in self.shards.values()}
+        self._provenance = {**provenance, "shard_size": self.shard_size}
+        manifest = None if overwrite else self._read_manifest()
+        if manifest is not None:
+            check_same_settings(self.path, manifest["provenance"], self._provenance, HINT)
+            self.shards = {
+                shard.first // self.shard_size: shard
+                for shard in (Shard(**fields) for fields in manifest["shards"])
+                if self._is_intact(shard)
+            }
+        adopted = {shard.name for shard in self.shards.values()}
         for path in [*self.path.glob("part-*.jsonl"), *self.path.glob(".part-*.jsonl-*")]:
-            if path.name not in kept:
+            if path.name not in adopted:
                 path.unlink()
-        shutil.rmtree(self._records, ignore_errors=True)
-        self.save()
+        shutil.rmtree(self._input_directory, ignore_errors=True)
+        self.write_manifest()
 
-    def lay_out(self, rows: Iterable[Row]) -> tuple[int, list[int]]:
-        """Writes the records of each shard that is to be made into a file, where whoever makes it finds them.
+    def split(self, rows: Iterable[Row]) -> tuple[int, list[int]]:
+        """Writes the records of each missing shard into a file, from which a worker reads them.
 
-        So the input is read once, whatever its form, and no process holds more of it than a shard.
+        So the source is read once, whatever its format, and no process holds more than a shard of it.
 
         Returns:
-            How many shards there are, and which are to be made.
+            The number of shards, and the indices of the missing ones.
         """
-        stream, number, missing = iter(rows), 0, []
-        while part := list(islice(stream, self.size)):
-            if number not in self.shards:
-                missing.append(number)
-                # what Parquet knows and JSON does not, a date say, becomes text
-                body = json.dumps([asdict(row) for row in part], default=str).encode()
-                atomic_write(self._records_of(number), lambda stream, body=body: stream.write(body))  # type: ignore[misc]
-            number += 1
-        self._expected = number
-        return number, missing
+        iterator, num_shards, missing = iter(rows), 0, []
+        while chunk := list(islice(iterator, self.shard_size)):
+            if num_shards not in self.shards:
+                missing.append(num_shards)
+                # default: values that Parquet has and JSON has not, such as dates, become text
+                body = json.dumps([asdict(row) for row in chunk], default=str).encode()
+                _write(self._input_path(num_shards), body)
+            num_shards += 1
+        self._num_expected = num_shards
+        return num_shards, missing
 
-    def make(self, number: int, generator: Generator, adapter: str | None) -> Shard:
-        """Answers the records of a shard, each with its document or its error, and writes it.
+    def generate(self, index: int, generator: Generator, adapter: str | None = None) -> Shard:
+        """Writes one shard: for each of its records the document, or else the error.
 
         Raises:
-            Exception: what went wrong with every one of several good records; then it is not the records' fault.
+            Exception: when none of several valid records has a document: then the cause is not a record.
         """
-        rows = [Row(**row) for row in json.loads(self._records_of(number).read_bytes())]
-        answers: dict[int, GeneratedDocument | Exception] = {
-            place: UserError(row.error) for place, row in enumerate(rows) if row.error is not None
-        }
-        places = [place for place, row in enumerate(rows) if row.error is None]
-        for result in generator.results([rows[place].value for place in places], adapter):
-            answers[places[result.index]] = result.error if isinstance(result, GenerationFailure) else result
-        errors = [answer for answer in answers.values() if isinstance(answer, Exception)]
-        broken = [error for error in errors if not isinstance(error, UserError)]
-        if len(places) > 1 and len(broken) == len(places):
-            raise broken[0]
-        first = number * self.size
-        body = b"".join(_line(first + place, row, answers[place]) for place, row in enumerate(rows))
-        shard = Shard(
-            f"part-{number:05d}.jsonl",
-            first,
-            len(rows),
-            len(errors),
-            sum(not isinstance(answer, Exception) and answer.compiled is False for answer in answers.values()),
-            len(body),
-            new_digest(body).hexdigest(),
+        rows = [Row(**row) for row in json.loads(self._input_path(index).read_bytes())]
+        outcomes = _outcomes(rows, generator, adapter)
+        errors = [outcome for outcome in outcomes if isinstance(outcome, Exception)]
+        failures = [error for error in errors if not isinstance(error, UserError)]
+        if len(failures) == sum(row.error is None for row in rows) > 1:
+            raise failures[0]
+        first = index * self.shard_size
+        body = b"".join(
+            _line(first + i, row, outcome) for i, (row, outcome) in enumerate(zip(rows, outcomes, strict=True))
         )
-        atomic_write(self.path / shard.name, lambda stream: stream.write(body))
+        shard = Shard(
+            name=f"part-{index:05d}.jsonl",
+            first=first,
+            records=len(rows),
+            failed=len(errors),
+            not_compiled=sum(
+                isinstance(outcome, GeneratedDocument) and outcome.compiled is False for outcome in outcomes
+            ),
+            bytes=len(body),
+            sha256=hashlib.sha256(body).hexdigest(),
+        )
+        _write(self.path / shard.name, body)
         return shard
 
     def add(self, shard: Shard) -> None:
-        """Notes a shard that was made; the manifest on the disk has it within moments."""
-        self.shards[shard.first // self.size] = shard
-        if time.monotonic() - self._written > SECONDS_BETWEEN_MANIFESTS:
-            self.save()
+        """Adds a shard that was written to the manifest, which is on disk within seconds."""
+        self.shards[shard.first // self.shard_size] = shard
+        if self._manifest_due():
+            self.write_manifest()
 
     def total(self, count: str) -> int:
-        """Returns the sum of a count over all shards: ``records``, ``failed`` or ``not_compiled``."""
+        """Returns the sum of ``records``, ``failed`` or ``not_compiled`` over all shards."""
         return sum(getattr(shard, count) for shard in self.shards.values())
 
-    def save(self) -> None:
-        """Writes the manifest; once all shards are made, their records are needed no longer."""
-        complete = len(self.shards) == self._expected
+    def write_manifest(self) -> None:
+        """Writes the manifest, and deletes the workers' input once all shards exist."""
+        complete = len(self.shards) == self._num_expected
         manifest = {
             "complete": complete,
             **{count: self.total(count) for count in ("records", "failed", "not_compiled")},
-            "made": self._making,
-            "shards": [asdict(self.shards[number]) for number in sorted(self.shards)],
+            "provenance": self._provenance,
+            "shards": [asdict(self.shards[index]) for index in sorted(self.shards)],
         }
-        body = json.dumps(manifest, indent=1).encode()
-        atomic_write(self.path / MANIFEST, lambda stream: stream.write(body))
-        self._written = time.monotonic()
+        _write(self.path / MANIFEST_NAME, json.dumps(manifest, indent=1).encode())
         if complete:
-            shutil.rmtree(self._records, ignore_errors=True)
+            shutil.rmtree(self._input_directory, ignore_errors=True)
 
     @property
-    def _records(self) -> Path:
+    def _input_directory(self) -> Path:
         return self.path / "records"
 
-    def _records_of(self, number: int) -> Path:
-        return self._records / f"part-{number:05d}.json"
+    def _input_path(self, index: int) -> Path:
+        return self._input_directory / f"part-{index:05d}.json"
 
-    def _read(self) -> dict[str, Any] | None:
+    def _is_intact(self, shard: Shard) -> bool:
+        path = self.path / shard.name
+        return path.is_file() and path.stat().st_size == shard.bytes and sha256(path) == shard.sha256
+
+    def _read_manifest(self) -> dict[str, Any] | None:
+        path = self.path / MANIFEST_NAME
         try:
-            found = json.loads((self.path / MANIFEST).read_text("utf-8"))
-            return {"made": dict(found["made"]), "shards": list(found["shards"])}
+            manifest = json.loads(path.read_text("utf-8"))
+            return {"provenance": _read_provenance(manifest), "shards": list(manifest["shards"])}
         except FileNotFoundError:
             if next(self.path.glob("part-*.jsonl"), None) is None:
                 return None
-            raise UserError(f"{self.path}: holds shards and no {MANIFEST}. {WAY_OUT}") from None
+            raise UserError(f"{self.path}: contains shards but no {MANIFEST_NAME}.", hint=HINT) from None
         except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{self.path / MANIFEST}: is damaged ({error!r}). {WAY_OUT}") from error
+            raise UserError(f"{path}: is damaged ({error!r}).", hint=HINT) from error
 
 
-def _line(place: int, row: Row, answer: GeneratedDocument | Exception) -> bytes:
-    result: dict[str, Any] = {"record": place, "origin": row.origin}
-    if isinstance(answer, Exception):
-        error = str(answer) if isinstance(answer, UserError) else f"{type(answer).__name__}: {answer}"
-        result |= {"input": _plain(row.value), "error": error}
+def _read_provenance(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the provenance in a manifest, which may have the keys of earlier versions."""
+    provenance = dict(manifest["provenance"] if "provenance" in manifest else manifest["made"])
+    if "generation.draft" in provenance:
+        provenance["generation.prompt_lookup"] = provenance.pop("generation.draft")
+    return provenance
+
+
+def _outcomes(rows: list[Row], generator: Generator, adapter: str | None) -> list[Outcome]:
+    """Returns a document or an error for each row."""
+    outcomes: dict[int, Outcome] = {i: UserError(row.error) for i, row in enumerate(rows) if row.error is not None}
+    indices = [i for i, row in enumerate(rows) if row.error is None]
+    for result in generator.results([rows[i].value for i in indices], adapter):
+        outcomes[indices[result.index]] = result.error if isinstance(result, GenerationFailure) else result
+    return [outcomes[i] for i in range(len(rows))]
+
+
+def _line(index: int, row: Row, outcome: Outcome) -> bytes:
+    result: dict[str, Any] = {"record": index, "origin": row.origin}
+    if isinstance(outcome, Exception):
+        error = str(outcome) if isinstance(outcome, UserError) else f"{type(outcome).__name__}: {outcome}"
+        result |= {"input": _standard_json(row.value), "error": error}
     else:
-        result |= answer.to_json()
-    # what UTF-8 has no place for, half a surrogate pair, is written as JSON's escape of it
+        result |= outcome.to_json()
+    # backslashreplace: a lone surrogate, which UTF-8 cannot encode, becomes JSON's escape of it
     return json.dumps(result, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
 
 
-def _plain(value: object) -> Any:
-    """Returns a record that can't be used as every JSON reader takes it: Python's knows NaN."""
+def _standard_json(value: object) -> Any:
+    """Returns an invalid record as every JSON reader accepts it: Python's also accepts NaN."""
     try:
         json.dumps(value, allow_nan=False)
     except ValueError:
         return str(value)
     return value
+
+
+def _write(path: Path, body: bytes) -> None:
+    atomic_write(path, lambda stream: stream.write(body))

@@ -217,6 +217,14 @@ def adapter_base(directory: Path) -> str | None:
         return None
 
 
+def plain_lora_rank(directory: Path) -> int | None:
+    """Returns the rank of a saved LoRA adapter; None for other adapters, DoRA, or one with fully trained modules."""
+    config = PeftConfig.from_pretrained(str(directory))
+    if not isinstance(config, LoraConfig) or config.use_dora or config.modules_to_save:
+        return None
+    return max([config.r, *(config.rank_pattern or {}).values()])
+
+
 def adapter_key(directory: Path) -> str:
     """Returns a text that changes whenever an adapter's weights are written anew."""
     weights = (directory / SAFETENSORS_WEIGHTS_NAME).stat()

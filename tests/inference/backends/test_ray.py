@@ -25,7 +25,7 @@ FLAGS = ["--no-4bit", "--max-tokens", 30, "--seed", 3, "--temperature", 1.5]
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
-    """A Ray of one node with two actors' room, for all quick tests."""
+    """A Ray cluster of one node with CPUs for two actors, for all quick tests."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=100 << 20)
@@ -33,24 +33,24 @@ def cluster() -> Iterator[None]:
     ray.shutdown()
 
 
-def records(path: Path, count: int) -> Path:
-    """Writes short records, all different, as JSON lines."""
+def write_records(path: Path, count: int) -> Path:
+    """Writes different short records as JSON lines."""
     with path.open("w") as stream:
-        for place in range(count):
-            record = json.loads(SAMPLES.read_text())[place % 3]["input"]
-            short = {**record, "project_title": f"Project {place}", "contents_txt": record["contents_txt"][:200]}
+        for index in range(count):
+            record = json.loads(SAMPLES.read_text())[index % 3]["input"]
+            short = {**record, "project_title": f"Project {index}", "contents_txt": record["contents_txt"][:200]}
             stream.write(json.dumps({"input": short}) + "\n")
     return path
 
 
-def lines(folder: Path) -> list[dict[str, Any]]:
-    """Returns all results, without the times that they took."""
-    found = [json.loads(line) for file in sorted(folder.glob("part-*.jsonl")) for line in file.open()]
-    return [{key: value for key, value in each.items() if key != "seconds"} for each in found]
+def read_lines(directory: Path) -> list[dict[str, Any]]:
+    """Returns all results, without their times."""
+    lines = [json.loads(line) for file in sorted(directory.glob("part-*.jsonl")) for line in file.open()]
+    return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
 
 
 def test_results_are_those_of_the_built_in_engine(run, cluster, tiny_model, tmp_path) -> None:
-    source, output = records(tmp_path / "in.jsonl", 7), tmp_path / "out"
+    source, output = write_records(tmp_path / "in.jsonl", 7), tmp_path / "out"
     command = ["generate", "--base-model", tiny_model, *FLAGS, "--input", source]
     assert run(*command, "--output", tmp_path / "one.json").status == 0
     expected = json.loads((tmp_path / "one.json").read_text())
@@ -58,51 +58,51 @@ def test_results_are_those_of_the_built_in_engine(run, cluster, tiny_model, tmp_
     result = run(*command)
     assert result.status == 0, result.err
     assert "4 of 4 shards, 7 records" in result.err and "7 records in 4 shards" in result.err
-    made = lines(output)
-    assert [each["record"] for each in made] == list(range(7))
-    assert [each["generated_output"] for each in made] == [each["generated_output"] for each in expected]
-    assert [each["input"] for each in made] == [each["input"] for each in expected]
+    lines = read_lines(output)
+    assert [line["record"] for line in lines] == list(range(7))
+    assert [line["generated_output"] for line in lines] == [result["generated_output"] for result in expected]
+    assert [line["input"] for line in lines] == [result["input"] for result in expected]
 
-    # goes on: only what is missing or damaged is made
+    # resuming: only what is missing or damaged is generated
     stamps = {file.name: file.stat().st_mtime_ns for file in output.glob("part-*.jsonl")}
     (output / "part-00001.jsonl").unlink()
     damaged = output / "part-00003.jsonl"
     damaged.write_bytes(damaged.read_bytes()[:-9])
     again = run(*command)
-    assert again.status == 0 and "2 of 4 shards are there already" in again.err
-    assert lines(output) == made
-    kept = {name for name, stamp in stamps.items() if (output / name).stat().st_mtime_ns == stamp}
-    assert kept == {"part-00000.jsonl", "part-00002.jsonl"}
+    assert again.status == 0 and "2 of 4 shards already exist" in again.err
+    assert read_lines(output) == lines
+    unchanged = {name for name, stamp in stamps.items() if (output / name).stat().st_mtime_ns == stamp}
+    assert unchanged == {"part-00000.jsonl", "part-00002.jsonl"}
 
     refused = run(*command, "--seed", 4)
     assert (
         refused.status == 1 and "different settings (generation.seed)" in refused.err and "--overwrite" in refused.err
     )
-    records(source, 6)
+    write_records(source, 6)
     refused = run(*command)
     assert refused.status == 1 and "different settings (input)" in refused.err
-    assert lines(output) == made
+    assert read_lines(output) == lines
 
 
-def test_a_bad_record_is_answered_with_its_error(run, cluster, tiny_model, tmp_path) -> None:
-    source, output = records(tmp_path / "in.jsonl", 3), tmp_path / "out"
-    good = source.read_text().splitlines()
-    endless = json.loads(good[0])
-    endless["input"]["contents_txt"] = "word " * 60_000  # more than the model reads: found when it is decoded
-    source.write_text("\n".join([good[0], '{"starting_page": 1}', "{", json.dumps(endless), good[1]]) + "\n")
+def test_invalid_records_have_their_errors_as_results(run, cluster, tiny_model, tmp_path) -> None:
+    source, output = write_records(tmp_path / "in.jsonl", 3), tmp_path / "out"
+    valid = source.read_text().splitlines()
+    too_long = json.loads(valid[0])
+    too_long["input"]["contents_txt"] = "word " * 60_000  # longer than the model's context: an error of decoding
+    source.write_text("\n".join([valid[0], '{"starting_page": 1}', "{", json.dumps(too_long), valid[1]]) + "\n")
     result = run(
         "generate", "--base-model", tiny_model, *FLAGS, "--input", source, "--engine", "ray", "--output", output,
     )  # fmt: skip
     assert result.status == 0 and "3 of 5 records have no document" in result.err
-    made = lines(output)
-    assert ["error" in each for each in made] == [False, True, True, True, False]
-    assert "field 'department' is missing" in made[1]["error"] and made[1]["input"] == {"starting_page": 1}
-    assert "is not valid JSON" in made[2]["error"] and made[2]["origin"] == f"{source}, line 3"
-    assert "Shorten the record's text" in made[3]["error"]
+    lines = read_lines(output)
+    assert ["error" in line for line in lines] == [False, True, True, True, False]
+    assert "field 'department' is missing" in lines[1]["error"] and lines[1]["input"] == {"starting_page": 1}
+    assert "is not valid JSON" in lines[2]["error"] and lines[2]["origin"] == f"{source}, line 3"
+    assert "Shorten the record's text" in lines[3]["error"]
 
 
-def test_what_can_not_be_loaded_stops_the_job(run, cluster, tmp_path, tiny_model) -> None:
-    source = records(tmp_path / "in.jsonl", 2)
+def test_model_that_cannot_be_loaded_stops_the_job(run, cluster, tmp_path, tiny_model) -> None:
+    source = write_records(tmp_path / "in.jsonl", 2)
     model = tmp_path / "model"
     model.mkdir()
     for file in tiny_model.iterdir():
@@ -115,43 +115,43 @@ def test_what_can_not_be_loaded_stops_the_job(run, cluster, tmp_path, tiny_model
 
 
 @pytest.mark.parametrize(
-    ("flags", "told"),
+    ("flags", "message"),
     [
         (["--pdf"], "--pdf: --engine ray writes shards"),
         (["--output", "a.json"], "name one with --output"),
-        (["--shard-size", "0"], "--shard-size must be 1 or more"),
-        (["--actors", "0"], "--actors must be 1 or more"),
+        (["--shard-size", "0"], "--shard-size: must be 1 or more"),
+        (["--actors", "0"], "--actors: must be 1 or more"),
         (["--input", "none.jsonl"], "none.jsonl: there is no such file"),
     ],
 )
-def test_wrong_flags_name_the_way_out(run, tmp_path, tiny_model, flags, told) -> None:
-    source = records(tmp_path / "in.jsonl", 1)
+def test_invalid_flags_are_reported(run, tmp_path, tiny_model, flags, message) -> None:
+    source = write_records(tmp_path / "in.jsonl", 1)
     command = ["generate", "--engine", "ray", "--base-model", tiny_model, "--no-4bit", "--input", source]
     result = run(*command, "--output", tmp_path / "out", *flags)
-    assert result.status == 1 and told in result.err and "Traceback" not in result.err
+    assert result.status == 1 and message in result.err and "Traceback" not in result.err
 
 
-def test_without_ray_the_way_out_is_named(run, tmp_path, tiny_model, monkeypatch) -> None:
+def test_missing_ray_is_reported_with_its_extra(run, tmp_path, tiny_model, monkeypatch) -> None:
     for name in [name for name in sys.modules if name == "ray" or name.startswith("ray.")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "ray", None)
     result = run(
         "generate", "--engine", "ray", "--base-model", tiny_model, "--no-4bit", "--output", tmp_path / "out",
-        "--input", records(tmp_path / "in.jsonl", 1),
+        "--input", write_records(tmp_path / "in.jsonl", 1),
     )  # fmt: skip
     assert result.status == 1 and "pip install 'typst-lit[ray]'" in result.err
 
 
 @pytest.mark.slow
-def test_a_node_that_is_killed_loses_and_doubles_nothing(run, tiny_model, tmp_path) -> None:
-    """Two nodes make 24 shards; one is killed, its raylet and actor with SIGKILL, when some of them are there."""
+def test_killed_node_loses_and_repeats_nothing(run, tiny_model, tmp_path) -> None:
+    """Two nodes generate 24 shards; the raylet and the actor of one get SIGKILL when 6 shards exist."""
     from ray.cluster_utils import Cluster
 
     ray.shutdown()
-    source, output = records(tmp_path / "in.jsonl", 96), tmp_path / "out"
+    source, output = write_records(tmp_path / "in.jsonl", 96), tmp_path / "out"
     command = ["generate", "--base-model", tiny_model, *FLAGS, "--input", source]
     assert run(*command, "--output", tmp_path / "one.json").status == 0
-    expected = [each["generated_output"] for each in json.loads((tmp_path / "one.json").read_text())]
+    expected = [result["generated_output"] for result in json.loads((tmp_path / "one.json").read_text())]
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     killed: dict[str, Any] = {}
     try:
@@ -160,9 +160,9 @@ def test_a_node_that_is_killed_loses_and_doubles_nothing(run, tiny_model, tmp_pa
         def kill() -> None:
             while len(shards := list(output.glob("part-*.jsonl"))) < 6:
                 time.sleep(0.05)
-            makers = _makers()
-            killed.update(shards=len(shards), makers=len(makers))
-            os.kill(makers[nodes[0].node_id], signal.SIGKILL)
+            workers = _worker_pids()
+            killed.update(shards=len(shards), workers=len(workers))
+            os.kill(workers[nodes[0].node_id], signal.SIGKILL)
             cluster.remove_node(nodes[0], allow_graceful=False)
 
         killer = threading.Thread(target=kill, daemon=True)
@@ -175,19 +175,19 @@ def test_a_node_that_is_killed_loses_and_doubles_nothing(run, tiny_model, tmp_pa
         ray.shutdown()
         cluster.shutdown()
     assert result.status == 0, result.err
-    assert killed["makers"] == 2 and 6 <= killed["shards"] < 24  # both worked, and it was in the middle
-    assert "another round" in result.err
-    made = lines(output)
-    assert [each["record"] for each in made] == list(range(96))
-    assert [each["generated_output"] for each in made] == expected
+    assert killed["workers"] == 2 and 6 <= killed["shards"] < 24  # both nodes were working, and shards were missing
+    assert "Retrying" in result.err
+    lines = read_lines(output)
+    assert [line["record"] for line in lines] == list(range(96))
+    assert [line["generated_output"] for line in lines] == expected
     assert json.loads((output / "manifest.json").read_text())["complete"]
 
 
 @pytest.mark.slow
-def test_a_job_that_is_killed_goes_on(run, tiny_model, tmp_path) -> None:
-    """The job, its actors and its Ray get SIGKILL when some shards are there."""
+def test_killed_job_is_resumed(run, tiny_model, tmp_path) -> None:
+    """The job, its actors and its Ray processes get SIGKILL when 3 shards exist."""
     ray.shutdown()
-    source, output = records(tmp_path / "in.jsonl", 24), tmp_path / "out"
+    source, output = write_records(tmp_path / "in.jsonl", 24), tmp_path / "out"
     command = [
         "generate", "--base-model", tiny_model, *FLAGS, "--input", source, "--engine", "ray", "--output", output,
         "--shard-size", 2,
@@ -202,18 +202,19 @@ def test_a_job_that_is_killed_goes_on(run, tiny_model, tmp_path) -> None:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
     job.wait()
-    there = len(list(output.glob("part-*.jsonl")))
-    assert 3 <= there < 12 and not json.loads((output / "manifest.json").read_text())["complete"]
+    num_shards = len(list(output.glob("part-*.jsonl")))
+    assert 3 <= num_shards < 12 and not json.loads((output / "manifest.json").read_text())["complete"]
     result = run(*command)
     assert result.status == 0, result.err
-    assert [each["record"] for each in lines(output)] == list(range(24))
-    assert not any("error" in each for each in lines(output))
+    assert [line["record"] for line in read_lines(output)] == list(range(24))
+    assert not any("error" in line for line in read_lines(output))
     assert json.loads((output / "manifest.json").read_text())["complete"]
 
 
-def _makers() -> dict[str, int]:
-    """Returns the process of each actor that makes shards, by its node."""
+def _worker_pids() -> dict[str, int]:
+    """Returns the process id of each `ShardWorker`, by its node."""
     from ray._private.state import actors
 
-    alive = [each for each in actors().values() if each["State"] == "ALIVE" and "ShardMaker" in each["ActorClassName"]]
-    return {each["Address"]["NodeID"]: each["Pid"] for each in alive}
+    alive = [actor for actor in actors().values() if actor["State"] == "ALIVE"]
+    workers = [actor for actor in alive if "ShardWorker" in actor["ActorClassName"]]
+    return {worker["Address"]["NodeID"]: worker["Pid"] for worker in workers}

@@ -1,7 +1,7 @@
-"""`generate --engine vllm`: the contract that it prompts, stops and samples as the built-in engine does.
+"""`generate --engine vllm`: it prompts, stops and samples as the built-in engine does.
 
-What goes to vLLM is checked without it; how its answers are read, with a stand-in in the form of vLLM's engine, which
-decodes with ours. The last test needs vLLM itself.
+What vLLM receives is tested without it. How its outputs are read is tested with a fake of vLLM's engine that decodes
+with the built-in decoder. The last test needs vLLM itself.
 """
 
 from __future__ import annotations
@@ -19,11 +19,10 @@ import torch
 
 from typst_lit.errors import UserError
 from typst_lit.inference.attempts import GeneratedDocument
-from typst_lit.inference.backends import vllm as on_vllm
+from typst_lit.inference.backends import vllm as backend
 from typst_lit.inference.decoder import Decoder, eos_token_ids
 from typst_lit.inference.generator import GenerationFailure, Generator
 from typst_lit.inference.loading import resolve_model, validate_model
-from typst_lit.inference.prompt_lookup import DraftCorpus
 from typst_lit.inference.request import Request
 from typst_lit.inference.sampling import GenerationSettings, document_seed
 from typst_lit.model.adapters import adapter_directory
@@ -36,160 +35,160 @@ def by_index(documents: Iterable[GeneratedDocument]) -> dict[int, GeneratedDocum
     return {document.index: document for document in documents}
 
 
-def test_every_setting_reaches_vllm_as_it_is() -> None:
+def test_all_settings_are_sent_to_vllm() -> None:
     prompt = [3, 1, 4]
-    made = on_vllm.sampling(Request(prompt, SETTINGS, document_seed(5, prompt)), {9, 2})
-    assert (made["temperature"], made["top_p"], made["top_k"], made["max_tokens"]) == (0.4, 0.9, 7, 40)
-    assert made["stop_token_ids"] == [2, 9]
-    assert "repetition_penalty" not in made  # 1 is vLLM's default, and nothing else is taken
+    arguments = backend.sampling_arguments(Request(prompt, SETTINGS, document_seed(5, prompt)), {9, 2})
+    sent = (arguments["temperature"], arguments["top_p"], arguments["top_k"], arguments["max_tokens"])
+    assert sent == (0.4, 0.9, 7, 40)
+    assert arguments["stop_token_ids"] == [2, 9]
+    assert "repetition_penalty" not in arguments  # 1 is vLLM's default, and no other value is accepted
     known = {"max_tokens", "temperature", "top_p", "top_k", "repetition_penalty", "seed", "prompt_lookup"}
-    assert {field.name for field in fields(GenerationSettings)} == known  # a new one needs a place in vLLM, too
+    assert {field.name for field in fields(GenerationSettings)} == known  # a new one must be sent to vLLM, too
 
-    # a document's random numbers are its own, the same each time, and other ones at a second attempt
-    seeds = [
+    # A document's seed is its own, the same each time, and another for a second attempt.
+    entropies = [
         document_seed(5, prompt),
         document_seed(5, prompt),
         document_seed(5, prompt, 1),
         document_seed(6, prompt),
         document_seed(5, [1]),
     ]
-    drawn = [on_vllm.sampling(Request(prompt, SETTINGS, seed), {2})["seed"] for seed in seeds]
-    assert drawn[0] == drawn[1] and len(set(drawn)) == 4 and all(0 <= seed < 2**63 for seed in drawn)
+    seeds = [backend.sampling_arguments(Request(prompt, SETTINGS, entropy), {2})["seed"] for entropy in entropies]
+    assert seeds[0] == seeds[1] and len(set(seeds)) == 4 and all(0 <= seed < 2**63 for seed in seeds)
 
 
-def test_a_penalty_that_would_count_the_record_is_refused() -> None:
-    with pytest.raises(UserError, match="--repetition-penalty 1"):
-        on_vllm.sampling(Request([1], replace(SETTINGS, repetition_penalty=1.1), 0), {2})
+def test_repetition_penalty_that_counts_the_record_is_refused() -> None:
+    with pytest.raises(UserError, match=r"`generation\.repetition_penalty=1`"):
+        backend.sampling_arguments(Request([1], replace(SETTINGS, repetition_penalty=1.1), 0), {2})
 
 
-def test_the_model_is_asked_for_as_it_is_loaded_here() -> None:
-    made = on_vllm.engine_arguments("Qwen/Qwen3-1.7B", [16, 24], True, True, 8)
-    assert made["model"] == "Qwen/Qwen3-1.7B" and made["quantization"] == "bitsandbytes" and made["max_num_seqs"] == 8
-    assert made["enable_lora"] and made["max_lora_rank"] == 32
-    assert made["speculative_config"]["method"] == "ngram"
-    plain = on_vllm.engine_arguments("Qwen/Qwen3-1.7B", [], False, False, 8)
+def test_model_is_loaded_with_the_settings_of_the_built_in_engine() -> None:
+    arguments = backend.engine_arguments("Qwen/Qwen3-1.7B", [16, 24], True, True, 8)
+    assert arguments["model"] == "Qwen/Qwen3-1.7B" and arguments["quantization"] == "bitsandbytes"
+    assert arguments["max_num_seqs"] == 8
+    assert arguments["enable_lora"] and arguments["max_lora_rank"] == 32
+    assert arguments["speculative_config"]["method"] == "ngram"
+    plain = backend.engine_arguments("Qwen/Qwen3-1.7B", [], False, False, 8)
     assert not {"quantization", "enable_lora", "speculative_config"} & plain.keys()
 
 
-def test_documents_end_where_the_built_in_engine_ends_them(tiny_model) -> None:
+def test_eos_tokens_are_those_of_the_built_in_engine(tiny_model) -> None:
     for base in ("typst-nano", str(tiny_model)):
         built_in = Generator.load(None, base, use_4bit=False, compile=False)
         spec = resolve_model(None, base, use_4bit=False)
-        config = on_vllm.generation_config(path_or_name(base), validate_model(spec))
+        config = backend.generation_config(path_or_name(base), validate_model(spec))
         model: Any = built_in.model
         tokenizer = built_in.tokenizer
         assert eos_token_ids(config, tokenizer) == eos_token_ids(model.generation_config, tokenizer) != []
 
 
-def test_without_vllm_the_way_out_is_named(run, tmp_path, tiny_model, able_pairs, monkeypatch) -> None:
+def test_missing_vllm_is_reported_with_its_extra(run, tmp_path, tiny_model, able_pairs, monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "vllm", None)
     records = tmp_path / "records.json"
     records.write_text(json.dumps(able_pairs[0]["input"]))
     command = ["generate", "--engine", "vllm", "--base-model", tiny_model, "--no-4bit", "--input", records]
     result = run(*command)
-    assert result.status == 1 and "give --repetition-penalty 1" in result.err
+    assert result.status == 1 and "With --engine vllm, use --repetition-penalty 1" in result.err
     result = run(*command, "--repetition-penalty", 1)
     assert result.status == 1 and "pip install 'typst-lit[vllm]'" in result.err
 
 
 @dataclass
-class StandIn:
-    """An engine of vLLM's form (0.33), which decodes with the built-in decoder. It is not vLLM."""
+class FakeLLMEngine:
+    """Has the interface of vLLM's `LLMEngine` (0.33), and decodes with the built-in decoder."""
 
     decoder: Decoder
 
     def __post_init__(self) -> None:
-        self.rows: dict[str, Request] = {}
-        self.asked: list[Any] = []
+        self.running: dict[str, Request] = {}
+        self.received: list[Any] = []
 
-    def add_request(self, name: str, prompt: dict[str, Any], params: Any, lora_request: Any = None) -> str:
-        self.asked.append((prompt["prompt_token_ids"], params, lora_request))
+    def add_request(self, request_id: str, prompt: dict[str, Any], params: Any, lora_request: Any = None) -> str:
+        self.received.append((prompt["prompt_token_ids"], params, lora_request))
         settings = GenerationSettings(params.max_tokens, params.temperature, params.top_p, params.top_k, 1)
-        self.rows[name] = Request(prompt["prompt_token_ids"], settings, params.seed)
-        self.decoder.add([self.rows[name]])
-        return name
+        self.running[request_id] = Request(prompt["prompt_token_ids"], settings, params.seed)
+        self.decoder.add([self.running[request_id]])
+        return request_id
 
     def step(self) -> list[Any]:
         self.decoder.step()
-        ended = {name: row for name, row in self.rows.items() if row.finish_reason}
-        for name in ended:
-            del self.rows[name]
-        end = min(self.decoder.eos_token_ids)
+        finished = {request_id: request for request_id, request in self.running.items() if request.finish_reason}
+        for request_id in finished:
+            del self.running[request_id]
+        eos_token_id = min(self.decoder.eos_token_ids)
         return [
             SimpleNamespace(
-                request_id=name,
+                request_id=request_id,
                 finished=True,
                 outputs=[
                     SimpleNamespace(
-                        token_ids=[*row.output, *[end] * (row.finish_reason == "stop")],
-                        finish_reason=row.finish_reason,
+                        token_ids=[*request.output, *[eos_token_id] * (request.finish_reason == "stop")],
+                        finish_reason=request.finish_reason,
                     )
                 ],
             )
-            for name, row in ended.items()
+            for request_id, request in finished.items()
         ]
 
-    def abort_request(self, names: list[str]) -> None:
-        self.decoder.remove([self.rows.pop(name) for name in names])
+    def abort_request(self, request_ids: list[str]) -> None:
+        self.decoder.remove([self.running.pop(request_id) for request_id in request_ids])
 
 
 @pytest.fixture
-def form_of_vllm(monkeypatch) -> None:
-    """The names that are imported from vLLM, as bare holders of values."""
-    names = {
+def fake_vllm(monkeypatch) -> None:
+    """Modules with the names that are imported from vLLM."""
+    modules = {
         "vllm": {"SamplingParams": SimpleNamespace},
         "vllm.lora": {},
         "vllm.lora.request": {"LoRARequest": lambda name, number, path: (name, number, path)},
         "vllm.sampling_params": {"RequestOutputKind": SimpleNamespace(FINAL_ONLY="final")},
     }
-    for name, held in names.items():
+    for name, values in modules.items():
         module = ModuleType(name)
-        module.__dict__.update(held)
+        module.__dict__.update(values)
         monkeypatch.setitem(sys.modules, name, module)
 
 
-def test_answers_are_read_as_the_built_in_engine_reads_its_own(able_adapter, able_pairs, form_of_vllm) -> None:
+def test_documents_are_those_of_the_built_in_engine(able_adapter, able_pairs, fake_vllm) -> None:
     settings = GenerationSettings(max_tokens=1200, temperature=0, repetition_penalty=1)
     built_in = Generator.load(able_adapter, use_4bit=False, settings=settings, compile=False)
     records = [pair["input"] for pair in able_pairs[:3]]
     expected = by_index(built_in.generate(records))
     model: Any = built_in.model
-    ends = eos_token_ids(model.generation_config, built_in.tokenizer)
-    engine = StandIn(Decoder(model, ends, DraftCorpus()))
+    eos_ids = eos_token_ids(model.generation_config, built_in.tokenizer)
+    engine = FakeLLMEngine(Decoder(model, eos_ids))
     directory = adapter_directory(able_adapter)
-    decoder = on_vllm.VllmDecoder(engine, ends, model.config.max_position_embeddings, {"default": directory})
-    over_vllm = Generator(
-        decoder, built_in.tokenizer, built_in.templates, settings, batch_size=2
-    )  # fmt: skip
-    made = by_index(over_vllm.generate(records))
-    for place, document in expected.items():
-        assert made[place].source == document.source
-        assert (made[place].finish_reason, made[place].tokens) == (document.finish_reason, document.tokens)
-    assert {document.finish_reason for document in made.values()} == {"stop"}
+    decoder = backend.VllmDecoder(engine, eos_ids, model.config.max_position_embeddings, {"default": directory})
+    generator = Generator(decoder, built_in.tokenizer, built_in.templates, settings, batch_size=2)
+    documents = by_index(generator.generate(records))
+    for index, document in expected.items():
+        assert documents[index].source == document.source
+        assert (documents[index].finish_reason, documents[index].tokens) == (document.finish_reason, document.tokens)
+    assert {document.finish_reason for document in documents.values()} == {"stop"}
     prompts = built_in.encoder().prompts(records)
-    assert sorted(asked[0] for asked in engine.asked) == sorted(map(list, prompts))
-    assert {asked[2] for asked in engine.asked} == {("default", 1, str(directory))}
+    assert sorted(prompt for prompt, _, _ in engine.received) == sorted(map(list, prompts))
+    assert {lora_request for _, _, lora_request in engine.received} == {("default", 1, str(directory))}
 
-    (failure,) = over_vllm.results([{**records[0], "contents_txt": "word " * 60_000}])
+    (failure,) = generator.results([{**records[0], "contents_txt": "word " * 60_000}])
     assert isinstance(failure, GenerationFailure) and "Shorten the record" in str(failure.error)
-    half = over_vllm.generate(records)
-    next(half)
-    half.close()  # those that are under way are given up, there too
-    assert over_vllm.generate_one(records[0]).source == expected[0].source and not engine.rows
+    iterator = generator.generate(records)
+    next(iterator)
+    iterator.close()  # cancels the others, in vLLM too
+    assert generator.generate_one(records[0]).source == expected[0].source and not engine.running
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="vLLM needs a GPU, and there is none")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="vLLM needs a GPU")
 @pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed: pip install 'typst-lit[vllm]'")
-def test_vllm_writes_what_the_built_in_engine_writes(able_adapter, able_pairs) -> None:
+def test_vllm_generates_what_the_built_in_engine_generates(able_adapter, able_pairs) -> None:
     records = [pair["input"] for pair in able_pairs[:3]]
     settings = GenerationSettings(max_tokens=1200, temperature=0, repetition_penalty=1)
     expected = by_index(Generator.load(able_adapter, use_4bit=False, settings=settings).generate(records))
     generator = Generator.load(able_adapter, use_4bit=False, settings=settings, engine="vllm")
-    made = by_index(generator.generate(records))
-    for place, document in expected.items():  # 16-bit rounding may tip a choice, so not by the letter
-        assert made[place].finish_reason == document.finish_reason == "stop"
-        assert made[place].fidelity == pytest.approx(document.fidelity, abs=0.1)
+    documents = by_index(generator.generate(records))
+    for index, document in expected.items():  # 16-bit rounding may change a token, so the sources may differ
+        assert documents[index].finish_reason == document.finish_reason == "stop"
+        assert documents[index].fidelity == pytest.approx(document.fidelity, abs=0.1)
     generator.settings = replace(settings, max_tokens=5)
     assert {document.tokens for document in generator.generate(records)} == {5}
     generator.settings = replace(settings, temperature=1, seed=3, max_tokens=60)

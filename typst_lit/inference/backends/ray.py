@@ -1,8 +1,8 @@
-"""Documents of a million records: Ray Data hands out shards, and a `Generator` on each device makes them.
+"""Documents for millions of records: Ray Data distributes shards, and a `Generator` on each device writes them.
 
-The unit of work, and of starting again, is a shard (`typst_lit.inference.shards`). What Ray carries is its number: the
-records are in a file, and so are the results. When a process or a node is lost, so is the shard that it had in hand;
-Ray starts the process again where there is room, and a further round makes what is missing.
+The unit of work, and of retrying, is a shard (`typst_lit.inference.shards`). Ray transfers only its index: the records
+are in a file, and so are the results. When a process or a node is lost, so is the shard that it was working on; Ray
+starts the process again where resources are free, and another round generates what is missing.
 """
 
 from __future__ import annotations
@@ -24,184 +24,211 @@ from typing import Any
 import torch
 
 from typst_lit.data.sources import RecordSource
-from typst_lit.errors import UserError
+from typst_lit.errors import UserError, plural
 from typst_lit.inference.generator import Generator
-from typst_lit.inference.shards import Shard, ShardFolder
-from typst_lit.progress import LOG_INTERVAL_S
+from typst_lit.inference.shards import Shard, ShardDirectory
+from typst_lit.progress import Every
 
 log = logging.getLogger(__name__)
-FRUITLESS_ROUNDS = 3  # in a row, and the job is given up
+MAX_ROUNDS_WITHOUT_PROGRESS = 3
 
 
 @dataclass(frozen=True)
-class Work:
-    """What every process of a job must know. It travels to them.
+class WorkerSettings:
+    """What every worker needs; it is sent to all of them.
 
     Attributes:
         load: loads the generator.
-        folder: of the shards.
-        adapter: which one answers; None for the usual one.
-        directory: where paths begin that are not absolute.
+        directory: where the shards are.
+        adapter: the name of the adapter; None for the default adapter.
+        working_directory: what relative paths are relative to.
     """
 
     load: Callable[[], Generator]
-    folder: ShardFolder
+    directory: ShardDirectory
     adapter: str | None
-    directory: str
+    working_directory: str
 
 
-class ShardMaker:
-    """The actor on a device: it loads the model once, and makes one shard after the other."""
+class ShardWorker:
+    """The Ray actor on a device: it loads the model once, and writes one shard per call."""
 
-    def __init__(self, work: Work) -> None:
-        self.work = work
+    def __init__(self, settings: WorkerSettings) -> None:
+        self.settings = settings
 
     @cached_property
     def generator(self) -> Generator:
-        with contextlib.suppress(OSError):  # not on this node: then it is a relative path that is not found
-            os.chdir(self.work.directory)
-        return self.work.load()
+        """The generator, loaded at the first shard."""
+        with contextlib.suppress(OSError):  # it does not exist on this node: absolute paths still work
+            os.chdir(self.settings.working_directory)
+        return self.settings.load()
 
     def __call__(self, batch: Mapping[str, Sequence[int]]) -> dict[str, list[str]]:
-        """Makes a shard; what goes wrong is answered, as Ray would take it for a fault of the job."""
-        (number,) = batch["shard"]
+        """Writes a shard and returns it as JSON; returns errors, too, as Ray would stop the job for an exception."""
+        (index,) = batch["shard"]
         try:
-            answer = asdict(self.work.folder.make(int(number), self.generator, self.work.adapter))
+            reply = asdict(self.settings.directory.generate(int(index), self.generator, self.settings.adapter))
         except torch.AcceleratorError as error:
             print(error, file=sys.stderr, flush=True)
             os._exit(1)  # only a new process can use the device again: Ray starts one
         except Exception as error:
-            reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-            answer = {"error": reason, "for_good": isinstance(error, UserError)}
-        return {"answer": [json.dumps(answer)]}
+            message = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+            reply = {"error": message, "is_permanent": isinstance(error, UserError)}
+        return {"reply": [json.dumps(reply)]}
 
 
 def generate_on_ray(
     load: Callable[[], Generator],
     source: RecordSource,
-    folder: ShardFolder,
-    making: Mapping[str, Any],
+    directory: ShardDirectory,
+    provenance: Mapping[str, Any],
     adapter: str | None = None,
     overwrite: bool = False,
     address: str | None = None,
-    actors: int | None = None,
+    num_actors: int | None = None,
 ) -> None:
-    """Generates the documents of all records of a source into a folder of shards; it goes on where it stopped.
+    """Generates documents for all records of a source into a directory of shards; resumes what was interrupted.
 
     Args:
         load: loads the generator, in each actor.
         source: the records.
-        folder: for the results; all nodes must see it, and what ``load`` reads.
-        making: what results depend on beside their records.
-        adapter: which one answers.
-        overwrite: start anew.
-        address: of a cluster; without it, the one in ``RAY_ADDRESS``, or else one is started on this machine.
-        actors: how many models; by default one a GPU, or without GPUs one a node.
+        directory: where the results go; all nodes must see it, as well as the files that ``load`` reads.
+        provenance: what results depend on in addition to their records.
+        adapter: the name of the adapter; None for the default adapter.
+        overwrite: start again from scratch.
+        address: of a cluster; by default the one in ``RAY_ADDRESS``, or else one is started on this machine.
+        num_actors: number of models; by default one per GPU, or without GPUs one per node.
 
     Raises:
-        UserError: when Ray is not there, the folder holds other results, or shards can't be made for good.
+        UserError: when Ray is not installed, the directory has other results, or shards fail repeatedly.
     """
-    if actors is not None and actors < 1:
-        raise UserError(f"--actors must be 1 or more, not {actors}.")
-    with _cluster(address) as ray:
-        folder.begin({**making, "input": source.fingerprint()}, overwrite)
-        count, missing = folder.lay_out(source.rows())
-        if len(missing) < count:
-            log.info("%d of %d shards are there already.", count - len(missing), count)
+    if num_actors is not None and num_actors < 1:
+        raise UserError(f"must be 1 or more, not {num_actors}.", setting="actors")
+    with _connect(address) as ray:
+        directory.start({**provenance, "input": source.fingerprint()}, overwrite)
+        num_shards, missing = directory.split(source.rows())
+        if len(missing) < num_shards:
+            log.info("%d of %s already exist.", num_shards - len(missing), plural(num_shards, "shard"))
+        settings = WorkerSettings(load, directory, adapter, str(Path.cwd()))
         try:
-            _make(ray, Work(load, folder, adapter, str(Path.cwd())), count, set(missing), actors)
+            _run_rounds(ray, settings, num_shards, set(missing), num_actors)
         finally:
-            folder.save()
+            directory.write_manifest()
 
 
-def _make(ray: Any, work: Work, count: int, missing: set[int], actors: int | None) -> None:
-    folder, began, told, before, fruitless = work.folder, time.monotonic(), 0.0, work.folder.total("records"), 0
+def _run_rounds(ray: Any, settings: WorkerSettings, num_shards: int, missing: set[int], num_actors: int | None) -> None:
+    """Generates the missing shards, in as many rounds as it takes.
+
+    Raises:
+        UserError: when an error is permanent, or `MAX_ROUNDS_WITHOUT_PROGRESS` are over.
+    """
+    progress = _Progress(settings.directory, num_shards)
+    num_fruitless = 0
     while missing:
-        reason = "the processes that had them were lost; Ray's logs may say why"
-        left = len(missing)
+        num_before = len(missing)
+        reason = "their processes were lost; see Ray's logs"
         try:
-            for answer in _round(ray, work, sorted(missing), actors):
-                if "error" in answer:
-                    reason = answer["error"]
-                    if answer["for_good"]:
+            for reply in _run_round(ray, settings, sorted(missing), num_actors):
+                if "error" in reply:
+                    reason = reply["error"]
+                    if reply["is_permanent"]:
                         raise UserError(reason)
                     continue
-                shard = Shard(**answer)
-                folder.add(shard)
-                missing.discard(shard.first // folder.size)
-                if time.monotonic() - told > LOG_INTERVAL_S or not missing:
-                    told = time.monotonic()
-                    records = folder.total("records")
-                    pace = (records - before) / (told - began)
-                    log.info("%d of %d shards, %d records, %.2f a second", len(folder.shards), count, records, pace)
+                shard = Shard(**reply)
+                settings.directory.add(shard)
+                missing.discard(shard.first // settings.directory.shard_size)
+                progress.log(is_last=not missing)
         except ray.exceptions.RayError as error:
             reason = str(error).strip().splitlines()[-1]
-        fruitless = fruitless + 1 if len(missing) == left else 0
-        if fruitless == FRUITLESS_ROUNDS:
-            raise UserError(f"{len(missing)} of {count} shards could not be made, tried {fruitless} times: {reason}")
+        num_fruitless = num_fruitless + 1 if len(missing) == num_before else 0
+        if num_fruitless == MAX_ROUNDS_WITHOUT_PROGRESS:
+            raise UserError(
+                f"{len(missing)} of {plural(num_shards, 'shard')} could not be generated in {num_fruitless} attempts: "
+                f"{reason}"
+            )
         if missing:
-            log.warning("%d shards were lost on the way (%s): another round.", len(missing), reason)
+            log.warning("Retrying %s that failed: %s.", plural(len(missing), "shard"), reason)
 
 
-def _round(ray: Any, work: Work, numbers: Sequence[int], actors: int | None) -> Iterator[dict[str, Any]]:
-    """Has each of these shards made once, by whichever actor is free, and yields the answers that come."""
-    most, share = _actors(ray, actors)
-    answers = ray.data.from_items(
-        [{"shard": number} for number in numbers], override_num_blocks=len(numbers)
-    ).map_batches(
-        ShardMaker,
-        fn_constructor_args=[work],
+class _Progress:
+    """Logs every few seconds how far a job is."""
+
+    def __init__(self, directory: ShardDirectory, num_shards: int) -> None:
+        self._directory = directory
+        self._num_shards = num_shards
+        self._num_records_before = directory.total("records")
+        self._start = time.monotonic()
+        self._log_due = Every()
+
+    def log(self, is_last: bool) -> None:
+        if not self._log_due() and not is_last:
+            return
+        num_records = self._directory.total("records")
+        rate = (num_records - self._num_records_before) / (time.monotonic() - self._start)
+        num_done = len(self._directory.shards)
+        log.info("%d of %d shards, %d records, %.2f records/s", num_done, self._num_shards, num_records, rate)
+
+
+def _run_round(
+    ray: Any, settings: WorkerSettings, indices: Sequence[int], num_actors: int | None
+) -> Iterator[dict[str, Any]]:
+    """Lets the actors generate each of these shards once, and yields the replies that arrive."""
+    num_actors, resources = _actor_resources(ray, num_actors)
+    shards = ray.data.from_items([{"shard": index} for index in indices], override_num_blocks=len(indices))
+    replies = shards.map_batches(
+        ShardWorker,
+        fn_constructor_args=[settings],
         batch_size=1,
         compute=ray.data.ActorPoolStrategy(
-            min_size=1, max_size=most, initial_size=most, max_tasks_in_flight_per_actor=1
+            min_size=1, max_size=num_actors, initial_size=num_actors, max_tasks_in_flight_per_actor=1
         ),
-        # a shard that was in hand does not wait for its actor to come back, which may be never: the next round has it
+        # A shard of a lost actor is left to the next round: waiting for the actor to come back could take forever.
         max_restarts=-1,
         max_task_retries=0,
-        **share,
+        **resources,
     )
-    for batch in answers.iter_batches(batch_size=None, prefetch_batches=0):
-        yield from map(json.loads, batch["answer"])
+    for batch in replies.iter_batches(batch_size=None, prefetch_batches=0):
+        yield from map(json.loads, batch["reply"])
 
 
-def _actors(ray: Any, wanted: int | None) -> tuple[int, dict[str, float]]:
-    """Returns how many actors there are to be, and what Ray is to reserve for each."""
-    cores = [node["Resources"]["CPU"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
-    gpus = int(ray.cluster_resources().get("GPU", 0))
-    most = wanted or gpus or len(cores)
-    if gpus:
-        return most, {"num_gpus": 1}
-    if not cores:
-        raise UserError("the Ray cluster has neither GPUs nor processor cores to give.")
-    # torch gets as many threads as Ray reserves cores
-    return most, {"num_cpus": max(1, int(min(cores)) // math.ceil(most / len(cores)))}
+def _actor_resources(ray: Any, num_actors: int | None) -> tuple[int, dict[str, float]]:
+    """Returns the number of actors, and the resources that Ray reserves for each."""
+    node_cpus = [node["Resources"]["CPU"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
+    num_gpus = int(ray.cluster_resources().get("GPU", 0))
+    num_actors = num_actors or num_gpus or len(node_cpus)
+    if num_gpus:
+        return num_actors, {"num_gpus": 1}
+    if not node_cpus:
+        raise UserError("the Ray cluster has neither GPUs nor CPUs.")
+    # torch uses as many threads as Ray reserves CPUs
+    return num_actors, {"num_cpus": max(1, int(min(node_cpus)) // math.ceil(num_actors / len(node_cpus)))}
 
 
 @contextlib.contextmanager
-def _cluster(address: str | None) -> Iterator[Any]:
-    """Connects to a cluster, or starts one on this machine; one that is connected already is used and left."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a local cluster would send statistics to Ray's makers
-    # Ray's core tells what becomes of actors when objects of this process are lost: they are lost with the job only
+def _connect(address: str | None) -> Iterator[Any]:
+    """Connects to a cluster, or starts one on this machine; an existing connection is used and left open."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # otherwise a local cluster reports usage to Ray's developers
+    # silences warnings about the actors of objects that are lost with this process: they end with the job
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     try:
         import ray
         import ray.data
         import ray.exceptions
     except ImportError as error:
-        raise UserError(f"--engine ray needs Ray ({error}): pip install 'typst-lit[ray]'") from error
-    own = not ray.is_initialized()
-    if own:
+        raise UserError(f"`engine=ray` needs Ray ({error}).", hint="pip install 'typst-lit[ray]'") from error
+    is_connected = ray.is_initialized()
+    if not is_connected:
         try:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
         except (ConnectionError, ValueError, RuntimeError) as error:
-            raise UserError(f"--ray-address {address}: no Ray cluster could be reached ({error}).") from error
+            raise UserError(f"no Ray cluster at {address} ({error}).", setting="ray_address") from error
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
-    context.max_errored_blocks = -1  # shards that are lost are made in another round
+    context.max_errored_blocks = -1  # lost shards are generated in another round
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
-    warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")  # it has no other max_task_retries
+    warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")  # max_task_retries has no other way
     try:
         yield ray
     finally:
-        if own:
+        if not is_connected:
             ray.shutdown()
