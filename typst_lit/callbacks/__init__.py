@@ -1,8 +1,8 @@
 """Callbacks of a run, one per file.
 
-`EarlyStopping`, `LearningCurve`, `LineProgress` and `GracefulShutdown` work with any module and data.
-`Throughput`, `MemoryProfiler` and `ResumableCheckpoint` need what their docstrings name. `AdapterExport`, `Evaluation` and `PredictionWriter` need a `TypstModule` and a
-`TypstDataModule`.
+`EarlyStopping`, `LearningCurve`, `LineProgress` and `GracefulShutdown` work with any module and data. `Throughput`,
+`MemoryProfiler` and `ResumableCheckpoint` need what their docstrings name. `AdapterExport`, `Evaluation` and
+`PredictionWriter` need a `TypstModule` and a `TypstDataModule`.
 """
 
 from typing import TYPE_CHECKING
