@@ -1,4 +1,4 @@
-"""Callbacks that do to a run what the world does, named on the command line by their dotted path."""
+"""Callbacks that inject errors into a run: kills, NaN, memory limits; named on the command line by their dotted path."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from lightning.pytorch import Callback
 
 
 class KillAtBatch(Callback):
-    """Kills the process, as a power cut would, when a training batch of the run is done.
+    """Kills the process, as a power cut would, when a training batch ends.
 
     Args:
-        batch: which one, counted over all epochs from 1.
-        during_validation: wait for the next validation instead.
+        batch: its number, counted over all epochs from 1.
+        during_validation: wait for the next validation.
     """
 
     def __init__(self, batch: int, during_validation: bool = False) -> None:
         self.batch = batch
         self.during_validation = during_validation
-        self.seen = 0
+        self.num_batches = 0
 
     def on_train_batch_end(self, *args: Any) -> None:
-        self.seen += 1
-        if self.seen >= self.batch and not self.during_validation:
+        self.num_batches += 1
+        if self.num_batches >= self.batch and not self.during_validation:
             os.kill(os.getpid(), signal.SIGKILL)
 
     def on_validation_batch_end(self, *args: Any) -> None:
-        if self.seen >= self.batch:
+        if self.num_batches >= self.batch:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -48,7 +48,7 @@ class KillWhilePredicting(Callback):
 
 
 class PoisonAtBatch(Callback):
-    """Makes the model's output NaN from one training batch on, counted from 0."""
+    """Makes the model's output NaN from a training batch on, counted from 0."""
 
     def __init__(self, batch: int) -> None:
         self.batch = batch
@@ -65,7 +65,7 @@ class OutOfMemory(Callback):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
 
-class SeeOrder(Callback):
+class RecordOrder(Callback):
     """Appends the origins of every training batch to a file."""
 
     def __init__(self, path: str) -> None:
@@ -76,7 +76,7 @@ class SeeOrder(Callback):
             stream.write(" ".join(origin.split("record ")[1].split()[0] for origin in batch.origins) + "\n")
 
 
-class SeeLosses(Callback):
+class RecordLosses(Callback):
     """Appends the losses of every optimizer step and validation to a file, in the first process."""
 
     def __init__(self, path: str) -> None:
@@ -101,11 +101,11 @@ class SeeLosses(Callback):
 
 
 class KillRank(Callback):
-    """Kills one of several processes, as a power cut would, when a training batch is done.
+    """Kills one of several processes, as a power cut would, when a training batch ends.
 
     Args:
-        rank: which one.
-        batch: after so many batches.
+        rank: of the process.
+        batch: number of the batch, from 1.
     """
 
     def __init__(self, rank: int, batch: int) -> None:
@@ -118,26 +118,26 @@ class KillRank(Callback):
 
 
 class ShrinkMemory(Callback):
-    """Leaves the process, from its second batch on, less memory than the first one took.
+    """Limits the process, from its second batch on, to less memory than the first one took.
 
     Args:
-        share: how much of it.
+        fraction: of what the first one took.
     """
 
-    def __init__(self, share: float = 0.7) -> None:
-        self.share = share
-        self.most = 0
+    def __init__(self, fraction: float = 0.7) -> None:
+        self.fraction = fraction
+        self.peak = 0
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        self.at_head = pl_module.model.get_output_embeddings().register_forward_pre_hook(self._look)
+        self.hook = pl_module.model.get_output_embeddings().register_forward_pre_hook(self._measure)
 
-    def _look(self, *_: Any) -> None:
-        self.most = max(self.most, _address_space())
+    def _measure(self, *_: Any) -> None:
+        self.peak = max(self.peak, _address_space())
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if trainer.global_step == 1:
             now = _address_space()
-            limit = now + int(self.share * (self.most - now))
+            limit = now + int(self.fraction * (self.peak - now))
             resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
 
@@ -150,7 +150,7 @@ class SignalToWorkers(Callback):
     """Sends a signal to the processes that prepare batches, after the second batch.
 
     Args:
-        number: of the signal.
+        number: the signal.
     """
 
     def __init__(self, number: int) -> None:
@@ -163,11 +163,11 @@ class SignalToWorkers(Callback):
 
 
 class SpikeAtStep(Callback):
-    """Multiplies the head's weight for one step, which makes the loss leap.
+    """Multiplies the head's weight for one step, which makes the loss spike.
 
     Args:
-        step: which one, from 0.
-        factor: by how much.
+        step: its number, from 0.
+        factor: multiplies the weight.
     """
 
     def __init__(self, step: int, factor: float = 50.0) -> None:

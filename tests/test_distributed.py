@@ -40,8 +40,8 @@ def fit(args: list[str], run: Path, processes: int, *more: object, accumulate: i
     flags = [
         "--run_dir", run, "--trainer.devices", processes, "--trainer.accumulate_grad_batches", accumulate,
         *(["--trainer.strategy", "ddp"] if processes > 1 else []),
-        "--trainer.callbacks+=tests.fault_injection.SeeOrder", f"--trainer.callbacks.path={run}.order",
-        "--trainer.callbacks+=tests.fault_injection.SeeLosses", f"--trainer.callbacks.path={run}.losses", *more,
+        "--trainer.callbacks+=tests.fault_injection.RecordOrder", f"--trainer.callbacks.path={run}.order",
+        "--trainer.callbacks+=tests.fault_injection.RecordLosses", f"--trainer.callbacks.path={run}.losses", *more,
     ]  # fmt: skip
     command = [sys.executable, "-m", "typst_lit"]
     if launcher == "torchrun":

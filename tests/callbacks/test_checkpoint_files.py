@@ -1,4 +1,4 @@
-"""Checkpoints on the disk: whole or not there, whatever happens while they are written."""
+"""Checkpoints on disk are intact or absent, whatever happens while they are written."""
 
 from __future__ import annotations
 
@@ -28,74 +28,75 @@ SAVER = """
 import sys, torch
 from pathlib import Path
 from typst_lit.callbacks.checkpoint_files import AtomicCheckpointIO, keep_newest, next_path
-folder, step = Path(sys.argv[1]), 0
+directory, step = Path(sys.argv[1]), 0
 while True:
     step += 1
-    made = {"global_step": step, "weights": torch.full((500_000,), float(step))}
-    AtomicCheckpointIO().save_checkpoint(made, next_path(folder, step))
-    keep_newest(folder, 2)
+    checkpoint = {"global_step": step, "weights": torch.full((500_000,), float(step))}
+    AtomicCheckpointIO().save_checkpoint(checkpoint, next_path(directory, step))
+    keep_newest(directory, 2)
     print(step, flush=True)
 """
 
 
-def save(folder, step, **more):
-    path = next_path(folder, step)
-    AtomicCheckpointIO().save_checkpoint({"global_step": step, **more}, path)
+def save(directory, step, **values):
+    path = next_path(directory, step)
+    AtomicCheckpointIO().save_checkpoint({"global_step": step, **values}, path)
     return path
 
 
-def test_a_save_that_is_killed_leaves_a_whole_checkpoint(tmp_path) -> None:
+def test_a_killed_save_leaves_an_intact_checkpoint(tmp_path) -> None:
     for kill_after_s in (0.005, 0.013, 0.029):
         process = subprocess.Popen(
             [sys.executable, "-c", SAVER, str(tmp_path)], stdout=subprocess.PIPE, text=True, env={**os.environ}
         )
         assert process.stdout is not None
-        told = int(process.stdout.readline())
+        reported = int(process.stdout.readline())
         time.sleep(kill_after_s)
         process.send_signal(signal.SIGKILL)
-        told = max([told, *map(int, process.stdout.read().split())])
+        reported = max([reported, *map(int, process.stdout.read().split())])
         process.wait()
         path, _ = newest_intact(tmp_path)
         assert path is not None
         loaded = AtomicCheckpointIO().load_checkpoint(path)
         assert torch.equal(loaded["weights"], torch.full((500_000,), float(loaded["global_step"])))
-        assert loaded["global_step"] >= told  # what was said to be saved is there
+        assert loaded["global_step"] >= reported  # what was reported as saved exists
         assert (tmp_path / LAST).resolve().is_file()
 
 
-def test_the_newest_good_one_is_found_and_the_others_are_named(tmp_path) -> None:
-    good, damaged, cut, unfinished = (save(tmp_path, step, weights=torch.zeros(1000)) for step in (1, 2, 3, 4))
+def test_the_newest_intact_checkpoint_is_found_and_the_damaged_ones_are_named(tmp_path) -> None:
+    intact, damaged, cut, unfinished = (save(tmp_path, step, weights=torch.zeros(1000)) for step in (1, 2, 3, 4))
     data = bytearray(damaged.read_bytes())
     data[len(data) // 2] ^= 1
     damaged.write_bytes(data)
     cut.write_bytes(cut.read_bytes()[:-1])
     unfinished.with_suffix(".json").unlink()
-    found, faults = newest_intact(tmp_path)
-    assert found == good and len(faults) == 3
-    for path, fault, word in zip(
-        (unfinished, cut, damaged), faults, ("no manifest", "bytes instead", "its checksum"), strict=True
+    newest, errors = newest_intact(tmp_path)
+    assert newest == intact and len(errors) == 3
+    for path, error, word in zip(
+        (unfinished, cut, damaged), errors, ("no manifest", "bytes instead", "its checksum"), strict=True
     ):
-        assert str(path) in fault and word in fault
+        assert str(path) in error and word in error
 
 
-def test_a_flipped_byte_or_a_cut_anywhere_is_found(tmp_path) -> None:
+def test_a_flipped_byte_or_a_cut_anywhere_is_detected(tmp_path) -> None:
     path = save(tmp_path, 1, weights=torch.arange(5000.0))
-    whole = path.read_bytes()
+    intact = path.read_bytes()
     generator = random.Random(0)
     for _ in range(40):
-        place = generator.randrange(len(whole))
-        path.write_bytes(whole[:place] + bytes([whole[place] ^ (1 << generator.randrange(8))]) + whole[place + 1 :])
+        position = generator.randrange(len(intact))
+        flipped = bytes([intact[position] ^ (1 << generator.randrange(8))])
+        path.write_bytes(intact[:position] + flipped + intact[position + 1 :])
         assert integrity_error(path)
-        path.write_bytes(whole[:place])
+        path.write_bytes(intact[:position])
         assert integrity_error(path)
-    path.write_bytes(whole)
+    path.write_bytes(intact)
     assert integrity_error(path) is None
     for broken in (b"", b"{", b"[]", b'{"bytes": "x"}'):
         path.with_suffix(".json").write_bytes(broken)
         assert integrity_error(path)
 
 
-def test_a_disk_that_is_full_keeps_the_old_checkpoint_and_says_so(tmp_path) -> None:
+def test_a_full_disk_keeps_the_previous_checkpoint_and_says_so(tmp_path) -> None:
     old = save(tmp_path, 1)
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)
     ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -110,7 +111,7 @@ def test_a_disk_that_is_full_keeps_the_old_checkpoint_and_says_so(tmp_path) -> N
     assert {file.name for file in tmp_path.iterdir()} == {old.name, old.with_suffix(".json").name, LAST}
 
 
-def test_so_many_are_kept_and_copies_too(tmp_path) -> None:
+def test_the_newest_are_kept_and_so_are_their_copies(tmp_path) -> None:
     for step in range(1, 6):
         path = save(tmp_path / "run", step)
         keep_newest(tmp_path / "run", 2)
@@ -120,12 +121,12 @@ def test_so_many_are_kept_and_copies_too(tmp_path) -> None:
         "00005-step-5.ckpt",
     ]
     assert (tmp_path / "run" / LAST).resolve() == path
-    copied, faults = newest_intact(tmp_path / "drive")
-    assert copied is not None and copied.read_bytes() == path.read_bytes() and not faults
+    copied, errors = newest_intact(tmp_path / "drive")
+    assert copied is not None and copied.read_bytes() == path.read_bytes() and not errors
     assert len(list((tmp_path / "drive").iterdir())) == 2
 
 
-def test_a_checkpoint_that_would_run_code_is_refused(tmp_path) -> None:
+def test_a_checkpoint_that_would_run_code_is_rejected(tmp_path) -> None:
     path = tmp_path / "evil.ckpt"
     torch.save({"run": os.system}, path)
     with pytest.raises(UserError, match="not a checkpoint"):

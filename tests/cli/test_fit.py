@@ -118,11 +118,11 @@ def test_killed_and_resumed_equals_never_stopped(
 ) -> None:
     args = [*fit_args, "--trainer.accumulate_grad_batches", accumulate, "--checkpoint.every_n_steps", 1, *flags]
     order = tmp_path / "order"
-    straight = run(*args, "--run_dir", tmp_path / "straight", *callback("SeeOrder", path=f"{order}-1"))
+    straight = run(*args, "--run_dir", tmp_path / "straight", *callback("RecordOrder", path=f"{order}-1"))
     assert straight.status == 0, straight.err
     stopped = outside(*args, *callback("KillAtBatch", batch=killed, during_validation=validating))
     assert stopped.returncode == -9, stopped.stderr
-    resumed = run(*args, "--ckpt_path", "last", *callback("SeeOrder", path=f"{order}-2"))
+    resumed = run(*args, "--ckpt_path", "last", *callback("RecordOrder", path=f"{order}-2"))
     assert resumed.status == 0, resumed.err
     seen = (tmp_path / "order-1").read_text().splitlines()
     assert (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import textwrap
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,49 +11,55 @@ from PIL import Image, ImageDraw, ImageFont
 from torch.utils.tensorboard import SummaryWriter
 
 from typst_lit.metrics.documents import Document
+from typst_lit.typesetting.results import CompileResult
 
-PAPER = (612, 792)  # of a page that is not there
-GAP = 16
+PLACEHOLDER_SIZE = (612, 792)  # pixels; for the page of a document that does not compile
+GAP = 16  # pixels between two pages
 
 
 def show_pages(writer: SummaryWriter, documents: Sequence[Document], step: int) -> None:
-    """Writes for each document its first page beside the reference's, its source, and what the compiler said.
+    """Writes each document's first page next to its reference's, its source and its diagnostics.
 
-    A document keeps its tags over the steps, so that TensorBoard's slider shows how it changes.
+    A document has the same tags at all steps, so that TensorBoard's slider shows how it changes.
+
+    Args:
+        writer: TensorBoard's.
+        documents: in the same order at every step.
+        step: the optimizer step.
     """
-    for number, document in enumerate(documents, 1):
+    for number, document in enumerate(documents, start=1):
         name = f"document_{number}"
-        reference = document.reference_result
-        pictures = [_page(document.result.pages, document.result.error)]
-        if reference is not None:
-            pictures.append(_page(reference.pages, reference.error))
-        writer.add_image(f"{name}/pages", _side_by_side(pictures), step, dataformats="HWC")
+        results = [document.result]
+        if document.reference_result is not None:
+            results.append(document.reference_result)
+        pages = [_first_page(result) for result in results]
+        writer.add_image(f"{name}/pages", _side_by_side(pages), step, dataformats="HWC")
         writer.add_text(f"{name}/source", _as_code(document.source), step)
-        said = "\n".join(f"- {each}" for each in document.result.diagnostics) or "no diagnostics"
-        writer.add_text(f"{name}/diagnostics", f"**{document.origin}**\n\n{said}", step)
+        diagnostics = "\n".join(f"- {diagnostic}" for diagnostic in document.result.diagnostics) or "no diagnostics"
+        writer.add_text(f"{name}/diagnostics", f"**{document.origin}**\n\n{diagnostics}", step)
 
 
 def _as_code(source: str) -> str:
-    """Returns a source as an indented block of Markdown, which no backtick in it can end."""
+    """Returns a source as an indented block of Markdown; unlike a fenced one, no backtick in it can end it."""
     return "\n".join("    " + line for line in source.split("\n"))
 
 
-def _page(pages: Sequence[bytes], reason: str) -> Image.Image:
-    """Returns the first page, or paper that says why there is none."""
-    if pages:
-        return Image.open(io.BytesIO(pages[0])).convert("RGB")
-    paper = Image.new("RGB", PAPER, "#fbeaea")
-    lines = ["does not compile", *(reason[start : start + 70] for start in range(0, min(len(reason), 700), 70))]
-    ImageDraw.Draw(paper).multiline_text((24, 24), "\n".join(lines), fill="#b00020", font=ImageFont.load_default(15))
-    return paper
+def _first_page(result: CompileResult) -> Image.Image:
+    """Returns the first page, or an image that says why there is none."""
+    if result.pages:
+        return Image.open(io.BytesIO(result.pages[0])).convert("RGB")
+    image = Image.new("RGB", PLACEHOLDER_SIZE, "#fbeaea")
+    lines = ["does not compile", *textwrap.wrap(result.error, 70)[:10]]
+    ImageDraw.Draw(image).multiline_text((24, 24), "\n".join(lines), fill="#b00020", font=ImageFont.load_default(15))
+    return image
 
 
-def _side_by_side(pictures: Sequence[Image.Image]) -> np.ndarray:
-    """Returns pictures in a row as (height, width, 3)."""
-    width = sum(picture.width for picture in pictures) + GAP * (len(pictures) - 1)
-    row = Image.new("RGB", (width, max(picture.height for picture in pictures)), "#808080")
+def _side_by_side(images: Sequence[Image.Image]) -> np.ndarray:
+    """Returns images in a row, as an array (height, width, 3) of uint8."""
+    width = sum(image.width for image in images) + GAP * (len(images) - 1)
+    row = Image.new("RGB", (width, max(image.height for image in images)), "#808080")
     left = 0
-    for picture in pictures:
-        row.paste(picture, (left, 0))
-        left += picture.width + GAP
+    for image in images:
+        row.paste(image, (left, 0))
+        left += image.width + GAP
     return np.asarray(row)
