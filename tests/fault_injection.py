@@ -1,4 +1,4 @@
-"""Callbacks that inject errors into a run: kills, NaN, memory limits; named on the command line by their dotted path."""
+"""Callbacks that inject failures into a run; the command line names them by their dotted path."""
 
 from __future__ import annotations
 
