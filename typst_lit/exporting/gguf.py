@@ -1,9 +1,10 @@
-"""GGUF, the format of llama.cpp and Ollama, for the architectures that the adapters here are trained on."""
+"""GGUF, the format of llama.cpp and Ollama, for the architectures that typst_lit trains most often."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Literal
 
 import numpy as np
@@ -13,68 +14,36 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from typst_lit.errors import UserError
 from typst_lit.model.qwen1 import SPLIT
 
-Kind = Literal["f16", "q8_0"]
+GgufType = Literal["f16", "q8_0"]
 ARCHITECTURES = ("qwen2", "qwen3", "llama")
-Q8_BLOCK = 32
-GPT2_LIKE = {"use_regex": True, "add_prefix_space": False}
+Q8_BLOCK_SIZE = 32
+ALTERNATIVE = "Export the merged weights (`to=merged`), and run llama.cpp's convert_hf_to_gguf.py on them."
 
 
-def write_gguf(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path: Path, kind: Kind) -> None:
-    """Writes a model and its tokenizer as one file.
+def write_gguf(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path: Path, weights_type: GgufType) -> None:
+    """Writes a model and its tokenizer as one file, atomically.
+
+    Args:
+        model: without an adapter.
+        tokenizer: byte-level BPE.
+        path: of the file.
+        weights_type: of the matrices; vectors are written in 32 bits.
 
     Raises:
-        UserError: when llama.cpp would not know the architecture or the tokenizer, or the gguf package is missing.
+        UserError: when llama.cpp does not support the architecture or the tokenizer, or the gguf package is missing.
     """
-    try:
-        import gguf
-    except ImportError:
-        raise UserError("GGUF needs the gguf package: pip install 'typst-lit[gguf]'.") from None
-    config = model.config
-    if config.model_type not in ARCHITECTURES:
-        raise UserError(
-            f"GGUF: {config.model_type} is not among the architectures known here ({', '.join(ARCHITECTURES)}). Use "
-            "--to merged, and llama.cpp's own convert_hf_to_gguf.py on the folder."
-        )
-    splitter = splitter_of(tokenizer)
-    heads = config.num_attention_heads
-    width = getattr(config, "head_dim", None) or config.hidden_size // heads
+    gguf = _import_gguf()
+    architecture = model.config.model_type
+    if architecture not in ARCHITECTURES:
+        supported = ", ".join(ARCHITECTURES)
+        raise UserError(f"GGUF: the architecture {architecture} is not supported, only {supported}.", hint=ALTERNATIVE)
     scratch = path.with_name(f".{path.name}.part")
-    writer = gguf.GGUFWriter(scratch, config.model_type)
+    writer = gguf.GGUFWriter(scratch, architecture)
     writer.add_name(path.stem)
-    writer.add_file_type(gguf.LlamaFileType.MOSTLY_F16 if kind == "f16" else gguf.LlamaFileType.MOSTLY_Q8_0)
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_key_length(width)
-    writer.add_value_length(width)
-    writer.add_rope_dimension_count(width)
-    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_vocab_size(config.vocab_size)
-    _add_tokenizer(writer, gguf, tokenizer, splitter, config.vocab_size)
-    names = gguf.get_tensor_name_map(
-        next(arch for arch, name in gguf.MODEL_ARCH_NAMES.items() if name == config.model_type),
-        config.num_hidden_layers,
-    )
-    tied = config.tie_word_embeddings
-    for name, tensor in model.state_dict().items():
-        if tied and name == "lm_head.weight":
-            continue  # without one, the table serves
-        stem, _, last = name.rpartition(".")
-        values = tensor.detach().to("cpu", torch.float32).numpy()
-        if config.model_type == "llama" and stem.endswith(("q_proj", "k_proj")):
-            values = _interleaved(values, heads if stem.endswith("q_proj") else config.num_key_value_heads)
-        target = f"{names.get_name(stem)}.{last}"
-        if values.ndim < 2:
-            writer.add_tensor(target, values)
-        elif kind == "f16" or values.shape[-1] % Q8_BLOCK:
-            writer.add_tensor(target, values.astype(np.float16))
-        else:
-            q8 = gguf.GGMLQuantizationType.Q8_0
-            writer.add_tensor(target, gguf.quantize(values, q8), raw_dtype=q8)
+    writer.add_file_type(gguf.LlamaFileType.MOSTLY_F16 if weights_type == "f16" else gguf.LlamaFileType.MOSTLY_Q8_0)
+    _add_hyperparameters(writer, model.config)
+    _add_tokenizer(writer, gguf, tokenizer, model.config.vocab_size)
+    _add_weights(writer, gguf, model, weights_type)
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         writer.write_header_to_file()
@@ -87,67 +56,84 @@ def write_gguf(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path:
 
 
 def read_gguf(path: Path, config: PretrainedConfig) -> Any:
-    """Returns the weights in a file, opened by transformers, as a model of this configuration in 32 bits.
+    """Returns the weights in a file as a model of transformers in fp32.
 
-    The configuration is given, because transformers takes the width of the heads to be its default.
+    Args:
+        path: of the file.
+        config: of the model. It is not read from the file, because transformers assumes a default for the head size.
     """
     return AutoModelForCausalLM.from_pretrained(
         path.parent, gguf_file=path.name, config=config, dtype=torch.float32
     ).eval()
 
 
-def _interleaved(values: np.ndarray, heads: int) -> np.ndarray:
-    """Returns Llama's query or key rows in the order of llama.cpp, which turns neighbours and not halves."""
-    rows = values.shape[0] // heads
-    return values.reshape(heads, 2, rows // 2, -1).swapaxes(1, 2).reshape(values.shape)
-
-
-def splitter_of(tokenizer: PreTrainedTokenizerBase) -> str:
+def pretokenizer_name(tokenizer: PreTrainedTokenizerBase) -> str:
     """Returns llama.cpp's name for the way in which a tokenizer splits text before it merges bytes.
 
     Raises:
-        UserError: when there is none.
+        UserError: when llama.cpp has none.
     """
-    described = json.loads(tokenizer.backend_tokenizer.to_str())
-    splitter = described["pre_tokenizer"]
-    steps = splitter["pretokenizers"] if splitter["type"] == "Sequence" else [splitter]
-    kinds = [step["type"] for step in steps]
-    bytes_too = kinds[-1:] == ["ByteLevel"] and not steps[-1]["add_prefix_space"]
-    if bytes_too and kinds[:-1] == ["Split"] and steps[0]["pattern"] == {"Regex": SPLIT}:
-        return "qwen2"
-    if bytes_too and steps[-1]["use_regex"]:
-        if not kinds[:-1]:
+    description = json.loads(_backend(tokenizer).to_str())
+    pretokenizer = description["pre_tokenizer"]
+    steps = pretokenizer["pretokenizers"] if pretokenizer["type"] == "Sequence" else [pretokenizer]
+    types = [step["type"] for step in steps]
+    if types[-1] == "ByteLevel" and not steps[-1]["add_prefix_space"]:
+        if types[:-1] == ["Split"] and steps[0]["pattern"] == {"Regex": SPLIT}:
+            return "qwen2"
+        if types == ["ByteLevel"] and steps[-1]["use_regex"]:
             return "gpt-2"
-        if kinds[:-1] == ["Digits"] and steps[0]["individual_digits"]:
+        if types[:-1] == ["Digits"] and steps[0]["individual_digits"] and steps[-1]["use_regex"]:
             return "smollm"
     raise UserError(
-        f"GGUF: this tokenizer splits text as no other that is known here ({', '.join(kinds)}). Use --to merged, and "
-        "llama.cpp's own convert_hf_to_gguf.py on the folder."
+        f"GGUF: the tokenizer splits text in a way that is not supported ({', '.join(types)}).", hint=ALTERNATIVE
     )
 
 
-def _add_tokenizer(writer: Any, gguf: Any, tokenizer: Any, splitter: str, size: int) -> None:
-    described = json.loads(tokenizer.backend_tokenizer.to_str())
-    merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in described["model"]["merges"]]
-    added = {entry["id"]: entry for entry in described["added_tokens"]}
-    words = {index: word for word, index in tokenizer.get_vocab().items()}
+def _import_gguf() -> ModuleType:
+    try:
+        import gguf
+    except ImportError:
+        raise UserError("GGUF needs the gguf package.", hint="`pip install 'typst-lit[gguf]'` installs it.") from None
+    return gguf
+
+
+def _backend(tokenizer: Any) -> Any:
+    return tokenizer.backend_tokenizer
+
+
+def _add_hyperparameters(writer: Any, config: Any) -> None:
+    num_heads = config.num_attention_heads
+    head_size = getattr(config, "head_dim", None) or config.hidden_size // num_heads
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(num_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_key_length(head_size)
+    writer.add_value_length(head_size)
+    writer.add_rope_dimension_count(head_size)
+    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_vocab_size(config.vocab_size)
+
+
+def _add_tokenizer(writer: Any, gguf: ModuleType, tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> None:
+    description = json.loads(_backend(tokenizer).to_str())
+    merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in description["model"]["merges"]]
+    added = {entry["id"]: entry for entry in description["added_tokens"]}
+    vocabulary = {index: token for token, index in tokenizer.get_vocab().items()}
     tokens, types = [], []
-    for index in range(size):
-        if index not in words:
-            tokens.append(f"[PAD{index}]")
+    for index in range(vocab_size):
+        tokens.append(vocabulary.get(index, f"[PAD{index}]"))
+        if index not in vocabulary:
             types.append(gguf.TokenType.UNUSED)
-            continue
-        tokens.append(words[index])
-        special = index in added and added[index]["special"]
-        types.append(
-            gguf.TokenType.CONTROL
-            if special
-            else gguf.TokenType.USER_DEFINED
-            if index in added
-            else gguf.TokenType.NORMAL
-        )
+        elif index not in added:
+            types.append(gguf.TokenType.NORMAL)
+        else:
+            types.append(gguf.TokenType.CONTROL if added[index]["special"] else gguf.TokenType.USER_DEFINED)
     writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(splitter)
+    writer.add_tokenizer_pre(pretokenizer_name(tokenizer))
     writer.add_token_list(tokens)
     writer.add_token_types(types)
     writer.add_token_merges(merges)
@@ -155,3 +141,31 @@ def _add_tokenizer(writer: Any, gguf: Any, tokenizer: Any, splitter: str, size: 
     if tokenizer.pad_token_id is not None:
         writer.add_pad_token_id(tokenizer.pad_token_id)
     writer.add_add_bos_token(False)
+
+
+def _add_weights(writer: Any, gguf: ModuleType, model: PreTrainedModel, weights_type: GgufType) -> None:
+    config: Any = model.config
+    architecture = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == config.model_type)
+    names = gguf.get_tensor_name_map(architecture, config.num_hidden_layers)
+    q8_0 = gguf.GGMLQuantizationType.Q8_0
+    for name, tensor in model.state_dict().items():
+        if config.tie_word_embeddings and name == "lm_head.weight":
+            continue  # llama.cpp then uses the embeddings
+        module, _, parameter = name.rpartition(".")
+        values = tensor.detach().to("cpu", torch.float32).numpy()
+        if config.model_type == "llama" and module.endswith(("q_proj", "k_proj")):
+            is_query = module.endswith("q_proj")
+            values = _interleave(values, config.num_attention_heads if is_query else config.num_key_value_heads)
+        target = f"{names.get_name(module)}.{parameter}"
+        if values.ndim < 2:
+            writer.add_tensor(target, values)
+        elif weights_type == "f16" or values.shape[-1] % Q8_BLOCK_SIZE:
+            writer.add_tensor(target, values.astype(np.float16))
+        else:
+            writer.add_tensor(target, gguf.quantize(values, q8_0), raw_dtype=q8_0)
+
+
+def _interleave(values: np.ndarray, num_heads: int) -> np.ndarray:
+    """Returns Llama's query or key rows in the order of llama.cpp, whose rotary embedding pairs adjacent rows."""
+    head_size = values.shape[0] // num_heads
+    return values.reshape(num_heads, 2, head_size // 2, -1).swapaxes(1, 2).reshape(values.shape)

@@ -80,6 +80,23 @@ def base_model(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
     return model.get_base_model() if isinstance(model, PeftModel) else model  # type: ignore[return-value]
 
 
+def merge_adapter(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
+    """Adds a model's adapter to its base model's weights, in place, and returns the base model.
+
+    Raises:
+        UserError: when the adapter is of a kind that can't be merged.
+    """
+    if not isinstance(model, PeftModel):
+        return model
+    config = model.active_peft_config
+    if config.is_prompt_learning:
+        raise UserError(
+            f"A {config.peft_type} adapter does not change weights, so it can't be merged. Engines that support PEFT "
+            "load it as it is."
+        )
+    return model.merge_and_unload(safe_merge=True)
+
+
 def load_adapter(
     model: PreTrainedModel | PeftModel, directory: str | Path, trainable: bool, name: str = "default"
 ) -> PeftModel:

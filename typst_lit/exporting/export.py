@@ -1,0 +1,219 @@
+"""Exports of a trained model for other engines: written, then loaded again and compared with the original."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from transformers import AutoConfig
+
+from typst_lit.errors import UserError
+from typst_lit.exporting.comparison import Comparison, compare_models, load_pairs
+from typst_lit.exporting.gguf import GgufType, pretokenizer_name, read_gguf, write_gguf
+from typst_lit.exporting.merging import write_merged
+from typst_lit.exporting.targets import modelfile, read_test_scores, vllm_commands, write_hub_directory
+from typst_lit.inference.generator import Generator
+from typst_lit.model.adapters import adapter_base, adapter_directory, merge_adapter, model_directory, plain_lora_rank
+from typst_lit.model.backbones import known_elsewhere
+from typst_lit.typesetting.typesetter import Typesetter
+
+Dtype = Literal["bfloat16", "float16", "float32"]
+GGUF_FILE = "model.gguf"
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A model to export: an adapter and its base model, or a model after full fine-tuning.
+
+    Attributes:
+        adapter: directory of the adapter; None after full fine-tuning.
+        base_model: hub name, directory or built-in name; None for the one that the adapter names.
+    """
+
+    adapter: Path | None
+    base_model: str | None
+
+    @classmethod
+    def find(cls, directory: str, base_model: str | None = None) -> TrainedModel:
+        """Returns the trained model in the directory of a run, of an adapter, or of a model.
+
+        Raises:
+            UserError: when there is none.
+        """
+        model = model_directory(directory)
+        return cls(None, str(model)) if model else cls(adapter_directory(directory), base_model)
+
+    def load(self, use_4bit: bool = False) -> Generator:
+        """Loads the model; by default in 16 bits, which merging needs."""
+        return Generator.load(self.adapter, self.base_model, use_4bit=use_4bit, compile=False)
+
+    @property
+    def directory(self) -> Path:
+        """Where the trained weights are."""
+        return self.adapter or Path(self.base_model or "")
+
+
+@dataclass(frozen=True)
+class Export:
+    """What an export wrote.
+
+    Attributes:
+        path: the file or directory.
+        comparison: how similar it is to the original; None when it was not checked.
+        commands: shell commands that load it into the engine.
+    """
+
+    path: Path
+    comparison: Comparison | None = None
+    commands: Sequence[str] = ()
+
+
+def export_merged(
+    trained: TrainedModel,
+    output: Path,
+    dtype: Dtype = "bfloat16",
+    shard_size: str = "5GB",
+    records: str | None = None,
+    check: bool = True,
+) -> Export:
+    """Writes the merged weights as a directory that transformers loads.
+
+    Args:
+        trained: the model.
+        output: the directory, which must be empty or not exist.
+        dtype: of the weights.
+        shard_size: maximum size of a weights file.
+        records: file of pairs to compare the result on; None for the samples.
+        check: whether to load the result and compare it.
+
+    Raises:
+        UserError: when the adapter can't be merged, or the result is not the same model.
+    """
+    check_output_is_free(output)
+    generator = trained.load()
+    encoder = generator.encoder()
+    pairs = load_pairs(records, encoder.template) if check else []
+    write_merged(merge_adapter(generator.model), encoder, output, getattr(torch, dtype), shard_size)
+    del generator  # the two models that are compared should be the only ones in memory
+    if not check:
+        return Export(output)
+    merged = Generator.load(None, str(output), use_4bit=False, compile=False)
+    comparison = compare_models(trained.load(), merged, pairs)
+    comparison.check(dtype)
+    return Export(output, comparison)
+
+
+def export_vllm(
+    trained: TrainedModel,
+    output: Path,
+    dtype: Dtype = "bfloat16",
+    shard_size: str = "5GB",
+    records: str | None = None,
+    check: bool = True,
+) -> Export:
+    """Writes the merged weights as `export_merged` does, and returns the commands that serve them with vLLM."""
+    export = export_merged(trained, output, dtype, shard_size, records, check)
+    context_length = AutoConfig.from_pretrained(output).max_position_embeddings
+    base_model = trained.base_model or (adapter_base(trained.adapter) if trained.adapter else None) or ""
+    lora_rank = plain_lora_rank(trained.adapter) if trained.adapter and known_elsewhere(base_model) else None
+    commands = vllm_commands(output, base_model, trained.adapter, lora_rank, context_length)
+    return Export(output, export.comparison, commands)
+
+
+def export_gguf(
+    trained: TrainedModel,
+    output: Path,
+    weights_type: GgufType = "f16",
+    records: str | None = None,
+    check: bool = True,
+) -> Export:
+    """Writes the merged weights and the tokenizer as ``model.gguf``, for llama.cpp.
+
+    Args:
+        trained: the model.
+        output: the directory, which must be empty or not exist.
+        weights_type: of the matrices: 16-bit floats, or 8-bit integers in blocks.
+        records: file of pairs to compare the result on; None for the samples.
+        check: whether to load the result and compare it.
+
+    Raises:
+        UserError: when llama.cpp does not support the architecture or the tokenizer, the adapter can't be merged, or
+            the result is not the same model.
+    """
+    export, _, _ = _export_gguf(trained, output, weights_type, records, check)
+    return export
+
+
+def export_ollama(
+    trained: TrainedModel,
+    output: Path,
+    weights_type: GgufType = "f16",
+    records: str | None = None,
+    check: bool = True,
+) -> Export:
+    """Writes ``model.gguf`` as `export_gguf` does, and a Modelfile for Ollama."""
+    export, config, tokenizer = _export_gguf(trained, output, weights_type, records, check)
+    path = output / "Modelfile"
+    path.write_text(modelfile(GGUF_FILE, config.max_position_embeddings, tokenizer.eos_token), "utf-8")
+    return Export(path, export.comparison, [f"ollama create typst-lit -f {shlex.quote(str(path))}"])
+
+
+def _export_gguf(
+    trained: TrainedModel, output: Path, weights_type: GgufType, records: str | None, check: bool
+) -> tuple[Export, Any, Any]:
+    """Returns the export, and the model's configuration and tokenizer."""
+    check_output_is_free(output)
+    generator = trained.load()
+    encoder = generator.encoder()
+    tokenizer: Any = encoder.tokenizer
+    pretokenizer_name(tokenizer)  # fails before anything is written
+    pairs = load_pairs(records, encoder.template) if check else []
+    model: Any = merge_adapter(generator.model)
+    config, path = model.config, output / GGUF_FILE
+    write_gguf(model, tokenizer, path, weights_type)
+    del generator, model  # the two models that are compared should be the only ones in memory
+    if not check:
+        return Export(path), config, tokenizer
+    before = trained.load()
+    after = Generator(read_gguf(path, config), tokenizer, before.templates)
+    comparison = compare_models(before, after, pairs)
+    comparison.check(weights_type)
+    return Export(path, comparison), config, tokenizer
+
+
+def prepare_for_hub(
+    trained: TrainedModel, run_dir: Path, output: Path, records: str | None = None, render_page: bool = True
+) -> Export:
+    """Writes the directory to upload: the trained files, and a card with the scores of the run and an example page.
+
+    Args:
+        trained: the model.
+        run_dir: directory of the run, for its scores.
+        output: the directory, which must be empty or not exist.
+        records: file of pairs, the first of which is generated for the example page; None for the samples.
+        render_page: whether to generate an example page.
+    """
+    check_output_is_free(output)
+    page = None
+    if render_page:
+        generator = trained.load(use_4bit=True)
+        record = load_pairs(records, generator.encoder().template, count=1)[0]["input"]
+        with Typesetter(workers=1) as typesetter:
+            result = typesetter.compile(generator.generate_one(record).source, ppi=72)
+        page = result.pages[0] if result.pages else None
+    write_hub_directory(trained.directory, output, read_test_scores(run_dir), page)
+    return Export(output)
+
+
+def check_output_is_free(output: Path) -> None:
+    """Checks that an output directory is empty or does not exist.
+
+    Raises:
+        UserError: when it is not.
+    """
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise UserError(f"{output} is not empty.", hint="Name another `output`.")
