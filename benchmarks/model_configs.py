@@ -1,4 +1,4 @@
-"""Shapes of the models that the benchmarks measure."""
+"""The configuration of Qwen3-1.7B, to build it without a download."""
 
 from __future__ import annotations
 

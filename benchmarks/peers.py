@@ -1,81 +1,70 @@
-"""The same fit by this project, by TRL's SFTTrainer and by a plain Trainer script: tokens a second, and memory.
+"""The same fit by typst_lit, by TRL's SFTTrainer and by a plain Trainer script: tokens per second, and memory.
 
     python -m benchmarks.peers OUTPUT RECORDS.json MODEL_DIR [--records 8] [--batch 2] [--max-length 2048]
-                               [--checkpointing true] [--runs 2] [--who ours trl plain]
+                               [--checkpointing true] [--runs 2] [--trainers typst_lit trl plain]
 
-The same base model in 4 bits, the same records that fit the length, LoRA r 16 on attention and MLP, loss on the
-completions, one epoch, precision by device. Every run is a process of its own, and they take turns. `ours` pads to
-batches of similar length, or packs with `--packing`; `trl` has its best settings for the device: samples grouped by
-length, its loss without full logits, and with `--packing` packing too where flash_attn is installed; `plain` pads every
-sample to the maximum length and computes all logits, as the usual guide does. Each sees the samples in an order of its
-own; that they learn the same is seen from the loss on all of them before and after, computed in one way for all. Writes
-OUTPUT.json and prints the table.
+All use the same base model in 4 bits, the same records that fit the length, LoRA r 16 on attention and MLP, loss on the
+completions, one epoch, and precision by device. Each run is a separate process, and the trainers alternate.
+`typst_lit` pads batches of similar length, or packs with `--packing`; `trl` has its best settings for the device:
+samples grouped by length, its loss without full logits, and with `--packing` packing too where flash_attn is installed;
+`plain` pads every sample to the maximum length and computes all logits, as the guide does. Each sees the samples in a
+different order; that they learn the same shows in the loss on all of them before and after, computed in one way for
+all. Writes OUTPUT.json and prints the table.
 
 It needs `pip install trl`, and for a model of random weights `python -m benchmarks.random_qwen3`.
 """
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
+import itertools
 import json
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 
-from benchmarks.harness import GIB, about, answered, in_a_process
-from typst_lit.data.encoding import IGNORE_INDEX
-from typst_lit.model.losses import chunked_cross_entropy
+from benchmarks.harness import GIB, ResultFile, argument_parser, is_trial, run_trial
 
-RATE = 1e-3
-WHO = ("ours", "trl", "plain")
-
-
-def texts(path: str, tokenizer: Any, longest: int, count: int) -> list[tuple[str, str]]:
-    """Returns prompt and completion of the first records that fit."""
-    from typst_lit.data.prompts import ReportPrompt
-    from typst_lit.data.sources import FileSource
-
-    found = []
-    for row in FileSource(path).rows():
-        pair = ReportPrompt().render(row.value["input"]), row.value["output"]
-        if len(tokenizer("".join(pair)).input_ids) < longest:
-            found.append(pair)
-    return found[:count]
+LEARNING_RATE = 1e-3
+Pair = dict[str, Any]
 
 
 class Fitted(NamedTuple):
-    """What a run gives: its seconds, the loss of each step, and the model."""
+    """The outcome of a run.
+
+    Attributes:
+        seconds: the time of all steps.
+        losses: the loss of each step.
+        model: the fitted PEFT model.
+    """
 
     seconds: float
     losses: list[float]
     model: Any
 
 
-def loss_on(model: Any, tokenizer: Any, pairs: Sequence[tuple[str, str]]) -> float:
-    """Returns the mean loss of the completions' tokens, the same way whoever fitted the model."""
-    base = model.get_base_model()
-    total, count = 0.0, 0
-    model.eval()
-    with torch.inference_mode():
-        for prompt, completion in pairs:
-            ids = [*tokenizer(prompt + completion).input_ids, tokenizer.eos_token_id]
-            labels = torch.tensor([ids], device=model.device)
-            hidden = base.get_decoder()(input_ids=labels, use_cache=False)[0]
-            labels = labels.clone()
-            labels[:, : len(tokenizer(prompt).input_ids)] = IGNORE_INDEX
-            loss, tokens = chunked_cross_entropy(hidden, labels, base.get_output_embeddings())
-            total, count = total + float(loss), count + int(tokens)
-    return total / count
+def rendered(pair: Mapping[str, Any]) -> tuple[str, str]:
+    """Returns the texts of prompt and completion."""
+    from typst_lit.data.prompts import ReportPrompt
+
+    return ReportPrompt().render(pair["input"]), pair["output"]
 
 
-def ours(options: dict[str, Any]) -> Fitted:
-    """Fits by this project."""
+def fitting_pairs(options: Mapping[str, Any], tokenizer: Any) -> list[Pair]:
+    """Returns the first pairs that fit the maximum length."""
+    from typst_lit.data.sources import FileSource
+
+    pairs = (row.value for row in FileSource(options["path"]).rows())
+    fitting = (pair for pair in pairs if len(tokenizer("".join(rendered(pair))).input_ids) < options["max_length"])
+    return list(itertools.islice(fitting, options["records"]))
+
+
+def fit_typst_lit(options: Mapping[str, Any], pairs: Sequence[Pair]) -> Fitted:
+    """Fits with this project."""
     from lightning.pytorch import Callback, Trainer
     from peft import LoraConfig
 
@@ -84,214 +73,231 @@ def ours(options: dict[str, Any]) -> Fitted:
     from typst_lit.data.sources import RecordSource, Row
     from typst_lit.model.module import TypstModule
 
-    records = json.loads(Path(options["path"]).read_text("utf-8"))
-
-    class Chosen(RecordSource):
-        def rows(self) -> Any:
-            tokenizer = module.tokenizer
-            fitting = {output for _, output in texts(
-                options["path"], tokenizer, options["max_length"], options["records"])}  # fmt: skip
-            for place, value in enumerate(records):
-                if value["output"] in fitting:
-                    yield Row(f"record {place}", value)
+    class PairSource(RecordSource):
+        def rows(self) -> Iterator[Row]:
+            for index, pair in enumerate(pairs):
+                yield Row(f"record {index}", pair)
 
         def fingerprint(self) -> str:
             return json.dumps(options)
 
-    class Clock(Callback):
-        began = 0.0
+    class StepTimer(Callback):
+        start = 0.0
         seconds = 0.0
 
         def __init__(self) -> None:
             self.losses: list[float] = []
 
         def on_train_start(self, *_: Any) -> None:
-            self.began = time.perf_counter()
+            self.start = time.perf_counter()
 
         def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
             self.losses.append(float(trainer.callback_metrics["train_loss"]))
 
         def on_train_end(self, *_: Any) -> None:
-            self.seconds = time.perf_counter() - self.began
+            self.seconds = time.perf_counter() - self.start
 
-    clock = Clock()
+    timer = StepTimer()
     module = TypstModule(
-        options["model"], learning_rate=RATE, schedule="constant", weight_decay=0.0,
+        options["model"], learning_rate=LEARNING_RATE, schedule="constant", warmup_steps=0, weight_decay=0.0,
         gradient_checkpointing="full" if options["checkpointing"] else "none",
         adapter=LoraConfig(r=16, lora_alpha=32, lora_dropout=0.0, target_modules="attention+mlp"),
     )  # fmt: skip
     data = TypstDataModule(
-        source=Chosen(), val_fraction=0, batch_size=options["batch"], max_length=options["max_length"],
+        source=PairSource(), val_fraction=0, batch_size=options["batch"], max_length=options["max_length"],
         packing=options["packing"], overlength="error",
     )  # fmt: skip
     trainer = Trainer(
-        max_epochs=1, accelerator="auto", devices=1, logger=False, enable_checkpointing=False, callbacks=[clock],
+        max_epochs=1, accelerator="auto", devices=1, logger=False, enable_checkpointing=False, callbacks=[timer],
         enable_progress_bar=False, enable_model_summary=False, gradient_clip_val=1.0, use_distributed_sampler=False,
         **default_precision("auto"),
     )  # fmt: skip
     trainer.fit(module, datamodule=data)
-    return Fitted(clock.seconds, clock.losses, module.model)
+    return Fitted(timer.seconds, timer.losses, module.model)
 
 
-def _has_flash() -> bool:
+def has_flash_attention() -> bool:
+    """Returns whether flash_attn can be used: packing without cross-contamination needs it in TRL."""
     return torch.cuda.is_available() and importlib.util.find_spec("flash_attn") is not None
 
 
-def _model(options: dict[str, Any], dtype: torch.dtype, attention: str = "sdpa") -> Any:
+def load_base_model(options: Mapping[str, Any], attention: str = "sdpa") -> Any:
+    """Returns the base model in 4 bits, as transformers and bitsandbytes load it."""
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
+    dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
+    quantization = BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+    )
+    device = "cuda:0" if torch.cuda.is_available() else "cpu"
     return AutoModelForCausalLM.from_pretrained(
-        options["model"], dtype=dtype, device_map={"": 0 if torch.cuda.is_available() else "cpu"},
+        options["model"], quantization_config=quantization, dtype=dtype, device_map={"": device},
         attn_implementation=attention,
-        quantization_config=BitsAndBytesConfig(
-            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
-        ),
     )  # fmt: skip
 
 
-def _lora() -> Any:
+def lora_config() -> Any:
+    """Returns the adapter of the peers: as that of `fit_typst_lit`, with the names of the target modules."""
     from peft import LoraConfig
 
-    targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-    return LoraConfig(r=16, lora_alpha=32, lora_dropout=0.0, target_modules=targets, task_type="CAUSAL_LM")
+    target_modules = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    return LoraConfig(r=16, lora_alpha=32, lora_dropout=0.0, target_modules=target_modules, task_type="CAUSAL_LM")
 
 
-def _arguments(options: dict[str, Any]) -> dict[str, Any]:
-    cuda = torch.cuda.is_available()
+def training_arguments(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the settings of transformers' TrainingArguments that the peers share."""
+    on_gpu = torch.cuda.is_available()
     return {
         "output_dir": options["scratch"], "num_train_epochs": 1, "per_device_train_batch_size": options["batch"],
-        "gradient_accumulation_steps": 1, "learning_rate": RATE, "lr_scheduler_type": "constant", "weight_decay": 0.0,
-        "max_grad_norm": 1.0, "logging_steps": 1, "save_strategy": "no", "report_to": [], "use_cpu": not cuda,
-        "bf16": cuda, "gradient_checkpointing": options["checkpointing"],
+        "gradient_accumulation_steps": 1, "learning_rate": LEARNING_RATE, "lr_scheduler_type": "constant",
+        "weight_decay": 0.0, "max_grad_norm": 1.0, "logging_steps": 1, "save_strategy": "no", "report_to": [],
+        "use_cpu": not on_gpu, "bf16": on_gpu, "gradient_checkpointing": options["checkpointing"],
         "gradient_checkpointing_kwargs": {"use_reentrant": False}, "disable_tqdm": True,
     }  # fmt: skip
 
 
-def _timed(trainer: Any) -> Fitted:
+def train(trainer: Any) -> Fitted:
+    """Trains with a Trainer of transformers or TRL."""
     trainer.train()
-    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    seconds = next(entry["train_runtime"] for entry in trainer.state.log_history if "train_runtime" in entry)
-    return Fitted(float(seconds), [float(loss) for loss in losses], trainer.model)
+    history = trainer.state.log_history
+    seconds = next(entry["train_runtime"] for entry in history if "train_runtime" in entry)
+    return Fitted(float(seconds), [float(entry["loss"]) for entry in history if "loss" in entry], trainer.model)
 
 
-def trl(options: dict[str, Any]) -> Fitted:
-    """As `ours`, by TRL."""
+def fit_trl(options: Mapping[str, Any], pairs: Sequence[Pair]) -> Fitted:
+    """Fits with TRL."""
     from datasets import Dataset
     from transformers import AutoTokenizer
     from trl import SFTConfig, SFTTrainer
 
-    cuda, flash = torch.cuda.is_available(), _has_flash()
-    tokenizer = AutoTokenizer.from_pretrained(options["model"])
-    pairs = texts(options["path"], tokenizer, options["max_length"], options["records"])
-    rows = Dataset.from_list([{"prompt": prompt, "completion": completion} for prompt, completion in pairs])
+    flash = has_flash_attention()
+    rows = [{"prompt": prompt, "completion": completion} for prompt, completion in map(rendered, pairs)]
     config = SFTConfig(
-        **_arguments(options), max_length=options["max_length"], completion_only_loss=True,
+        **training_arguments(options), max_length=options["max_length"], completion_only_loss=True,
         packing=flash and options["packing"], train_sampling_strategy="group_by_length",
     )  # fmt: skip
-    model = _model(options, torch.bfloat16 if cuda else torch.float32, "flash_attention_2" if flash else "sdpa")
-    return _timed(
-        SFTTrainer(model=model, args=config, train_dataset=rows, processing_class=tokenizer, peft_config=_lora())
+    return train(
+        SFTTrainer(
+            model=load_base_model(options, "flash_attention_2" if flash else "sdpa"),
+            args=config,
+            train_dataset=Dataset.from_list(rows),
+            processing_class=AutoTokenizer.from_pretrained(options["model"]),
+            peft_config=lora_config(),
+        )
     )
 
 
-def plain(options: dict[str, Any]) -> Fitted:
-    """As `ours`, by a Trainer on samples that are padded to the maximum length."""
+def fit_plain(options: Mapping[str, Any], pairs: Sequence[Pair]) -> Fitted:
+    """Fits with a Trainer on samples that are padded to the maximum length."""
     from peft import get_peft_model, prepare_model_for_kbit_training
     from transformers import AutoTokenizer, Trainer, TrainingArguments
 
     tokenizer = AutoTokenizer.from_pretrained(options["model"])
-    longest = options["max_length"]
     rows = []
-    for prompt, completion in texts(options["path"], tokenizer, longest, options["records"]):
-        before = len(tokenizer(prompt).input_ids)
+    for prompt, completion in map(rendered, pairs):
+        prompt_length = len(tokenizer(prompt).input_ids)
         ids = [*tokenizer(prompt + completion).input_ids, tokenizer.eos_token_id]
-        rest = longest - len(ids)
+        padding = options["max_length"] - len(ids)
         rows.append(
             {
-                "input_ids": ids + [tokenizer.pad_token_id or tokenizer.eos_token_id] * rest,
-                "attention_mask": [1] * len(ids) + [0] * rest,
-                "labels": [-100] * before + ids[before:] + [-100] * rest,
+                "input_ids": ids + [tokenizer.pad_token_id or tokenizer.eos_token_id] * padding,
+                "attention_mask": [1] * len(ids) + [0] * padding,
+                "labels": [-100] * prompt_length + ids[prompt_length:] + [-100] * padding,
             }
         )
-    model = _model(options, torch.bfloat16 if torch.cuda.is_available() else torch.float32)
     model = prepare_model_for_kbit_training(
-        model, options["checkpointing"], gradient_checkpointing_kwargs={"use_reentrant": False}
+        load_base_model(options), options["checkpointing"], gradient_checkpointing_kwargs={"use_reentrant": False}
     )
-    trainer = Trainer(
-        model=get_peft_model(model, _lora()), args=TrainingArguments(**_arguments(options)), train_dataset=rows
-    )
-    return _timed(trainer)
+    arguments = TrainingArguments(**training_arguments(options))
+    return train(Trainer(model=get_peft_model(model, lora_config()), args=arguments, train_dataset=rows))
+
+
+TRAINERS: dict[str, Callable[[Mapping[str, Any], Sequence[Pair]], Fitted]] = {
+    "typst_lit": fit_typst_lit,
+    "trl": fit_trl,
+    "plain": fit_plain,
+}
 
 
 def trial(options: dict[str, Any]) -> dict[str, Any]:
-    """Runs one of them in this process."""
+    """Fits with one trainer in this process."""
     from transformers import AutoTokenizer
 
     from typst_lit.callbacks.memory_profiler import MemoryMeter
+    from typst_lit.data.encoding import Encoder
+    from typst_lit.data.prompts import ReportPrompt
+    from typst_lit.exporting.merging import mean_loss
 
-    run: Callable[[dict[str, Any]], Fitted] = globals()[options["who"]]
+    device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     tokenizer = AutoTokenizer.from_pretrained(options["model"])
-    pairs = texts(options["path"], tokenizer, options["max_length"], options["records"])
-    tokens = sum(len(tokenizer("".join(pair)).input_ids) + 1 for pair in pairs)
-    meter = MemoryMeter(torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu"))
+    pairs = fitting_pairs(options, tokenizer)
+    tokens = sum(len(tokenizer("".join(rendered(pair))).input_ids) + 1 for pair in pairs)
+    meter = MemoryMeter(device)
     meter.reset()
-    fitted = run(options)
-    peak = meter.peak()[0] / GIB
-    after = loss_on(fitted.model, tokenizer, pairs)
-    with fitted.model.disable_adapter():
-        before = loss_on(fitted.model, tokenizer, pairs)
+    fitted = TRAINERS[options["trainer"]](options, pairs)
+    peak_gib = meter.peak()[0] / GIB
+    model = fitted.model.to(device).eval()  # Lightning moves it to the CPU when the fit ends
+    encoder = Encoder(tokenizer, ReportPrompt())
+    after = mean_loss(model, encoder, pairs)
+    with model.disable_adapter():
+        before = mean_loss(model, encoder, pairs)
     return {
-        "who": options["who"], "tokens": tokens, "seconds": fitted.seconds, "tokens_per_s": tokens / fitted.seconds,
-        "peak_gib": peak, "losses": fitted.losses, "before": before, "after": after,
+        "tokens": tokens, "seconds": fitted.seconds, "tokens_per_s": tokens / fitted.seconds, "peak_gib": peak_gib,
+        "losses": fitted.losses, "before": before, "after": after,
     }  # fmt: skip
 
 
-def main(args: Sequence[str]) -> None:
-    if answered(args, trial):
+def table(trials: Sequence[Mapping[str, Any]]) -> str:
+    """Returns the medians of each trainer as a Markdown table."""
+    lines = [
+        "| | tokens/s | typst_lit to it | peak GiB | typst_lit to it | loss before, after |",
+        "|---|---|---|---|---|---|",
+    ]
+    measured = [trial for trial in trials if "tokens_per_s" in trial]
+    medians = {
+        name: {
+            key: statistics.median(trial[key] for trial in measured if trial["trainer"] == name)
+            for key in ("tokens_per_s", "peak_gib")
+        }
+        for name in dict.fromkeys(trial["trainer"] for trial in measured)
+    }
+    for name, values in medians.items():
+        first = next(trial for trial in measured if trial["trainer"] == name)
+        speed = memory = ""
+        if "typst_lit" in medians:
+            speed = f"{medians['typst_lit']['tokens_per_s'] / values['tokens_per_s']:.2f}"
+            memory = f"{medians['typst_lit']['peak_gib'] / values['peak_gib']:.2f}"
+        lines.append(
+            f"| {name} | {values['tokens_per_s']:.1f} | {speed} | {values['peak_gib']:.2f} | {memory} | "
+            f"{first['before']:.4f}, {first['after']:.4f} |"
+        )
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str]) -> None:
+    if is_trial(argv, trial):
         return
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("output", type=Path)
+    parser = argument_parser(__doc__)
     parser.add_argument("path", help="pairs of record and Typst source")
-    parser.add_argument("model", help="folder of the base model")
+    parser.add_argument("model", help="directory of the base model")
     parser.add_argument("--records", type=int, default=8)
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--max-length", type=int, default=2048)
     parser.add_argument("--checkpointing", type=json.loads, default=True)
     parser.add_argument("--packing", action="store_true")
     parser.add_argument("--runs", type=int, default=2)
-    parser.add_argument("--who", nargs="+", default=list(WHO), choices=WHO)
-    given = parser.parse_args(args)
-    given.output.parent.mkdir(parents=True, exist_ok=True)
-    options = {key: value for key, value in vars(given).items() if key not in ("output", "runs", "who")}
-    trials = []
-    for number in range(given.runs):
-        for who in given.who:
-            scratch = str(given.output.parent / f"{given.output.name}-scratch")
-            trials.append({"who": who, **in_a_process("benchmarks.peers", {**options, "who": who, "scratch": scratch})})
-            print(f"run {number + 1}: {trials[-1]}", file=sys.stderr)
-    measured = {who: [trial for trial in trials if trial["who"] == who and "losses" in trial] for who in given.who}
-    middle = {
-        who: {key: statistics.median(t[key] for t in found) for key in ("tokens_per_s", "peak_gib")}
-        for who, found in measured.items()
-        if found
-    }
-    base = middle.get("ours")
-    print("| | tokens/s | ours to it | peak GiB | ours to it | loss before, after |\n|---|---|---|---|---|---|")
-    for who, values in middle.items():
-        first = measured[who][0]
-        fast, small = (
-            (f"{base['tokens_per_s'] / values['tokens_per_s']:.2f}", f"{base['peak_gib'] / values['peak_gib']:.2f}")
-            if base
-            else ("", "")
-        )
-        print(
-            f"| {who} | {values['tokens_per_s']:.1f} | {fast} | {values['peak_gib']:.2f} | {small} | "
-            f"{first['before']:.4f}, {first['after']:.4f} |"
-        )
-    arguments = {key: value for key, value in options.items() if key not in ("path", "model")}
-    given.output.with_suffix(".json").write_text(
-        json.dumps({**about(), "arguments": arguments, "trials": trials}, indent=2) + "\n", "utf-8"
-    )
+    parser.add_argument("--trainers", nargs="+", default=list(TRAINERS), choices=list(TRAINERS))
+    args = parser.parse_args(argv)
+    options = {key: value for key, value in vars(args).items() if key not in ("output", "runs", "trainers")}
+    options["scratch"] = str(args.output.parent / f"{args.output.name}-scratch")
+    arguments = {key: value for key, value in options.items() if key not in ("path", "model", "scratch")}
+    results = ResultFile(args.output, arguments=arguments)
+    for run in range(args.runs):
+        for name in args.trainers:
+            result = run_trial("benchmarks.peers", {**options, "trainer": name})
+            results.add({"trainer": name, **result})
+            print(f"run {run + 1}: {results.trials[-1]}", file=sys.stderr)
+    print(table(results.trials))
 
 
 if __name__ == "__main__":

@@ -1,50 +1,53 @@
-"""Keeps a run's curve: what TensorBoard's events say, as a table and a picture.
+"""Saves the training loss of runs, from TensorBoard's events, as a table and a plot.
 
     python -m benchmarks.plot_loss OUTPUT RUN_DIR [RUN_DIR ...]
 
-writes OUTPUT.csv (run, step, train_loss) and OUTPUT.png. Runs that followed each other are drawn as one.
+writes OUTPUT.csv (run, step, train_loss) and OUTPUT.png. Consecutive runs are drawn as one curve.
 """
 
 from __future__ import annotations
 
 import csv
-import sys
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-EVERY = 10  # steps that are averaged into a point
+from benchmarks.harness import argument_parser
+
+STEPS_PER_POINT = 10
 
 
-def points(run: Path) -> list[tuple[int, float]]:
-    """Returns (step, mean train_loss of the steps up to it). Where a run was resumed, the later events count."""
+def loss_curve(run: Path) -> list[tuple[int, float]]:
+    """Returns (step, mean train_loss of the steps up to it). Where a run was resumed, its later events count."""
     by_step: dict[int, float] = {}
     for version in sorted(run.glob("tensorboard/version_*"), key=lambda path: int(path.name.split("_")[1])):
         events = EventAccumulator(str(version), size_guidance={"scalars": 0}).Reload()
         by_step |= {event.step: event.value for event in events.Scalars("train_loss")}
     losses = [by_step[step] for step in sorted(by_step)]
-    parts = [losses[start : start + EVERY] for start in range(0, len(losses), EVERY)]
-    return [(EVERY * (place + 1), sum(part) / len(part)) for place, part in enumerate(parts)]
+    chunks = [losses[start : start + STEPS_PER_POINT] for start in range(0, len(losses), STEPS_PER_POINT)]
+    return [(STEPS_PER_POINT * (index + 1), sum(chunk) / len(chunk)) for index, chunk in enumerate(chunks)]
 
 
 def main() -> None:
-    output, runs = Path(sys.argv[1]), [Path(name) for name in sys.argv[2:]]
-    output.parent.mkdir(parents=True, exist_ok=True)
+    parser = argument_parser(__doc__)
+    parser.add_argument("runs", type=Path, nargs="+", help="run directories, in the order of training")
+    args = parser.parse_args()
+    args.output.parent.mkdir(parents=True, exist_ok=True)
     figure, axes = plt.subplots(figsize=(8, 4), layout="constrained")
-    before = 0
-    with output.with_suffix(".csv").open("w", newline="") as stream:
+    previous_steps = 0
+    with args.output.with_suffix(".csv").open("w", newline="") as stream:
         table = csv.writer(stream)
         table.writerow(["run", "step", "train_loss"])
-        for run in runs:
-            curve = points(run)
+        for run in args.runs:
+            curve = loss_curve(run)
             table.writerows((run.name, step, f"{loss:.4f}") for step, loss in curve)
-            axes.plot([before + step for step, _ in curve], [loss for _, loss in curve], label=run.name)
-            before += curve[-1][0]
+            axes.plot([previous_steps + step for step, _ in curve], [loss for _, loss in curve], label=run.name)
+            previous_steps += curve[-1][0]
     axes.set(xlabel="step", ylabel="train_loss", yscale="log")
     axes.grid(alpha=0.3)
     axes.legend()
-    figure.savefig(output.with_suffix(".png"), dpi=100)
+    figure.savefig(args.output.with_suffix(".png"), dpi=100)
 
 
 if __name__ == "__main__":

@@ -1,18 +1,16 @@
-"""What more processes give, and what they cost each other: the measured side of scaling.md.
+"""The throughput of several ranks on one machine, and the time of their communication: the measurements in scaling.md.
 
-    OMP_NUM_THREADS=1 python -m benchmarks.scaling OUTPUT MODEL_DIR [--processes 1 2] [--batch 2] [--length 512]
+    OMP_NUM_THREADS=1 python -m benchmarks.scaling OUTPUT MODEL_DIR [--world-size 1 2] [--batch 2] [--length 512]
                                                                     [--steps 8]
 
-A fit on random tokens, by so many processes of one machine (gloo on CPUs, NCCL on GPUs), each with as many tokens:
-tokens a second over all, the share of the first's rate that each keeps, and how long the processes take to add up
-gradients of the adapter's size with nothing else to do. Writes OUTPUT.json.
+Fits on random tokens with each number of ranks (gloo on CPUs, NCCL on GPUs), all with the same number of tokens per
+rank. Prints and writes to OUTPUT.json: tokens per second over all ranks, the efficiency (a rank's throughput relative
+to the first world size), and how long an all-reduce of gradients of the adapter's size takes by itself.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -23,78 +21,80 @@ import torch
 import torch.distributed
 from lightning.pytorch import Callback
 
-from benchmarks.harness import about, answered, fit_on_random_tokens
+from benchmarks.harness import ResultFile, argument_parser, fit_on_random_tokens, is_trial, run_ranks
 
-WARM_UP = 2  # steps that are not counted
-SUMS = 20
+NUM_WARMUP_STEPS = 2
+NUM_ALL_REDUCES = 20
 
 
-class Clock(Callback):
-    """Times the steps after the first few, and the addition of gradients by itself."""
+class StepTimer(Callback):
+    """Measures the steps after the warm-up, and the all-reduce of gradients by itself."""
 
     def __init__(self) -> None:
-        self.began = self.seconds = self.sum_seconds = 0.0
-        self.trained = 0
+        self.start = self.seconds = self.all_reduce_seconds = 0.0
+        self.num_trained = 0
 
     def on_train_batch_end(self, trainer: Any, *args: Any) -> None:
-        if trainer.global_step == WARM_UP:
-            self.began = time.perf_counter()
+        if trainer.global_step == NUM_WARMUP_STEPS:
+            self.start = time.perf_counter()
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-        self.seconds = time.perf_counter() - self.began
-        self.trained = sum(p.numel() for p in pl_module.parameters() if p.requires_grad)
+        self._synchronize()
+        self.seconds = time.perf_counter() - self.start
+        self.num_trained = sum(p.numel() for p in pl_module.parameters() if p.requires_grad)
         if trainer.world_size > 1:
-            gradients = torch.zeros(self.trained, device=pl_module.device)
+            gradients = torch.zeros(self.num_trained, device=pl_module.device)
             torch.distributed.all_reduce(gradients)
-            began = time.perf_counter()
-            for _ in range(SUMS):
+            self._synchronize()
+            start = time.perf_counter()
+            for _ in range(NUM_ALL_REDUCES):
                 torch.distributed.all_reduce(gradients)
-            self.sum_seconds = (time.perf_counter() - began) / SUMS
+            self._synchronize()
+            self.all_reduce_seconds = (time.perf_counter() - start) / NUM_ALL_REDUCES
+
+    def _synchronize(self) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
 
 
 def trial(options: dict[str, Any]) -> dict[str, Any]:
-    """Fits as one of the processes, and returns what this one saw."""
-    clock = Clock()
-    fit_on_random_tokens(options, options["steps"] + WARM_UP, [clock])
-    tokens = options["processes"] * options["batch"] * options["length"] * options["steps"]
+    """Fits as one of the ranks, and returns what this rank measured."""
+    timer = StepTimer()
+    fit_on_random_tokens(options, options["steps"] + NUM_WARMUP_STEPS, [timer])
+    tokens = options["world_size"] * options["batch"] * options["length"] * options["steps"]
     return {
-        "tokens_per_s": tokens / clock.seconds,
-        "step_seconds": clock.seconds / options["steps"],
-        "gradient_mib": clock.trained * 4 / 2**20,
-        "sum_seconds": clock.sum_seconds,
+        "tokens_per_s": tokens / timer.seconds,
+        "step_seconds": timer.seconds / options["steps"],
+        "gradient_mib": timer.num_trained * 4 / 2**20,
+        "all_reduce_seconds": timer.all_reduce_seconds,
     }
 
 
-def main(args: Sequence[str]) -> None:
-    if answered(args, trial):
+def main(argv: Sequence[str]) -> None:
+    if is_trial(argv, trial):
         return
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("output", type=Path)
-    parser.add_argument("model")
-    parser.add_argument("--processes", type=int, nargs="+", default=[1, 2])
+    parser = argument_parser(__doc__)
+    parser.add_argument("model", help="directory of the base model")
+    parser.add_argument("--world-size", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--steps", type=int, default=8)
-    given = parser.parse_args(args)
-    rows: list[dict[str, Any]] = []
-    for processes in given.processes:
+    args = parser.parse_args(argv)
+    results = ResultFile(args.output)
+    baseline: float | None = None  # tokens per second and rank of the first world size
+    for world_size in args.world_size:
         options = {
-            "model": given.model, "batch": given.batch, "length": given.length, "steps": given.steps, "rank": 16,
-            "policy": "full", "use_4bit": True, "processes": processes,
+            "model": args.model, "batch": args.batch, "length": args.length, "steps": args.steps, "rank": 16,
+            "policy": "full", "use_4bit": True, "world_size": world_size,
         }  # fmt: skip
-        call = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-        call += ["-m", "benchmarks.scaling", "--trial", json.dumps(options)]
-        done = subprocess.run(call, stdout=subprocess.PIPE, text=True, check=True)
-        lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
-        found = [json.loads(line) for line in lines]
-        slowest = min(found, key=lambda each: each["tokens_per_s"])
-        first = rows[0]["tokens_per_s"] / rows[0]["processes"] if rows else slowest["tokens_per_s"] / processes
-        kept = slowest["tokens_per_s"] / processes / first
-        rows.append({**options, "model": Path(given.model).name, **slowest, "kept": kept})
-        print(json.dumps(rows[-1]), flush=True)
-    given.output.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({**about(), "trials": rows}, indent=2)
-    given.output.with_suffix(".json").write_text(text + "\n", "utf-8")
+        ranks = run_ranks("benchmarks.scaling", options, world_size)
+        result = min(ranks, key=lambda rank: rank.get("tokens_per_s", 0.0))
+        if "tokens_per_s" in result:
+            per_rank = result["tokens_per_s"] / world_size
+            baseline = baseline or per_rank
+            result["efficiency"] = per_rank / baseline
+        results.add({**options, "model": Path(args.model).name, **result})
+        print(json.dumps(results.trials[-1]), flush=True)
 
 
 if __name__ == "__main__":

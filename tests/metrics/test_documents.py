@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks.metrics import broken_copies, documents
+from benchmarks.metrics import broken_versions, compiled_documents
 from typst_lit.metrics import images as pictures
 from typst_lit.metrics.documents import (
     Document,
@@ -41,9 +41,9 @@ def scores(typesetter) -> dict[str, dict[str, float]]:
 
     pairs = json.loads(SAMPLES.read_text("utf-8"))
     table = {}
-    for way, sources in broken_copies(pairs).items():
+    for way, sources in broken_versions(pairs).items():
         metrics = document_metrics()
-        made = documents(pairs, sources, typesetter, ppi=72)
+        made = compiled_documents(pairs, sources, typesetter, ppi=72)
         for metric in metrics.values():
             update_metric(metric, made)
         table[way] = compute_metrics(metrics)
@@ -204,7 +204,7 @@ def test_scores_of_real_reports(typesetter) -> None:
         pytest.skip("TYPST_LIT_REPORTS names no file of real pairs")
     pairs = json.loads(Path(path).read_text("utf-8"))[::5]
     with Typesetter(normalize_paths=True) as normalizing:
-        made = documents(pairs, [pair["output"] for pair in pairs], normalizing, ppi=36)
+        made = compiled_documents(pairs, [pair["output"] for pair in pairs], normalizing, ppi=36)
     metrics = document_metrics()
     for name in ("compile_rate", "fidelity", "field_presence", "page_similarity"):
         update_metric(metrics[name], made)
