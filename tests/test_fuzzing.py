@@ -18,9 +18,12 @@ from typst_lit.data.datamodule import TypstDataModule
 from typst_lit.errors import UserError
 
 GOOD = {
-    "starting_page": 1, "academic_year": "2025-26", "department": "Physics", "project_title": "Waves",
+    "starting_page": 1,
+    "academic_year": "2025-26",
+    "department": "Physics",
+    "project_title": "Waves",
     "contents_txt": "Some text.",
-}  # fmt: skip
+}
 TEXTS = [name for name, value in GOOD.items() if isinstance(value, str)]
 
 any_character = st.characters(codec=None)  # control characters, unassigned ones, halves of surrogate pairs too
@@ -33,13 +36,21 @@ valid_text = st.text(st.characters(exclude_categories=["Cs"], exclude_characters
     lambda text: text + "x"
 )
 invalid_text = st.one_of(
-    st.sampled_from(["", " \n\t", "a\0b", "half \ud800"]), st.integers(), st.booleans(), st.lists(st.just("a")),
+    st.sampled_from(["", " \n\t", "a\0b", "half \ud800"]),
+    st.integers(),
+    st.booleans(),
+    st.lists(st.just("a")),
     st.floats(allow_nan=False),
-)  # fmt: skip
+)
 invalid_number = st.one_of(
-    st.integers(max_value=-1), st.integers(min_value=2**63), st.floats(), st.booleans(),
-    st.sampled_from(["", "one", "1.5", "-3", "9" * 30, "٣"]), st.just([1]), st.just({}),
-)  # fmt: skip
+    st.integers(max_value=-1),
+    st.integers(min_value=2**63),
+    st.floats(),
+    st.booleans(),
+    st.sampled_from(["", "one", "1.5", "-3", "9" * 30, "٣"]),
+    st.just([1]),
+    st.just({}),
+)
 
 
 @st.composite
@@ -158,7 +169,7 @@ def test_files_of_anything(tmp_path, count) -> None:
             lambda cut: content[: cut[0]] + cut[1] + content[cut[0] + len(cut[1]) :]
         ),
         st.sampled_from([b"[" * 100_000, b'{"input":' * 50_000, b"\xef\xbb\xbf[]", b"\xff\xfe[\x00]\x00"]),
-    )  # fmt: skip
+    )
     check_examples(count, contents, check)
 
 
@@ -183,9 +194,27 @@ SETTINGS = [
     "model.nothing", "trainer.nothing.at_all",
 ]  # fmt: skip
 PLAUSIBLE = st.sampled_from(
-    [0, 1, -1, 0.5, 1e9, "auto", "none", True, None, "", [], {}, {"class_path": "peft.LoraConfig"}, {"r": "x"},
-     {"class_path": "no.such.Thing"}, {"class_path": "os.system", "init_args": {"command": "true"}}, "32-true", [1, 2]]
-)  # fmt: skip
+    [
+        0,
+        1,
+        -1,
+        0.5,
+        1e9,
+        "auto",
+        "none",
+        True,
+        None,
+        "",
+        [],
+        {},
+        {"class_path": "peft.LoraConfig"},
+        {"r": "x"},
+        {"class_path": "no.such.Thing"},
+        {"class_path": "os.system", "init_args": {"command": "true"}},
+        "32-true",
+        [1, 2],
+    ]
+)
 
 
 def nested(flat: dict[str, Any]) -> dict[str, Any]:

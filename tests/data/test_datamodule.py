@@ -40,9 +40,16 @@ def test_skipped_records_are_counted_with_and_without_a_cache(run, tmp_path, pai
     path = write(tmp_path / "bad.json", pairs)
     for attempt in range(2):
         result = run(
-            *fit_args, "--data.path", path, "--data.on_invalid", "skip", "--trainer.max_steps", 1,
-            "--run_dir", tmp_path / f"run{attempt}",
-        )  # fmt: skip
+            *fit_args,
+            "--data.path",
+            path,
+            "--data.on_invalid",
+            "skip",
+            "--trainer.max_steps",
+            1,
+            "--run_dir",
+            tmp_path / f"run{attempt}",
+        )
         assert result.status == 0, result.err
         assert "1 of 12 records is invalid and skipped" in result.err
 
@@ -197,9 +204,20 @@ def test_another_field_set_comes_from_the_configuration(run, fit_args, tmp_path)
     assert saved["template"]["init_args"]["text"].startswith("{heading}")
     new = write(tmp_path / "new.json", {"heading": "H", "body": "B"})
     result = run(
-        "predict", "--data.predict_path", new, "--model.adapter_path", tmp_path / "run", "--model.base_model",
-        fit_args[4], "--run_dir", tmp_path / "run", "--model.generation.max_tokens", 3, "--trainer.accelerator", "cpu",
-    )  # fmt: skip
+        "predict",
+        "--data.predict_path",
+        new,
+        "--model.adapter_path",
+        tmp_path / "run",
+        "--model.base_model",
+        fit_args[4],
+        "--run_dir",
+        tmp_path / "run",
+        "--model.generation.max_tokens",
+        3,
+        "--trainer.accelerator",
+        "cpu",
+    )
     assert result.status == 0, result.err  # with the adapter's own template, though none was named
     results = json.loads((tmp_path / "run/predictions/predictions.json").read_text())
     assert results[0]["input"] == {"heading": "H", "body": "B"}

@@ -96,8 +96,10 @@ def test_a_template_equals_the_one_made_from_its_description() -> None:
     assert again == template and again != ReportPrompt()
     assert again.render({"title": "T", "page": 3, "body": ""}) == "T on page 3: \n"
     assert [(f.name, f.kind, f.required) for f in again.fields] == [
-        ("title", "text", True), ("page", "number", True), ("body", "text", False),
-    ]  # fmt: skip
+        ("title", "text", True),
+        ("page", "number", True),
+        ("body", "text", False),
+    ]
     assert again.body_field == "title"
 
 

@@ -27,8 +27,13 @@ from typst_lit.data.prompts import ReportPrompt
 from typst_lit.data.splitting import split_by_group
 from typst_lit.errors import UserError
 
-quickly = settings(max_examples=200, deadline=None, database=None, derandomize=True,
-                   suppress_health_check=[HealthCheck.function_scoped_fixture])  # fmt: skip
+quickly = settings(
+    max_examples=200,
+    deadline=None,
+    database=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=80)
 
 
