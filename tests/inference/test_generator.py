@@ -1,4 +1,4 @@
-"""Records to documents in Python and by `typst-lit generate`, with a model that can do it."""
+"""Generating documents in Python and with `typst-lit generate`, with a model that is able to."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def generator(able_adapter) -> Generator:
     return Generator.load(able_adapter, settings=GREEDY)
 
 
-def test_a_document_is_compiled_and_says_what_it_is(generator, able_pairs) -> None:
+def test_a_document_is_compiled_and_describes_itself(generator, able_pairs) -> None:
     document = generator.generate_one(able_pairs[0])
     assert document.compiled and document.finish_reason == "stop" and document.attempts == 1
     assert document.fidelity > 0.9
@@ -43,23 +43,23 @@ def test_a_document_is_compiled_and_says_what_it_is(generator, able_pairs) -> No
     assert {"compiled", "attempts", "repairs", "finish_reason", "tokens", "seconds"} <= result.keys()
 
 
-def test_batch_and_order_do_not_matter_to_a_seed(able_adapter, able_pairs) -> None:
+def test_a_document_depends_on_the_seed_and_not_on_batch_or_order(able_adapter, able_pairs) -> None:
     records = able_pairs[:3]
-    made = {}
+    sources = {}
     for size, order in ((1, records), (3, records[::-1])):
         settings = GenerationSettings(max_tokens=150, seed=5, temperature=2, top_k=0, top_p=1)
         generator = Generator.load(able_adapter, use_4bit=False, settings=settings, batch_size=size, compile=False)
         documents = list(generator.generate(order))
         assert all(document.input == order[document.index]["input"] for document in documents)
-        made[size] = {document.input["contents_txt"]: document.source for document in documents}
-    assert made[1] == made[3] and len(set(made[1].values())) == 3
+        sources[size] = {document.input["contents_txt"]: document.source for document in documents}
+    assert sources[1] == sources[3] and len(set(sources[1].values())) == 3
     other = Generator.load(
         able_adapter,
         use_4bit=False,
         settings=GenerationSettings(max_tokens=150, seed=6, temperature=2, top_k=0, top_p=1),
         compile=False,
     )
-    assert other.generate_one(records[0]).source != made[1][records[0]["input"]["contents_txt"]]
+    assert other.generate_one(records[0]).source != sources[1][records[0]["input"]["contents_txt"]]
 
 
 def test_merged_and_unmerged_adapters_agree(able_adapter, able_pairs) -> None:
@@ -71,7 +71,7 @@ def test_merged_and_unmerged_adapters_agree(able_adapter, able_pairs) -> None:
         Generator.load(able_adapter, merge=True)
 
 
-def test_several_adapters_answer_by_name_over_one_base(able_adapter, tmp_path, run, able_pairs) -> None:
+def test_several_adapters_are_used_by_name_on_one_base_model(able_adapter, tmp_path, run, able_pairs) -> None:
     other = tmp_path / "other"
     result = run(
         "fit", "--data.path", SAMPLES, "--run_dir", other, "--trainer.max_epochs", 1, "--eval.every_n_epochs", 0,
@@ -104,7 +104,7 @@ def make_attempts(tokenizer: Any, typesetter: Typesetter, max_attempts: int) -> 
     return Attempts(prompt, FIELDS, FIELDS["contents_txt"], GREEDY, typesetter, max_attempts)  # type: ignore[arg-type]
 
 
-def test_another_attempt_is_made_until_one_compiles_and_the_best_is_kept(tokenizer) -> None:
+def test_a_document_is_attempted_until_it_compiles_and_the_best_attempt_counts(tokenizer) -> None:
     with Typesetter(workers=1) as typesetter:
         attempts = make_attempts(tokenizer, typesetter, 3)
         seeds = [attempts.next_request().seed]
@@ -180,6 +180,17 @@ def test_a_file_is_written_without_iterating_over_anything(tiny_model, able_pair
         generator.generate_file(records, output)
 
 
+def test_an_abandoned_iteration_leaves_nothing_running(able_adapter, able_pairs) -> None:
+    with Typesetter(workers=1) as typesetter:
+        generator = Generator.load(able_adapter, use_4bit=False, settings=GREEDY, typesetter=typesetter)
+        documents = generator.generate(able_pairs)
+        next(documents)
+        documents.close()
+        engine: Any = generator.engine
+        assert engine.num_running == engine.num_waiting == 0 and not engine.decoder.requests
+        assert generator._compilers._work_queue.empty()
+
+
 def test_the_functions_of_the_common_script(able_adapter, able_pairs, tmp_path) -> None:
     model, tokenizer = load_model_and_tokenizer("typst-nano", able_adapter, use_4bit=True)
     source = inference_from_dict(model, tokenizer, able_pairs[0]["input"])
@@ -187,7 +198,7 @@ def test_the_functions_of_the_common_script(able_adapter, able_pairs, tmp_path) 
     records = tmp_path / "records.json"
     records.write_text(json.dumps([{"input": able_pairs[0]["input"]}]))
     written = inference_from_json_file(model, tokenizer, records, tmp_path / "out" / "documents.json")
-    assert [each["input"] for each in written] == [able_pairs[0]["input"]]
+    assert [result["input"] for result in written] == [able_pairs[0]["input"]]
     assert written[0]["generated_output"]
     with pytest.raises(UserError, match="field 'department' is missing"):
         inference_from_dict(model, tokenizer, {"project_title": "x"})
@@ -209,11 +220,9 @@ def test_the_template_of_a_wrapped_model_is_found_or_its_absence_is_reported(abl
     assert "prompt template that the model's adapter was trained with is not known" in caplog.text
 
 
-def test_generate_writes_documents_in_order_and_goes_on_where_it_stopped(
-    run, able_adapter, able_pairs, tmp_path
-) -> None:
+def test_generate_writes_documents_in_order_and_resumes(run, able_adapter, able_pairs, tmp_path) -> None:
     records, output = tmp_path / "records.json", tmp_path / "out" / "documents.json"
-    records.write_text(json.dumps([{"input": each["input"]} for each in able_pairs[:3]]))
+    records.write_text(json.dumps([{"input": pair["input"]} for pair in able_pairs[:3]]))
     command = [
         "generate", "--input", records, "--model", able_adapter, "--output", output, "--temperature", 0,
         "--repetition-penalty", 1, "--max-tokens", 1200, "--pdf",
@@ -221,20 +230,20 @@ def test_generate_writes_documents_in_order_and_goes_on_where_it_stopped(
     result = run(*command)
     assert result.status == 0, result.err
     written = json.loads(output.read_text())
-    assert [each["input"] for each in written] == [each["input"] for each in able_pairs[:3]]
-    assert all(each["compiled"] for each in written)
+    assert [result["input"] for result in written] == [pair["input"] for pair in able_pairs[:3]]
+    assert all(result["compiled"] for result in written)
     typs, pdfs = sorted(output.parent.glob("*.typ")), sorted(output.parent.glob("*.pdf"))
     assert [path.stem for path in typs] == [path.stem for path in pdfs] and len(pdfs) == 3
-    assert [path.read_text() for path in typs] == [each["generated_output"] for each in written]
+    assert [path.read_text() for path in typs] == [result["generated_output"] for result in written]
     assert all(path.read_bytes().startswith(b"%PDF") for path in pdfs)
 
-    kept = {**written[1], "tokens": -1}  # a mark: it must not be made again
+    kept = {**written[1], "tokens": -1}  # a mark: it must not be generated again
     output.write_text(json.dumps([kept], indent=1))
     again = run(*command)
     assert again.status == 0 and "1 of 3 documents already exist" in again.err
     rewritten = json.loads(output.read_text())
     assert rewritten[1] == kept
-    assert [each["generated_output"] for each in rewritten] == [each["generated_output"] for each in written]
+    assert [result["generated_output"] for result in rewritten] == [result["generated_output"] for result in written]
 
     records.write_text(json.dumps([able_pairs[5]["input"]]))
     refused = run(*command)
@@ -247,7 +256,7 @@ def test_generate_writes_documents_in_order_and_goes_on_where_it_stopped(
     assert refused.status == 1 and "different settings (generation.max_tokens, generation.seed)" in refused.err
     assert "--overwrite" in refused.err and json.loads(output.read_text()) == rewritten
     assert run(*other, "--overwrite").status == 0
-    assert [each["tokens"] for each in json.loads(output.read_text())] == [6]
+    assert [result["tokens"] for result in json.loads(output.read_text())] == [6]
 
 
 def test_generate_prints_and_reads_standard_input(run, able_adapter, able_pairs, monkeypatch) -> None:
@@ -284,7 +293,7 @@ def test_wrong_flags_are_refused_with_a_hint(run, tmp_path, able_pairs, flags, m
     assert result.status != 0 and message in result.err and "Traceback" not in result.err
 
 
-def test_wrong_input_names_file_record_and_field(run, tmp_path, able_pairs, tiny_model) -> None:
+def test_invalid_input_is_reported_with_file_record_and_field(run, tmp_path, able_pairs, tiny_model) -> None:
     result = run("generate", "--input", tmp_path / "none.json", "--base-model", tiny_model, "--no-4bit")
     assert result.status == 1 and "none.json: there is no such file" in result.err
     records = tmp_path / "my-records.json"
@@ -294,7 +303,9 @@ def test_wrong_input_names_file_record_and_field(run, tmp_path, able_pairs, tiny
     assert f"{records}, record 1" in result.err and "field 'starting_page'" in result.err
 
 
-def test_an_adapter_for_another_base_is_refused_by_name(run, able_adapter, tiny_model, tmp_path, able_pairs) -> None:
+def test_an_adapter_for_another_base_model_is_refused_by_name(
+    run, able_adapter, tiny_model, tmp_path, able_pairs
+) -> None:
     records = tmp_path / "records.json"
     records.write_text(json.dumps(able_pairs[0]["input"]))
     result = run("generate", "--input", records, "--model", able_adapter, "--base-model", tiny_model, "--no-4bit")

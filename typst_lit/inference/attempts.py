@@ -1,11 +1,14 @@
-"""From a completion to a document: compile it, repair what is certain, or attempt it again; the best attempt counts."""
+"""From a request to a document: generate, compile, repair what is certain, or attempt it again; the best one counts."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
+from typst_lit.inference.engine import Engine
 from typst_lit.inference.request import Completion, Request
 from typst_lit.inference.sampling import GenerationSettings, document_seed
 from typst_lit.metrics.functional import content_fidelity
@@ -151,3 +154,79 @@ class Attempts:
         if not good and self.num_attempts < self.max_attempts:
             return None
         return replace(self._best[1], tokens=self._tokens, seconds=self._seconds, attempts=self.num_attempts)
+
+
+class DocumentTask:
+    """A document on its way through engine and typesetter, attempt by attempt.
+
+    Args:
+        engine: what decodes; some thread must be in its `run`.
+        compilers: the threads that wait for the compiler.
+        attempts: the attempts at the document.
+        on_text: called in the engine's thread with all of the source so far, whenever there is more of it.
+
+    Attributes:
+        future: the document, or the error of its generation. Cancelling it cancels the task.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        compilers: ThreadPoolExecutor,
+        attempts: Attempts,
+        on_text: Callable[[str], None] | None = None,
+    ) -> None:
+        self.future: Future[GeneratedDocument] = Future()
+        self._engine = engine
+        self._compilers = compilers
+        self._attempts = attempts
+        self._on_text = on_text
+        self._request: Request | None = None
+        self._compilation: Future[None] | None = None
+        self._submit()
+        self.future.add_done_callback(self._settle)
+
+    def cancel(self) -> None:
+        """Cancels the task, and waits for the compiler if it is at work for it: the typesetter may be closed then."""
+        self.future.cancel()
+        if self._compilation is not None and not self._compilation.cancel():
+            wait([self._compilation])
+
+    def _submit(self) -> None:
+        self._request = self._attempts.next_request(self._on_text)
+        self._engine.submit(self._request).add_done_callback(self._compile)
+        if self.future.cancelled():  # between two attempts
+            self._engine.cancel(self._request)
+
+    def _settle(self, future: Future[GeneratedDocument]) -> None:
+        if future.cancelled():
+            future.set_running_or_notify_cancel()  # for those who wait with concurrent.futures.wait
+            if self._request is not None:
+                self._engine.cancel(self._request)
+
+    def _compile(self, completion: Future[Completion]) -> None:
+        if completion.cancelled() or self.future.cancelled():
+            self.future.cancel()
+        elif (error := completion.exception()) is not None:
+            self._fail(error)
+        else:
+            try:
+                self._compilation = self._compilers.submit(self._finish, completion.result())
+            except RuntimeError as shutdown:  # of the interpreter
+                self._fail(shutdown)
+
+    def _finish(self, completion: Completion) -> None:
+        try:
+            document = self._attempts.finish(completion)
+            if document is None:
+                self._submit()
+                return
+        except BaseException as error:
+            self._fail(error)
+            return
+        with suppress(InvalidStateError):  # it was cancelled meanwhile
+            self.future.set_result(document)
+
+    def _fail(self, error: BaseException) -> None:
+        with suppress(InvalidStateError):
+            self.future.set_exception(error)

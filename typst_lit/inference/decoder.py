@@ -17,7 +17,6 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
-from peft import PeftModel
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -25,6 +24,7 @@ from typst_lit.errors import UserError
 from typst_lit.inference.kv_cache import RaggedCache
 from typst_lit.inference.prompt_lookup import Draft, DraftCorpus, PromptLookup, best_draft_length
 from typst_lit.inference.request import Request
+from typst_lit.model.adapters import base_model, has_adapter, num_virtual_tokens
 
 PREFILL_TOKENS = 1024  # tokens of a prompt per forward pass
 # Time of one more token in a forward pass, as a fraction of the pass. Estimates: a pass reads all weights from memory,
@@ -66,7 +66,7 @@ class Decoder(BaseDecoder):
     """
 
     def __init__(
-        self, model: PreTrainedModel | PeftModel, eos_token_ids: Sequence[int], corpus: DraftCorpus | None = None
+        self, model: PreTrainedModel, eos_token_ids: Collection[int], corpus: DraftCorpus | None = None
     ) -> None:
         self.requests: list[Request] = []
         self.model = model
@@ -74,13 +74,11 @@ class Decoder(BaseDecoder):
         self.corpus = DraftCorpus() if corpus is None else corpus
         self.device = model.device
         # A soft prompt goes into the cache once; any other adapter is inside of the model.
-        self._prompt_learning = isinstance(model, PeftModel) and model.active_peft_config.is_prompt_learning
-        any_model: Any = model
-        self._forward: Any = any_model.get_base_model() if self._prompt_learning else any_model
+        self._num_virtual_tokens = num_virtual_tokens(model)
+        self._forward: Any = base_model(model) if self._num_virtual_tokens else model
         self._config: Any = self._forward.config.get_text_config()
         self._sliding_window = sliding_window(self._config)
         self._max_positions = getattr(self._config, "max_position_embeddings", None)
-        self._num_virtual_tokens: int = any_model.active_peft_config.num_virtual_tokens if self._prompt_learning else 0
         self._cache: RaggedCache | None = None
         self._lookups: dict[Request, PromptLookup] = {}
 
@@ -118,7 +116,7 @@ class Decoder(BaseDecoder):
         self._retain([request for request in self.requests if request.finish_reason is None])
 
     def set_adapter(self, name: str) -> None:
-        if isinstance(self.model, PeftModel):
+        if has_adapter(self.model):
             self.model.set_adapter(name)
 
     def remove(self, requests: Collection[Request]) -> None:
@@ -166,7 +164,7 @@ class Decoder(BaseDecoder):
     def _prefill(self, request: Request) -> RaggedCache:
         """Returns a cache that holds a prompt. Its last token is fed again, and written again, by the first step."""
         cache = RaggedCache(self._config.num_hidden_layers)
-        if self._prompt_learning:
+        if self._num_virtual_tokens:
             self._prefill_soft_prompt(cache)
         ids = torch.tensor([list(request.prompt)], device=self.device)
         for start in range(0, ids.shape[1], PREFILL_TOKENS):

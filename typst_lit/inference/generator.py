@@ -10,25 +10,22 @@ import json
 import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
-from contextlib import suppress
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from typst_lit.data.encoding import Encoder
 from typst_lit.data.prompts import PromptTemplate, ReportPrompt
 from typst_lit.errors import UserError
-from typst_lit.inference.attempts import Attempts, GeneratedDocument
+from typst_lit.inference.attempts import Attempts, DocumentTask, GeneratedDocument
 from typst_lit.inference.decoder import BaseDecoder, Decoder, eos_token_ids
 from typst_lit.inference.engine import Engine
-from typst_lit.inference.loading import load_model, provenance, resolve_adapter, resolve_model
+from typst_lit.inference.loading import ModelSpec, load_model, provenance, resolve_adapter, resolve_model
 from typst_lit.inference.outputs import ResultFile
 from typst_lit.inference.records import InputRecord, read_records, validate_record, validate_records
-from typst_lit.inference.request import Completion, Request
 from typst_lit.inference.sampling import DEFAULT_BATCH_SIZE, GenerationSettings
 from typst_lit.progress import Every
 from typst_lit.typesetting.typesetter import Typesetter
@@ -77,7 +74,7 @@ class Generator:
 
     def __init__(
         self,
-        model: PreTrainedModel | PeftModel | BaseDecoder,
+        model: PreTrainedModel | BaseDecoder,
         tokenizer: PreTrainedTokenizerBase,
         templates: Mapping[str | None, PromptTemplate] | None = None,
         settings: GenerationSettings | None = None,
@@ -132,11 +129,30 @@ class Generator:
             UserError: when an adapter or model does not exist, or they do not fit.
         """
         spec = resolve_model(adapter, base_model, use_4bit, merge, engine)
-        settings = settings or GenerationSettings()
-        if engine == "vllm":
+        return cls.from_spec(
+            spec, settings, (typesetter or Typesetter()) if compile else None, max_attempts, batch_size
+        )
+
+    @classmethod
+    def from_spec(
+        cls,
+        spec: ModelSpec,
+        settings: GenerationSettings | None = None,
+        typesetter: Typesetter | None = None,
+        max_attempts: int = 1,
+        batch_size: int = DEFAULT_BATCH_SIZE,
+    ) -> Generator:
+        """Loads the model that `typst_lit.inference.loading.resolve_model` returned; see the class for the arguments.
+
+        Between the two calls, records can be validated: a model takes long to load.
+
+        Raises:
+            UserError: when the base model does not exist, or an adapter does not fit.
+        """
+        if spec.engine == "vllm":
             from typst_lit.inference.backends.vllm import load
 
-            loaded = load(spec, settings, batch_size)
+            loaded = load(spec, settings or GenerationSettings(), batch_size)
         else:
             loaded = load_model(spec)
         return cls(
@@ -144,14 +160,14 @@ class Generator:
             loaded.tokenizer,
             loaded.templates,
             settings,
-            (typesetter or Typesetter()) if compile else None,
+            typesetter,
             max_attempts,
             batch_size,
             loaded.identity,
         )
 
     @property
-    def model(self) -> PreTrainedModel | PeftModel:
+    def model(self) -> PreTrainedModel:
         """The model that decodes.
 
         Raises:
@@ -256,7 +272,7 @@ class Generator:
             attempts: what `attempts` returned.
             on_text: called in the engine's thread with all of the source so far, whenever there is more of it.
         """
-        return _DocumentTask(self.engine, self._compilers, attempts, on_text).start()
+        return DocumentTask(self.engine, self._compilers, attempts, on_text).future
 
     # Many documents
 
@@ -297,7 +313,7 @@ class Generator:
                 record = InputRecord(fields)
             queue.append((index, record, self.attempts(record.fields, adapter)))
         queue.sort(key=lambda item: -len(item[2].prompt))
-        pending: dict[Future[GeneratedDocument], tuple[int, InputRecord]] = {}
+        pending: dict[Future[GeneratedDocument], tuple[int, InputRecord, DocumentTask]] = {}
         done: deque[Future[GeneratedDocument]] = deque()
         log_due = Every()
 
@@ -315,22 +331,22 @@ class Generator:
 
         try:
             for index, record, attempts in queue:
-                future = self.submit(attempts)
-                pending[future] = index, record
-                future.add_done_callback(collect)
+                task = DocumentTask(self.engine, self._compilers, attempts)
+                pending[task.future] = index, record, task
+                task.future.add_done_callback(collect)
             while pending:
                 self.engine.run(until=is_any_done)
                 while done:
                     future = done.popleft()
-                    index, record = pending.pop(future)
+                    index, record, _ = pending.pop(future)
                     error = future.exception()
                     if error is None:
                         yield replace(future.result(), index=index, origin=record.origin)
                     else:
                         yield GenerationFailure(index, error, record.origin)  # type: ignore[arg-type]
         finally:
-            for future in pending:
-                future.cancel()
+            for _, _, task in pending.values():
+                task.cancel()
 
     def generate_one(self, record: object, adapter: str | None = None) -> GeneratedDocument:
         """Generates the document of one record; see `generate`."""
@@ -403,64 +419,6 @@ class Generator:
         ordered = [results[key] for key in keys]
         file.write(ordered)
         return ordered
-
-
-class _DocumentTask:
-    """One document on its way through engine and typesetter, attempt by attempt."""
-
-    def __init__(
-        self, engine: Engine, compilers: ThreadPoolExecutor, attempts: Attempts, on_text: Callable[[str], None] | None
-    ) -> None:
-        self._engine = engine
-        self._compilers = compilers
-        self._attempts = attempts
-        self._on_text = on_text
-        self._request: Request | None = None
-        self._future: Future[GeneratedDocument] = Future()
-
-    def start(self) -> Future[GeneratedDocument]:
-        self._submit()
-        self._future.add_done_callback(self._cancel)
-        return self._future
-
-    def _submit(self) -> None:
-        self._request = self._attempts.next_request(self._on_text)
-        self._engine.submit(self._request).add_done_callback(self._compile)
-        if self._future.cancelled():  # between two attempts
-            self._engine.cancel(self._request)
-
-    def _cancel(self, future: Future[GeneratedDocument]) -> None:
-        if future.cancelled():
-            future.set_running_or_notify_cancel()  # for those who wait with concurrent.futures.wait
-            if self._request is not None:
-                self._engine.cancel(self._request)
-
-    def _compile(self, future: Future[Completion]) -> None:
-        if future.cancelled():
-            self._future.cancel()
-        elif (error := future.exception()) is not None:
-            self._fail(error)
-        else:
-            try:
-                self._compilers.submit(self._finish, future.result())
-            except RuntimeError as shutdown:  # of the interpreter
-                self._fail(shutdown)
-
-    def _finish(self, completion: Completion) -> None:
-        try:
-            document = self._attempts.finish(completion)
-            if document is None:
-                self._submit()
-                return
-        except BaseException as error:
-            self._fail(error)
-            return
-        with suppress(InvalidStateError):  # it was cancelled meanwhile
-            self._future.set_result(document)
-
-    def _fail(self, error: BaseException) -> None:
-        with suppress(InvalidStateError):
-            self._future.set_exception(error)
 
 
 def _by_record(results: Sequence[Any]) -> dict[str, dict[str, Any]]:

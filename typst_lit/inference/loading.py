@@ -36,6 +36,7 @@ class ModelSpec:
         base_model: hub name, directory, or built-in name.
         use_4bit: whether the base model is loaded in 4 bits.
         merge: whether the adapter is merged into the base model.
+        engine: what decodes: ``builtin`` or ``vllm``.
         adapters: the adapters' directories, by name.
         templates: the prompt template of each adapter, by its name; of None for a model without adapters.
         identity: all this as plain values, which change when the weights do.
@@ -44,6 +45,7 @@ class ModelSpec:
     base_model: str
     use_4bit: bool
     merge: bool
+    engine: str
     adapters: dict[str, Path]
     templates: dict[str | None, PromptTemplate]
     identity: dict[str, Any]
@@ -121,7 +123,7 @@ def resolve_model(
         "adapters": {name: adapter_key(path) for name, path in adapters.items()},
         **({} if engine == "builtin" else {"engine": engine}),
     }
-    return ModelSpec(base, use_4bit, merge, adapters, templates, identity)
+    return ModelSpec(base, use_4bit, merge, engine, adapters, templates, identity)
 
 
 def _template(adapter: Path) -> PromptTemplate:

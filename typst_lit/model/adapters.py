@@ -264,6 +264,14 @@ def has_adapter(model: nn.Module) -> bool:
     return isinstance(model, PeftModel)
 
 
+def num_virtual_tokens(model: nn.Module) -> int:
+    """Returns the length of the soft prompt that a model's adapter puts before each sequence; 0 without one."""
+    if not isinstance(model, PeftModel) or not model.active_peft_config.is_prompt_learning:
+        return 0
+    count: int = model.active_peft_config.num_virtual_tokens
+    return count
+
+
 def trainable_names(model: nn.Module) -> set[str]:
     """Returns the names of the parameters that are trained."""
     return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
