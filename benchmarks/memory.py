@@ -62,8 +62,9 @@ def predicted(options: Mapping[str, Any]) -> dict[str, float]:
     from peft import LoraConfig
     from transformers import AutoConfig
 
-    from typst_lit.planning.fake_step import meta_model, simulated_step
-    from typst_lit.planning.from_config import OUTSIDE_GIB
+    from typst_lit.model.preparation import TrainingSpec
+    from typst_lit.planning.fake_step import build_meta_model, measure_fake_step
+    from typst_lit.planning.from_config import OVERHEAD_GIB
 
     on_gpu = torch.cuda.is_available()
     config = AutoConfig.from_pretrained(options["model"])
@@ -71,12 +72,13 @@ def predicted(options: Mapping[str, Any]) -> dict[str, float]:
     adapter = LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=0.05, target_modules="attention+mlp")
     dtype = torch.bfloat16 if on_gpu else torch.float32
     batch, length = options["batch"], options["length"]
-    peaks = simulated_step(config, adapter, options["use_4bit"], options["policy"], batch, length, dtype=dtype)
-    _, model = meta_model(config, adapter, options["use_4bit"], dtype)
+    spec = TrainingSpec(config, adapter, options["use_4bit"], dtype)
+    memory = measure_fake_step(spec, options["policy"], batch, length)
+    model = build_meta_model(spec)
     weights = sum(p.numel() * p.element_size() * (4 if p.requires_grad else 1) for p in model.parameters())
     inputs = batch * length * config.hidden_size * config.num_hidden_layers * dtype.itemsize
-    outside = 0 if on_gpu else OUTSIDE_GIB["cpu"] * GIB  # on a GPU, torch counts tensors only
-    return {"predicted": peaks.most + outside, "floor": weights + inputs}
+    outside = 0 if on_gpu else OVERHEAD_GIB["cpu"] * GIB  # on a GPU, torch counts tensors only
+    return {"predicted": memory.peak + outside, "floor": weights + inputs}
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:

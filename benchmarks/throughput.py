@@ -90,10 +90,11 @@ def flops_per_token(model: str, length: int) -> float:
     """Returns the necessary operations of a step per token. Weights are frozen: two products for each, not three."""
     from transformers import AutoConfig
 
-    from typst_lit.planning.fake_step import meta_model
+    from typst_lit.model.preparation import TrainingSpec
+    from typst_lit.planning.fake_step import build_meta_model
 
     config = AutoConfig.from_pretrained(model)
-    base, _ = meta_model(config, None, False, torch.bfloat16)
+    base = build_meta_model(TrainingSpec(config, None, use_4bit=False))
     weights = sum(module.weight.numel() for module in base.modules() if isinstance(module, torch.nn.Linear))
     attention = length * config.num_attention_heads * base.config.head_dim * config.num_hidden_layers
     return 4.0 * weights + 2 * 3.5 * attention

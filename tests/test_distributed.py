@@ -1,4 +1,4 @@
-"""Several processes as one: real ones that talk by gloo, started by Lightning, torchrun and as SLURM would."""
+"""Several ranks train like one: real processes that use gloo, started by Lightning, by torchrun and as by SLURM."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ TRAINED, HELD_OUT = 21, 5
 
 @pytest.fixture
 def args(pairs, tiny_model, tmp_path) -> list[str]:
-    """A fit of 21 records in batches of 2: 11 batches, which neither 2 nor 4 processes can share evenly."""
+    """A fit of 21 records in batches of 2: 11 batches, which neither 2 nor 4 ranks can share evenly."""
     for name, first, count in (("train", 0, TRAINED), ("val", TRAINED, HELD_OUT)):
         records = [
-            {**pair, "input": {**pair["input"], "project_title": f"Project {place}"}}
-            for place, pair in ((place, pairs[place % len(pairs)]) for place in range(first, first + count))
+            {**pair, "input": {**pair["input"], "project_title": f"Project {index}"}}
+            for index, pair in ((index, pairs[index % len(pairs)]) for index in range(first, first + count))
         ]
         (tmp_path / f"{name}.json").write_text(json.dumps(records))
     return [
@@ -35,17 +35,25 @@ def args(pairs, tiny_model, tmp_path) -> list[str]:
     ]  # fmt: skip
 
 
-def fit(args: list[str], run: Path, processes: int, *more: object, accumulate: int, launcher: str = "lightning"):
-    """Runs a fit whose micro-batches and losses are written beside its directory."""
+def fit(args: list[str], run: Path, world_size: int, *more: object, accumulate: int, launcher: str = "lightning"):
+    """Runs a fit whose micro-batches and losses are written next to its directory."""
     flags = [
-        "--run_dir", run, "--trainer.devices", processes, "--trainer.accumulate_grad_batches", accumulate,
-        *(["--trainer.strategy", "ddp"] if processes > 1 else []),
+        "--run_dir", run, "--trainer.devices", world_size, "--trainer.accumulate_grad_batches", accumulate,
+        *(["--trainer.strategy", "ddp"] if world_size > 1 else []),
         "--trainer.callbacks+=tests.fault_injection.RecordOrder", f"--trainer.callbacks.path={run}.order",
         "--trainer.callbacks+=tests.fault_injection.RecordLosses", f"--trainer.callbacks.path={run}.losses", *more,
     ]  # fmt: skip
     command = [sys.executable, "-m", "typst_lit"]
     if launcher == "torchrun":
-        command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes), "-m", "typst_lit"]
+        command = [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--nproc-per-node",
+            str(world_size),
+            "-m",
+            "typst_lit",
+        ]
     return subprocess.run(
         [*command, *args, *map(str, flags)], capture_output=True, text=True, check=False, env=ONE_THREAD, timeout=300
     )
@@ -65,34 +73,34 @@ def adapter(run: Path) -> dict:
 
 
 def assert_same_training(one: Path, other: Path) -> None:
-    ours, theirs = losses(one), losses(other)
-    assert ours.keys() == theirs.keys()
-    for step, loss in ours.items():
-        assert theirs[step] == pytest.approx(loss, rel=1e-3), step
-    ours, theirs = adapter(one), adapter(other)
-    assert any(value.any() for name, value in ours.items() if "lora_B" in name)
-    for name in ours:
-        # Adam divides by the gradient's size, so where that is next to nothing a rounding error can turn the sign.
-        assert (theirs[name] - ours[name]).norm() <= 0.02 * ours[name].norm(), name
+    losses_of_one, losses_of_other = losses(one), losses(other)
+    assert losses_of_one.keys() == losses_of_other.keys()
+    for step, loss in losses_of_one.items():
+        assert losses_of_other[step] == pytest.approx(loss, rel=1e-3), step
+    weights_of_one, weights_of_other = adapter(one), adapter(other)
+    assert any(value.any() for name, value in weights_of_one.items() if "lora_B" in name)
+    for name, value in weights_of_one.items():
+        # Adam divides by the gradient's size, so where that is close to 0 a rounding error can flip the sign.
+        assert (weights_of_other[name] - value).norm() <= 0.02 * value.norm(), name
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("packing", [False, True])
-@pytest.mark.parametrize("processes", [2, 4])
-def test_processes_train_as_one_does(args, tmp_path, processes, packing) -> None:
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_several_ranks_train_like_one(args, tmp_path, world_size, packing) -> None:
     more = ["--data.packing", str(packing).lower()]
     alone = fit(args, tmp_path / "one", 1, *more, accumulate=4)
     assert alone.returncode == 0, alone.stderr
-    together = fit(args, tmp_path / "all", processes, *more, accumulate=4 // processes)
+    together = fit(args, tmp_path / "all", world_size, *more, accumulate=4 // world_size)
     assert together.returncode == 0, together.stderr
     assert_same_training(tmp_path / "one", tmp_path / "all")
     seen = Counter(record for batch in order(tmp_path / "all") for record in batch)
-    assert len(seen) == TRAINED and set(seen.values()) == {2}  # once an epoch
+    assert len(seen) == TRAINED and set(seen.values()) == {2}  # once per epoch
     assert Counter(order(tmp_path / "one")) == Counter(b for b in order(tmp_path / "all") if b)
 
 
 @pytest.mark.slow
-def test_torchrun_starts_the_processes_as_well(args, tmp_path) -> None:
+def test_torchrun_starts_the_ranks_as_well(args, tmp_path) -> None:
     alone = fit(args, tmp_path / "one", 1, accumulate=2)
     together = fit(args, tmp_path / "all", 2, accumulate=1, launcher="torchrun")
     assert together.returncode == 0, together.stderr
@@ -101,8 +109,8 @@ def test_torchrun_starts_the_processes_as_well(args, tmp_path) -> None:
 
 
 @pytest.mark.slow
-def test_slurm_starts_the_processes_itself(args, tmp_path) -> None:
-    """As srun would: a process a task, which learns from its environment which one it is."""
+def test_slurm_starts_the_ranks_itself(args, tmp_path) -> None:
+    """As by srun: one process per task, with its rank in the environment."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -112,38 +120,38 @@ def test_slurm_starts_the_processes_itself(args, tmp_path) -> None:
     ]  # fmt: skip
     tasks = []
     for rank in range(2):
-        told = {
+        environment = {
             "SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "fit", "SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2",
             "SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank), "SLURM_NODEID": "0", "SLURM_NNODES": "1",
             "SLURM_NODELIST": "127.0.0.1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
         }  # fmt: skip
         command = [sys.executable, "-m", "typst_lit", *map(str, flags)]
-        tasks.append(subprocess.Popen(command, env=ONE_THREAD | told, stderr=subprocess.PIPE, text=True))
-    said = [task.communicate(timeout=300)[1] for task in tasks]
-    assert [task.returncode for task in tasks] == [0, 0], said
+        tasks.append(subprocess.Popen(command, env=ONE_THREAD | environment, stderr=subprocess.PIPE, text=True))
+    errors = [task.communicate(timeout=300)[1] for task in tasks]
+    assert [task.returncode for task in tasks] == [0, 0], errors
     assert (tmp_path / "run/adapter/best/adapter_model.safetensors").is_file()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("before", "after"), [(2, 2), (2, 1), (1, 2), (4, 2), (2, 4)])
-def test_a_run_is_gone_on_with_by_another_number_of_processes(args, tmp_path, before, after) -> None:
-    whole = fit(args, tmp_path / "whole", 1, accumulate=4)
-    assert whole.returncode == 0, whole.stderr
+def test_a_run_is_resumed_on_another_number_of_ranks(args, tmp_path, before, after) -> None:
+    uninterrupted = fit(args, tmp_path / "uninterrupted", 1, accumulate=4)
+    assert uninterrupted.returncode == 0, uninterrupted.stderr
     # 11 micro-batches an epoch are 3 steps; the first part ends within the second epoch.
-    for steps, processes, more in ((4, before, []), (-1, after, ["--ckpt_path", "last"])):
+    for steps, world_size, more in ((4, before, []), (-1, after, ["--ckpt_path", "last"])):
         part = fit(
-            args, tmp_path / "parts", processes, "--trainer.max_steps", steps, "--checkpoint.every_n_steps", 1,
-            *more, accumulate=4 // processes,
+            args, tmp_path / "parts", world_size, "--trainer.max_steps", steps, "--checkpoint.every_n_steps", 1,
+            *more, accumulate=4 // world_size,
         )  # fmt: skip
         assert part.returncode == 0, part.stderr
-    assert_same_training(tmp_path / "whole", tmp_path / "parts")
+    assert_same_training(tmp_path / "uninterrupted", tmp_path / "parts")
     seen = Counter(record for batch in order(tmp_path / "parts") for record in batch)
     assert len(seen) == TRAINED and set(seen.values()) == {2}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
-def test_when_a_process_dies_all_end_and_the_run_can_be_gone_on_with(args, tmp_path, rank) -> None:
+def test_when_a_rank_dies_all_end_and_the_run_can_be_resumed(args, tmp_path, rank) -> None:
     kill = [
         "--trainer.callbacks+=tests.fault_injection.KillRank", f"--trainer.callbacks.rank={rank}",
         "--trainer.callbacks.batch=3", "--checkpoint.every_n_steps", "1",
@@ -153,11 +161,11 @@ def test_when_a_process_dies_all_end_and_the_run_can_be_gone_on_with(args, tmp_p
     assert died.returncode != 0
     assert time.monotonic() - began < 120
     assert not [p for p in Path("/proc").glob("[0-9]*/cmdline") if str(tmp_path / "run").encode() in _read(p)]
-    again = fit(args, tmp_path / "run", 2, "--ckpt_path", "last", accumulate=1)
-    assert again.returncode == 0, again.stderr
-    whole = fit(args, tmp_path / "whole", 2, accumulate=1)
-    assert whole.returncode == 0, whole.stderr
-    for name, value in adapter(tmp_path / "whole").items():
+    resumed = fit(args, tmp_path / "run", 2, "--ckpt_path", "last", accumulate=1)
+    assert resumed.returncode == 0, resumed.stderr
+    uninterrupted = fit(args, tmp_path / "uninterrupted", 2, accumulate=1)
+    assert uninterrupted.returncode == 0, uninterrupted.stderr
+    for name, value in adapter(tmp_path / "uninterrupted").items():
         assert value.equal(adapter(tmp_path / "run")[name]), name
 
 
@@ -170,20 +178,20 @@ def _read(path: Path) -> bytes:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("checkpointing", ["full", "none"])
-def test_a_divided_base_model_trains_as_a_whole_one_does(args, tmp_path, checkpointing) -> None:
+def test_a_sharded_base_model_trains_like_an_unsharded_one(args, tmp_path, checkpointing) -> None:
     more = ["--model.use_4bit", "false", "--model.gradient_checkpointing", checkpointing]
     alone = fit(args, tmp_path / "one", 1, *more, accumulate=4)
     assert alone.returncode == 0, alone.stderr
-    divided = fit(args, tmp_path / "all", 2, *more, "--model.shard_base", "true", accumulate=2)
-    assert divided.returncode == 0, divided.stderr
+    sharded = fit(args, tmp_path / "all", 2, *more, "--model.shard_base", "true", accumulate=2)
+    assert sharded.returncode == 0, sharded.stderr
     assert_same_training(tmp_path / "one", tmp_path / "all")
 
 
-def test_4_bit_weights_are_not_divided(run, args) -> None:
+def test_4_bit_weights_are_not_sharded(run, args) -> None:
     result = run(*args, "--model.shard_base", "true")
     assert result.status != 0 and "--model.use_4bit false" in result.err
 
 
-def test_one_process_has_nobody_to_divide_with(run, args) -> None:
+def test_one_device_has_nothing_to_shard_over(run, args) -> None:
     result = run(*args, "--model.shard_base", "true", "--model.use_4bit", "false")
     assert result.status == 1 and "--trainer.devices 2" in result.err and "Loading" not in result.err

@@ -47,7 +47,7 @@ def test_what_cannot_be_planned_is_said(run, plan_args, tmp_path) -> None:
 def test_a_fit_plans_itself(run, fit_args, tmp_path) -> None:
     result = run(*fit_args, "--plan", "auto", "--trainer.accumulate_grad_batches", 4)
     assert result.status == 0, result.err
-    assert "Plan: " in result.err and "are predicted" in result.err
+    assert "Plan: " in result.err and "predicted peak" in result.err
     overlay = yaml.safe_load((tmp_path / "run/plan.yaml").read_text())
     saved = yaml.safe_load(next((tmp_path / "run").glob("tensorboard/*/config.yaml")).read_text())
     assert saved["data"]["batch_size"] == overlay["data"]["batch_size"] == 8
@@ -58,7 +58,7 @@ def test_a_fit_plans_itself(run, fit_args, tmp_path) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits a process's memory")
-def test_a_batch_that_does_not_fit_is_run_in_parts_and_nothing_is_lost(tiny_model, tmp_path) -> None:
+def test_a_batch_that_does_not_fit_is_split_and_nothing_is_lost(tiny_model, tmp_path) -> None:
     args = [
         "fit", "--data.path", SAMPLES, "--model.base_model", tiny_model, "--trainer.accumulate_grad_batches", 1,
         "--trainer.max_epochs", 3, "--model.warmup_steps", 1, "--data.batch_size", 4, "--trainer.accelerator", "cpu",

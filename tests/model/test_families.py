@@ -28,13 +28,13 @@ FAMILIES: dict[str, PretrainedConfig] = {
 @pytest.mark.parametrize("packing", [False, True])
 def test_every_family_is_fitted_and_generates(run, tokenizer, tmp_path, family, packing) -> None:
     torch.manual_seed(0)
-    folder = tmp_path / "base"
+    base = tmp_path / "base"
     model: Any = AutoModelForCausalLM.from_config(FAMILIES[family])
     model.config.eos_token_id = tokenizer.eos_token_id
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    model.save_pretrained(base)
+    tokenizer.save_pretrained(base)
     fit = run(
-        "fit", "--data.path", SAMPLES, "--model.base_model", folder, "--run_dir", tmp_path / "run",
+        "fit", "--data.path", SAMPLES, "--model.base_model", base, "--run_dir", tmp_path / "run",
         "--model.adapter.target_modules", "attention+mlp", "--trainer.max_epochs", 2, "--model.warmup_steps", 1,
         "--trainer.accumulate_grad_batches", 1, "--trainer.accelerator", "cpu", "--eval.every_n_epochs", 0,
         "--model.learning_rate", 3e-3, "--data.packing", json.dumps(packing),
@@ -43,5 +43,5 @@ def test_every_family_is_fitted_and_generates(run, tokenizer, tmp_path, family, 
     points = [line.split() for line in fit.err.splitlines() if line.startswith("   ") and line.count(".") == 3]
     losses = [float(point[1]) for point in points]
     assert len(losses) == 2 and losses[1] < losses[0]
-    made = run("generate", "--model", tmp_path / "run", "--input", SAMPLES, "--max-tokens", 5, "--no-compile")
-    assert made.status == 0 and len(json.loads(made.out)) == 12, made.err
+    generated = run("generate", "--model", tmp_path / "run", "--input", SAMPLES, "--max-tokens", 5, "--no-compile")
+    assert generated.status == 0 and len(json.loads(generated.out)) == 12, generated.err

@@ -1,4 +1,4 @@
-"""Base models by their hub name, from a hub of our own on this machine: the loading code is the ordinary one."""
+"""Base models by their hub name, from a local server: the loading code is the usual one."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ REVISION = "0123456789abcdef0123456789abcdef01234567"
 
 
 class Hub(ThreadingHTTPServer):
-    """Serves the files of a folder as the hub serves those of ``me/tiny``, and counts what was fetched."""
+    """Serves the files of a directory as the hub serves those of ``me/tiny``, and counts the downloads."""
 
-    def __init__(self, folder: Path) -> None:
-        super().__init__(("127.0.0.1", 0), Answer)
-        self.folder = folder
-        self.fetched: Counter[str] = Counter()
+    def __init__(self, directory: Path) -> None:
+        super().__init__(("127.0.0.1", 0), RequestHandler)
+        self.directory = directory
+        self.downloads: Counter[str] = Counter()
 
 
-class Answer(BaseHTTPRequestHandler):
+class RequestHandler(BaseHTTPRequestHandler):
     server: Hub
     protocol_version = "HTTP/1.1"
 
@@ -37,26 +37,26 @@ class Answer(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         path = unquote(self.path.split("?")[0])
-        names = sorted(file.name for file in self.server.folder.iterdir())
+        names = sorted(file.name for file in self.server.directory.iterdir())
         if path.startswith("/api/models/me/tiny/tree/"):
-            self.answer(json.dumps([self.entry(name) for name in names]).encode())
+            self.respond(json.dumps([self.entry(name) for name in names]).encode())
         elif path.startswith("/api/models/me/tiny"):
-            told = {"_id": "1", "id": "me/tiny", "modelId": "me/tiny", "sha": REVISION, "private": False, "tags": []}
-            self.answer(json.dumps({**told, "siblings": [{"rfilename": name} for name in names]}).encode())
+            model = {"_id": "1", "id": "me/tiny", "modelId": "me/tiny", "sha": REVISION, "private": False, "tags": []}
+            self.respond(json.dumps({**model, "siblings": [{"rfilename": name} for name in names]}).encode())
         elif path.startswith("/me/tiny/resolve/") and path.rsplit("/", 1)[-1] in names:
             name = path.rsplit("/", 1)[-1]
             if self.command == "GET":
-                self.server.fetched[name] += 1
-            body = (self.server.folder / name).read_bytes()
-            self.answer(body, ETag=f'"{hashlib.sha256(body).hexdigest()}"', **{"X-Repo-Commit": REVISION})
+                self.server.downloads[name] += 1
+            body = (self.server.directory / name).read_bytes()
+            self.respond(body, ETag=f'"{hashlib.sha256(body).hexdigest()}"', **{"X-Repo-Commit": REVISION})
         else:
-            self.answer(b"{}", 404, **{"X-Error-Code": "EntryNotFound"})
+            self.respond(b"{}", 404, **{"X-Error-Code": "EntryNotFound"})
 
     def entry(self, name: str) -> dict[str, object]:
-        body = (self.server.folder / name).read_bytes()
+        body = (self.server.directory / name).read_bytes()
         return {"type": "file", "path": name, "size": len(body), "oid": hashlib.sha1(body).hexdigest()}
 
-    def answer(self, body: bytes, status: int = 200, **headers: str) -> None:
+    def respond(self, body: bytes, status: int = 200, **headers: str) -> None:
         self.send_response(status)
         for name, value in {"Content-Length": str(len(body)), **headers}.items():
             self.send_header(name, value)
@@ -76,9 +76,9 @@ def hub(tiny_model) -> Iterator[Hub]:
     server.shutdown()
 
 
-def test_one_process_a_machine_downloads(fit_args, hub, tmp_path) -> None:
-    place = fit_args.index("--model.base_model") + 1
-    args = [*fit_args[:place], "me/tiny", *fit_args[place + 1 :], "--trainer.max_steps", "1", "--trainer.devices", "2"]
+def test_one_rank_per_machine_downloads(fit_args, hub, tmp_path) -> None:
+    index = fit_args.index("--model.base_model") + 1
+    args = [*fit_args[:index], "me/tiny", *fit_args[index + 1 :], "--trainer.max_steps", "1", "--trainer.devices", "2"]
     environment = {
         **os.environ, "HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}", "HF_HUB_OFFLINE": "0",
         "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1", "OMP_NUM_THREADS": "1",
@@ -88,6 +88,6 @@ def test_one_process_a_machine_downloads(fit_args, hub, tmp_path) -> None:
         capture_output=True, text=True, env=environment, timeout=300, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert hub.fetched["model.safetensors"] == 1 and set(hub.fetched.values()) == {1}, hub.fetched
+    assert hub.downloads["model.safetensors"] == 1 and set(hub.downloads.values()) == {1}, hub.downloads
     config = json.loads((tmp_path / "run/adapter/best/adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == "me/tiny"

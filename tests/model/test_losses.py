@@ -59,13 +59,13 @@ def test_equals_the_plain_form_in_every_precision(monkeypatch, dtype, autocast, 
         )
     rounding = 1e-5 if dtype == torch.float32 and not autocast else 2e-2
     torch.testing.assert_close(total, plain, rtol=rounding / 10, atol=1e-4)
-    for ours, theirs in zip(gradients(total), gradients(plain), strict=True):
-        assert ours.dtype == theirs.dtype
-        torch.testing.assert_close(ours, theirs, rtol=rounding, atol=rounding)
+    for actual, expected in zip(gradients(total), gradients(plain), strict=True):
+        assert actual.dtype == expected.dtype
+        torch.testing.assert_close(actual, expected, rtol=rounding, atol=rounding)
 
 
 def test_gradients_of_tokens_that_are_all_but_certain_do_not_vanish_in_fp16() -> None:
-    """As under fp16's gradient scaler: the loss is multiplied, and what comes out is divided again."""
+    """As under fp16's gradient scaler: the loss is multiplied, and the gradients are divided again."""
     torch.manual_seed(0)
     head = nn.Linear(64, 100, bias=False).requires_grad_(False)
     targets = torch.arange(50)[None]
@@ -80,7 +80,7 @@ def test_gradients_of_tokens_that_are_all_but_certain_do_not_vanish_in_fp16() ->
     rows = hidden.half().requires_grad_()
     (chunked_cross_entropy(rows, targets, head)[0] * scale).backward()
     size, error = exact.grad[0, :-1].norm(dim=-1), (rows.grad - exact.grad)[0, :-1].norm(dim=-1)
-    assert 0 < size.median() / scale < 2**-14  # where fp16 begins to lose its digits
+    assert 0 < size.median() / scale < 2**-14  # where fp16 begins to lose digits
     assert (error / size).median() < 0.1  # 0.12 where the factor comes after the rounding
 
 
@@ -95,7 +95,7 @@ def test_logits_are_never_held_and_a_frozen_head_gets_no_gradient() -> None:
     assert total.requires_grad is False and head.weight.grad is None
 
 
-def test_a_head_that_is_no_plain_linear_layer_works_too() -> None:
+def test_a_head_that_is_not_a_plain_linear_layer_works_too() -> None:
     torch.manual_seed(0)
     plain = nn.Linear(8, 20, bias=False)
     hidden, labels = torch.randn(1, 9, 8), torch.randint(0, 20, (1, 9))
@@ -114,3 +114,18 @@ def test_a_batch_without_labels_has_no_loss_and_no_gradient() -> None:
 def test_the_first_label_is_never_predicted() -> None:
     labels = torch.tensor([[3, IGNORE_INDEX, IGNORE_INDEX]])
     assert chunked_cross_entropy(torch.randn(1, 3, 8), labels, nn.Linear(8, 10))[1] == 0
+
+
+def test_the_gradient_of_a_trained_head_does_not_overflow_in_fp16() -> None:
+    """A sum over the rows of a chunk, of hidden states as large as real ones: 22 of 128,000 entries would be inf."""
+    torch.manual_seed(0)
+    head = nn.Linear(64, 2000, bias=False).half()
+    hidden = (4 * torch.randn(1, 513, 64)).half()
+    labels = torch.full((1, 513), 7)  # a frequent token
+    loss, _ = chunked_cross_entropy(hidden, labels, head)
+    (gradient,) = torch.autograd.grad(loss / 4096, head.weight)
+    assert gradient.isfinite().all()
+    exact = head.weight.detach().double().requires_grad_()
+    plain = F.cross_entropy(F.linear(hidden[0, :-1].double(), exact), labels[0, 1:], reduction="sum")
+    (expected,) = torch.autograd.grad(plain / 4096, exact)
+    torch.testing.assert_close(gradient.double(), expected, rtol=1e-2, atol=1e-3)

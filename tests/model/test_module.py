@@ -9,11 +9,11 @@ from peft import IA3Config, LoraConfig, PrefixTuningConfig, PromptTuningConfig
 from tests.conftest import SAMPLES
 from typst_lit.data.datamodule import TypstDataModule
 from typst_lit.errors import UserError
-from typst_lit.model.attention import Operators
+from typst_lit.model.attention import OperatorRecorder
 from typst_lit.model.module import TypstModule
 
 
-def make(tiny_model, trainer_options=None, data_options=None, callbacks=(), **options):
+def build(tiny_model, trainer_options=None, data_options=None, callbacks=(), **options):
     module = TypstModule(str(tiny_model), **options)
     data = TypstDataModule(path=str(SAMPLES), **{"val_fraction": 0, "batch_size": 2, **(data_options or {})})
     trainer = Trainer(
@@ -25,7 +25,7 @@ def make(tiny_model, trainer_options=None, data_options=None, callbacks=(), **op
 
 
 class KeepGradients(Callback):
-    """Keeps what the optimizer saw at its last step."""
+    """Keeps the gradients of the last optimizer step."""
 
     def __init__(self) -> None:
         self.gradients: dict[str, torch.Tensor] = {}
@@ -45,19 +45,19 @@ class SameEight(TypstDataModule):
 
 
 def test_val_loss_is_the_mean_over_tokens_whatever_the_batches(tiny_model) -> None:
-    found, by_sample = [], []
+    losses, by_sample = [], []
     for size in (4, 3, 1):
         options = {"val_fraction": 0.5, "group_by": "none", "eval_batch_size": size}
-        module, data, trainer = make(tiny_model, data_options=options)
+        module, data, trainer = build(tiny_model, data_options=options)
         (values,) = trainer.validate(module, data, verbose=False)
-        found.append(values["val_loss"])
+        losses.append(values["val_loss"])
         if size == 1:
             with torch.inference_mode():
                 by_sample = [module.summed_loss(batch) for batch in data.val_dataloader()]
-    assert found[1] == pytest.approx(found[0], rel=1e-4) and found[2] == pytest.approx(found[0], rel=1e-4)
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4) and losses[2] == pytest.approx(losses[0], rel=1e-4)
     mean = sum(float(loss) for loss, _ in by_sample) / sum(int(tokens) for _, tokens in by_sample)
     unweighted = sum(float(loss / tokens) for loss, tokens in by_sample) / len(by_sample)
-    assert found[2] == pytest.approx(mean, rel=1e-5) != pytest.approx(unweighted, rel=1e-5)
+    assert losses[2] == pytest.approx(mean, rel=1e-5) != pytest.approx(unweighted, rel=1e-5)
 
 
 @pytest.mark.parametrize("batch_size", [4, 2, 1])
@@ -65,7 +65,7 @@ def test_accumulation_gives_the_gradient_of_the_whole_batch(tiny_model, batch_si
     def gradients(size):
         torch.manual_seed(0)
         keep = KeepGradients()
-        module, _, trainer = make(
+        module, _, trainer = build(
             tiny_model, {"accumulate_grad_batches": 8 // size}, callbacks=[keep],
             adapter=LoraConfig(r=4, lora_alpha=8, target_modules="attention", init_lora_weights=False),
         )  # fmt: skip
@@ -73,17 +73,17 @@ def test_accumulation_gives_the_gradient_of_the_whole_batch(tiny_model, batch_si
         assert trainer.global_step == 1
         return keep.gradients
 
-    whole, parts = gradients(8), gradients(batch_size)
-    assert whole.keys() == parts.keys() and len(whole) == 16
-    for name in whole:
-        torch.testing.assert_close(parts[name], whole[name], rtol=2e-4, atol=1e-7)
+    expected, accumulated = gradients(8), gradients(batch_size)
+    assert expected.keys() == accumulated.keys() and len(expected) == 16
+    for name in expected:
+        torch.testing.assert_close(accumulated[name], expected[name], rtol=2e-4, atol=1e-7)
 
 
 def test_the_gradient_is_that_of_the_mean_over_all_labelled_tokens(tiny_model) -> None:
     torch.manual_seed(0)
     keep = KeepGradients()
     adapter = LoraConfig(r=4, target_modules="attention", init_lora_weights=False)
-    module, _, trainer = make(
+    module, _, trainer = build(
         tiny_model,
         {"accumulate_grad_batches": 4},
         callbacks=[keep],
@@ -110,7 +110,7 @@ def test_packed_examples_have_the_loss_and_gradient_of_padded_ones(tiny_model, c
     def fitted(packing):
         torch.manual_seed(0)
         keep = KeepGradients()
-        module, _, trainer = make(
+        module, _, trainer = build(
             tiny_model, callbacks=[keep], gradient_checkpointing=checkpointing,
             adapter=LoraConfig(r=4, target_modules="attention", init_lora_weights=False),
         )  # fmt: skip
@@ -124,8 +124,8 @@ def test_packed_examples_have_the_loss_and_gradient_of_padded_ones(tiny_model, c
         torch.testing.assert_close(packed_gradients[name], gradient, rtol=1e-3, atol=1e-7)
 
 
-def test_packing_is_refused_where_it_would_mix_documents(tiny_model) -> None:
-    module, data, trainer = make(
+def test_packing_is_rejected_where_documents_would_see_each_other(tiny_model) -> None:
+    module, data, trainer = build(
         tiny_model, data_options={"packing": True}, adapter=PromptTuningConfig(num_virtual_tokens=3),
         gradient_checkpointing=False,
     )  # fmt: skip
@@ -145,7 +145,7 @@ class CountLayerCalls(Callback):
 )
 def test_gradient_checkpointing_really_recomputes(tiny_model, checkpointing, calls) -> None:
     count = CountLayerCalls()
-    module, data, trainer = make(tiny_model, callbacks=[count], gradient_checkpointing=checkpointing)
+    module, data, trainer = build(tiny_model, callbacks=[count], gradient_checkpointing=checkpointing)
     trainer.fit(module, data)
     assert count.calls == calls
 
@@ -155,11 +155,11 @@ def test_every_policy_gives_the_same_gradient_and_selective_computes_attention_o
         torch.manual_seed(0)
         keep = KeepGradients()
         adapter = LoraConfig(r=4, target_modules="attention", init_lora_weights=False)
-        module, data, trainer = make(tiny_model, callbacks=[keep], gradient_checkpointing=policy, adapter=adapter)
-        with Operators() as seen:  # stands behind the policy, and sees what is really computed
+        module, data, trainer = build(tiny_model, callbacks=[keep], gradient_checkpointing=policy, adapter=adapter)
+        with OperatorRecorder() as recorder:  # runs below the policy, and so sees what is really computed
             trainer.fit(module, data)
-        times = seen.names.count("aten::_scaled_dot_product_flash_attention_for_cpu")
-        return keep.gradients, times - 1  # the first call was only to name the kernel
+        num_calls = recorder.names.count("aten::_scaled_dot_product_flash_attention_for_cpu")
+        return keep.gradients, num_calls - 1  # the first call was only to name the kernel
 
     expected, attended = fitted("none")
     assert attended > 0
@@ -170,28 +170,28 @@ def test_every_policy_gives_the_same_gradient_and_selective_computes_attention_o
             torch.testing.assert_close(gradients[name], gradient, rtol=1e-4, atol=1e-7)
 
 
-def test_offloading_keeps_the_inputs_of_layers_elsewhere(tiny_model, monkeypatch) -> None:
+def test_offloading_moves_the_inputs_of_layers(tiny_model, monkeypatch) -> None:
     moved: list[tuple[int, ...]] = []
-    honest = torch.autograd.graph.save_on_cpu.__init__
+    original = torch.autograd.graph.save_on_cpu.__init__
 
     def counting(self, *args, **kwargs) -> None:
-        honest(self, *args, **kwargs)
+        original(self, *args, **kwargs)
         pack = self.pack_hook
         self.pack_hook = lambda tensor: (moved.append(tuple(tensor.shape)), pack(tensor))[1]
 
     monkeypatch.setattr(torch.autograd.graph.save_on_cpu, "__init__", counting)
-    module, data, trainer = make(tiny_model, gradient_checkpointing="offload")
+    module, data, trainer = build(tiny_model, gradient_checkpointing="offload")
     trainer.fit(module, data)
-    assert sum(len(shape) == 3 for shape in moved) >= 2  # (B, T, D), one a layer
+    assert sum(len(shape) == 3 for shape in moved) >= 2  # (B, T, D), one per layer
 
 
 def test_training_after_a_validation_has_the_same_gradient(tiny_model) -> None:
-    """On a CPU with AVX512-BF16, bitsandbytes would leave the layers in a layout that has none."""
+    """On a CPU with AVX512-BF16, bitsandbytes would leave the layers in a layout without a backward pass."""
 
     def gradients(validate_first):
         torch.manual_seed(0)
         keep = KeepGradients()
-        module, data, trainer = make(
+        module, data, trainer = build(
             tiny_model, callbacks=[keep], adapter=LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)
         )
         if validate_first:
@@ -224,7 +224,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_change(tiny_model, v
                 pl_module.model.get_output_embeddings().weight.data[0] = value
 
     poison = Poison()
-    module, data, trainer = make(tiny_model, {"accumulate_grad_batches": 2, "max_steps": 5}, callbacks=[poison])
+    module, data, trainer = build(tiny_model, {"accumulate_grad_batches": 2, "max_steps": 5}, callbacks=[poison])
     with pytest.raises(UserError, match="not finite at step 1") as error:
         trainer.fit(module, data)
     assert all(name in str(error.value) for name in poison.names)
@@ -235,7 +235,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_change(tiny_model, v
 def test_four_bit_layers_frozen_table_and_fp32_adapter(tiny_model) -> None:
     import bitsandbytes
 
-    module, data, trainer = make(tiny_model)
+    module, data, trainer = build(tiny_model)
     trainer.fit(module, data)
     base = module.model.get_base_model()
     linear = [m for n, m in base.named_modules() if n.endswith("_proj.base_layer") or n.endswith("down_proj")]
@@ -247,7 +247,7 @@ def test_four_bit_layers_frozen_table_and_fp32_adapter(tiny_model) -> None:
 
 
 def test_weights_decay_but_norms_and_biases_do_not(tiny_model) -> None:
-    module, data, trainer = make(tiny_model, adapter=None, use_4bit=False, weight_decay=0.03)
+    module, data, trainer = build(tiny_model, adapter=None, use_4bit=False, weight_decay=0.03)
     trainer.fit(module, data)
     for group in trainer.optimizers[0].param_groups:
         assert group["weight_decay"] == (0.03 if group["params"][0].ndim >= 2 else 0.0)
@@ -274,7 +274,7 @@ def test_any_peft_method_trains_and_is_loaded_by_plain_peft(tiny_model, tmp_path
     from typst_lit.model.adapters import save_weights
     from typst_lit.model.backbones import PretrainedBackbone, keep_differentiable
 
-    module, data, trainer = make(tiny_model, {"max_steps": 3}, adapter=adapter, learning_rate=1e-2)
+    module, data, trainer = build(tiny_model, {"max_steps": 3}, adapter=adapter, learning_rate=1e-2)
     trainer.fit(module, data)
     save_weights(module.model, tmp_path / "best", module.tokenizer, ReportPrompt(), "card")
     fresh = PretrainedBackbone().load_model(str(tiny_model), None, False, True, torch.device("cpu"))
@@ -288,33 +288,33 @@ def test_any_peft_method_trains_and_is_loaded_by_plain_peft(tiny_model, tmp_path
     assert again.shape != base.shape or not torch.allclose(again, base, atol=1e-4)
 
 
-def test_pissa_needs_sixteen_bits_and_comes_back_whole(tiny_model, tmp_path) -> None:
+def test_pissa_needs_16_bits_and_is_loaded_as_it_was_saved(tiny_model, tmp_path) -> None:
     from typst_lit.data.prompts import ReportPrompt
     from typst_lit.model.adapters import load_adapter, save_weights
     from typst_lit.model.backbones import PretrainedBackbone
 
     adapter = LoraConfig(r=4, init_lora_weights="pissa", target_modules="attention")
-    module, data, trainer = make(tiny_model, adapter=adapter)
+    module, data, trainer = build(tiny_model, adapter=adapter)
     with pytest.raises(UserError, match="use_4bit=false"):
         trainer.fit(module, data)
-    module, data, trainer = make(tiny_model, {"max_steps": 3}, adapter=adapter, use_4bit=False, learning_rate=1e-2)
+    module, data, trainer = build(tiny_model, {"max_steps": 3}, adapter=adapter, use_4bit=False, learning_rate=1e-2)
     trainer.fit(module, data)
     save_weights(module.model, tmp_path / "best", module.tokenizer, ReportPrompt(), "card")
     fresh = PretrainedBackbone().load_model(str(tiny_model), None, False, False, torch.device("cpu"))
-    again = load_adapter(fresh, tmp_path / "best", trainable=False)
+    loaded = load_adapter(fresh, tmp_path / "best", trainable=False)
     ids = torch.arange(5, 25)[None]
     with torch.no_grad():
-        torch.testing.assert_close(again.eval()(ids).logits, module.model.eval()(ids).logits, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(loaded.eval()(ids).logits, module.model.eval()(ids).logits, rtol=1e-3, atol=1e-4)
 
 
-def test_target_modules_that_match_nothing_list_what_there_is(tiny_model) -> None:
-    module, data, trainer = make(tiny_model, adapter=LoraConfig(target_modules=["q_proj", "c_attn"]))
+def test_target_modules_that_match_nothing_list_the_linear_layers(tiny_model) -> None:
+    module, data, trainer = build(tiny_model, adapter=LoraConfig(target_modules=["q_proj", "c_attn"]))
     with pytest.raises(UserError, match=r"called c_attn.*down_proj.*q_proj"):
         trainer.fit(module, data)
 
 
 def test_the_default_adapter_is_not_written_into(tiny_model) -> None:
-    module, data, trainer = make(tiny_model)
+    module, data, trainer = build(tiny_model)
     trainer.fit(module, data)
     assert TypstModule(str(tiny_model)).adapter.target_modules == module.adapter.target_modules == "attention"
     assert len(module.adapter.target_modules) == len("attention")
@@ -324,17 +324,17 @@ def test_the_default_adapter_is_not_written_into(tiny_model) -> None:
     ("options", "message"),
     [({"learning_rate": 0.0}, "learning_rate"), ({"weight_decay": -1.0}, "weight_decay"), ({"adapter": None}, "4-bit")],
 )
-def test_settings_that_cannot_be(options, message) -> None:
+def test_invalid_settings_are_rejected(options, message) -> None:
     with pytest.raises(UserError, match=message):
         TypstModule("x", **options)
 
 
-def test_prefix_tuning_is_trained_or_refused_but_never_ignored(tiny_model) -> None:
-    module, data, trainer = make(tiny_model, adapter=PrefixTuningConfig(num_virtual_tokens=4), learning_rate=1e-2)
+def test_prefix_tuning_is_trained_or_rejected_but_never_ignored(tiny_model) -> None:
+    module, data, trainer = build(tiny_model, adapter=PrefixTuningConfig(num_virtual_tokens=4), learning_rate=1e-2)
     with pytest.raises(UserError, match="gradient_checkpointing=false"):
         trainer.fit(module, data)
     keep = KeepGradients()
-    module, data, trainer = make(
+    module, data, trainer = build(
         tiny_model, callbacks=[keep], adapter=PrefixTuningConfig(num_virtual_tokens=4), gradient_checkpointing=False
     )
     trainer.fit(module, data)

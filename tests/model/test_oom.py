@@ -16,11 +16,11 @@ from typst_lit.model.oom import is_out_of_memory, run_with_oom_fallback, split_b
 
 def examples(lengths: list[int]) -> list[Example]:
     generator = torch.Generator().manual_seed(0)
-    made = []
+    result = []
     for number, length in enumerate(lengths):
         ids = torch.randint(1, 500, (length,), generator=generator).tolist()
-        made.append(Example(ids, [IGNORE_INDEX] * 3 + ids[3:], 3, f"record {number}"))
-    return made
+        result.append(Example(ids, [IGNORE_INDEX] * 3 + ids[3:], 3, f"record {number}"))
+    return result
 
 
 def batch_of(lengths: list[int], packed: bool) -> Batch:
@@ -29,34 +29,32 @@ def batch_of(lengths: list[int], packed: bool) -> Batch:
 
 
 @pytest.mark.parametrize("packed", [False, True])
-def test_the_parts_are_the_batch(packed) -> None:
-    whole = batch_of([30, 8, 9, 10, 11], packed)
-    for parts in (1, 2, 3, 5, 9):
-        found = split_batch(whole, parts)
-        assert len(found) <= min(parts, 5) and (parts in (2, 3)) <= (len(found) > 1)
-        assert [origin for part in found for origin in part.origins] == whole.origins
-        assert [length for part in found for length in part.lengths] == whole.lengths
-        assert sum(int((part.labels != IGNORE_INDEX).sum()) for part in found) == int(
-            (whole.labels != IGNORE_INDEX).sum()
+def test_split_batches_contain_the_batch(packed) -> None:
+    batch = batch_of([30, 8, 9, 10, 11], packed)
+    for num_splits in (1, 2, 3, 5, 9):
+        parts = split_batch(batch, num_splits)
+        assert len(parts) <= min(num_splits, 5) and (num_splits in (2, 3)) <= (len(parts) > 1)
+        assert [origin for part in parts for origin in part.origins] == batch.origins
+        assert [length for part in parts for length in part.lengths] == batch.lengths
+        assert sum(int((part.labels != IGNORE_INDEX).sum()) for part in parts) == int(
+            (batch.labels != IGNORE_INDEX).sum()
         )
-        for part in found:
+        for part in parts:
             if packed:
-                assert (
-                    part.packed_sequences.offsets[0] == 0
-                    and part.packed_sequences.offsets[-1] == part.input_ids.shape[1]
-                )
-                assert part.packed_sequences.cu_seqlens.tolist() == part.packed_sequences.offsets
+                offsets = part.packed_sequences.offsets
+                assert offsets[0] == 0 and offsets[-1] == part.input_ids.shape[1]
+                assert part.packed_sequences.cu_seqlens.tolist() == offsets
                 assert part.packed_sequences.max_seqlen == max(part.lengths)
             else:
                 assert part.input_ids.shape[0] == len(part.lengths)
                 assert part.input_ids.shape[1] == -(-max(part.lengths) // 8) * 8
     if packed:  # by tokens, not by documents
-        assert [sum(part.lengths) for part in split_batch(whole, 2)] == [30, 38]
+        assert [sum(part.lengths) for part in split_batch(batch, 2)] == [30, 38]
 
 
 @pytest.mark.parametrize("packed", [False, True])
-@pytest.mark.parametrize("parts", [1, 2, 4])
-def test_loss_and_gradients_are_those_of_the_whole(tiny_model, packed, parts) -> None:
+@pytest.mark.parametrize("num_splits", [1, 2, 4])
+def test_loss_and_gradients_are_those_of_the_unsplit_batch(tiny_model, packed, num_splits) -> None:
     seed_everything(0)
     module = TypstModule(str(tiny_model), use_4bit=False)
     module.adapter.lora_dropout = 0.0
@@ -65,14 +63,14 @@ def test_loss_and_gradients_are_those_of_the_whole(tiny_model, packed, parts) ->
 
     use_packed_attention(module.model.get_base_model())
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    for parameter in parameters:  # LoRA's B begins at 0, which would leave A without a gradient
+    for parameter in parameters:  # LoRA's B starts at 0, which would leave A without a gradient
         parameter.data = torch.randn_like(parameter) * 0.1
     batch = batch_of([20, 7, 13, 40], packed)
     plain, count = module.summed_loss(batch)
     (plain / 8).backward()
     expected = [parameter.grad.clone() for parameter in parameters]
     module.zero_grad()
-    loss, same_count = split_batch_loss(module.summed_loss, batch, parts, parameters, torch.tensor(0.25))
+    loss, same_count = split_batch_loss(module.summed_loss, batch, num_splits, parameters, torch.tensor(0.25))
     assert all(parameter.grad is None for parameter in parameters)
     (loss / 8).backward()
     assert count == same_count

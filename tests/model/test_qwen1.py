@@ -1,4 +1,4 @@
-"""First-generation Qwen: its forward pass, written down here, against what is loaded; its tokenizer, its adapters."""
+"""First-generation Qwen: its forward pass, implemented here, against the loaded model; its tokenizer and adapters."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from torch.nn import functional as F  # noqa: N812
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2ForCausalLM
 
 from typst_lit.model.backbones import PretrainedBackbone
-from typst_lit.model.qwen1 import SPECIALS, tokenizer_of
+from typst_lit.model.qwen1 import SPECIAL_TOKENS, convert_tiktoken
 
 HIDDEN, HEADS, LAYERS, FFN, BASE = 64, 4, 3, 160, 10000.0
 CPU = torch.device("cpu")
@@ -43,14 +43,14 @@ def weights(vocab: int) -> dict[str, Tensor]:
     def random_tensor(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator) * 0.15
 
-    made = {
+    tensors = {
         "transformer.wte.weight": random_tensor(vocab, HIDDEN),
         "transformer.ln_f.weight": random_tensor(HIDDEN),
         "lm_head.weight": random_tensor(vocab, HIDDEN),
     }
     for layer in range(LAYERS):
         at = f"transformer.h.{layer}"
-        made |= {
+        tensors |= {
             f"{at}.ln_1.weight": random_tensor(HIDDEN),
             f"{at}.ln_2.weight": random_tensor(HIDDEN),
             f"{at}.attn.c_attn.weight": random_tensor(3 * HIDDEN, HIDDEN),
@@ -61,7 +61,7 @@ def weights(vocab: int) -> dict[str, Tensor]:
             f"{at}.mlp.c_proj.weight": random_tensor(HIDDEN, FFN),
         }
     # Norms are about 1; and the values are those of 16 bits, as in the real checkpoint.
-    return {name: (value + ("ln_" in name)).bfloat16().float() for name, value in made.items()}
+    return {name: (value + ("ln_" in name)).bfloat16().float() for name, value in tensors.items()}
 
 
 def original_forward(w: dict[str, Tensor], ids: Tensor) -> Tensor:
@@ -102,7 +102,7 @@ def first_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokens = vocabulary()
     lines = [base64.b64encode(token) + b" " + str(rank).encode() for rank, token in enumerate(tokens)]
     (folder / "qwen.tiktoken").write_bytes(b"\n".join(lines) + b"\n")
-    vocab = len(tokens) + len(SPECIALS)
+    vocab = len(tokens) + len(SPECIAL_TOKENS)
     config = {
         "architectures": ["QWenLMHeadModel"], "model_type": "qwen", "hidden_size": HIDDEN, "intermediate_size": 2 * FFN,
         "num_hidden_layers": LAYERS, "num_attention_heads": HEADS, "kv_channels": HIDDEN // HEADS, "seq_length": 8192,
@@ -112,8 +112,8 @@ def first_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }  # fmt: skip
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "generation_config.json").write_text(json.dumps({"chat_format": "raw", "eos_token_id": len(tokens)}))
-    made = weights(vocab)
-    shards = [dict(list(made.items())[:12]), dict(list(made.items())[12:])]
+    tensors = weights(vocab)
+    shards = [dict(list(tensors.items())[:12]), dict(list(tensors.items())[12:])]
     index = {}
     for number, shard in enumerate(shards, start=1):
         name = f"model-0000{number}-of-00002.safetensors"
@@ -139,13 +139,13 @@ def test_the_logits_are_those_of_the_original(first_folder, length) -> None:
         left = torch.cat([torch.zeros(5, dtype=torch.long), ids])[None]  # padded
         mask = torch.ones_like(left)
         mask[:, :5] = 0
-        places = (mask.cumsum(-1) - 1).clamp(min=0)
-        padded = model(left, attention_mask=mask, position_ids=places).logits[0, 5:]
+        position_ids = (mask.cumsum(-1) - 1).clamp(min=0)
+        padded = model(left, attention_mask=mask, position_ids=position_ids).logits[0, 5:]
         torch.testing.assert_close(padded, expected, atol=1e-4, rtol=1e-4)
 
 
-def test_gate_and_up_are_not_swapped(first_folder, monkeypatch) -> None:
-    """The test above can fail: with the two exchanged, it does."""
+def test_gate_and_up_are_not_swapped() -> None:
+    """The test above can fail: it does with the two exchanged."""
     changed = weights(500)
     for layer in range(LAYERS):
         at = f"transformer.h.{layer}.mlp"
@@ -154,7 +154,7 @@ def test_gate_and_up_are_not_swapped(first_folder, monkeypatch) -> None:
     assert (original_forward(changed, ids) - original_forward(weights(500), ids)).abs().max() > 0.1
 
 
-def test_in_four_bits_it_fits_and_predicts_and_its_adapter_goes_everywhere(run, first_folder, tmp_path, pairs) -> None:
+def test_in_four_bits_it_is_fitted_and_its_adapter_loads_everywhere(run, first_folder, tmp_path, pairs) -> None:
     data = tmp_path / "pairs.json"
     for pair in pairs:
         pair["input"]["contents_txt"] = pair["input"]["contents_txt"][:300]
@@ -171,8 +171,8 @@ def test_in_four_bits_it_fits_and_predicts_and_its_adapter_goes_everywhere(run, 
     assert config["base_model_name_or_path"] == str(first_folder)
     assert set(config["target_modules"]) == {"q_proj", "k_proj", "v_proj", "o_proj"}
 
-    made = run("convert", "--base-model", first_folder, "--output", tmp_path / "qwen2")
-    assert made.status == 0, made.err
+    converted = run("convert", "--base-model", first_folder, "--output", tmp_path / "qwen2")
+    assert converted.status == 0, converted.err
     names = json.loads((tmp_path / "qwen2/config.json").read_text())
     assert names["model_type"] == "qwen2" and names["architectures"] == ["Qwen2ForCausalLM"]
     plain = AutoModelForCausalLM.from_pretrained(tmp_path / "qwen2", dtype=torch.float32).eval()
@@ -184,7 +184,7 @@ def test_in_four_bits_it_fits_and_predicts_and_its_adapter_goes_everywhere(run, 
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "qwen2")
     assert (
         tokenizer("on the thing\n\n  x").input_ids
-        == tokenizer_of(first_folder / "qwen.tiktoken").encode("on the thing\n\n  x").ids
+        == convert_tiktoken(first_folder / "qwen.tiktoken").encode("on the thing\n\n  x").ids
     )
     generated = run(
         "generate", "--model", tmp_path / "run", "--input", data, "--max-tokens", 8, "--temperature", 0, "--no-compile"
@@ -192,14 +192,14 @@ def test_in_four_bits_it_fits_and_predicts_and_its_adapter_goes_everywhere(run, 
     assert generated.status == 0, generated.err
 
 
-def test_a_vocabulary_that_is_damaged_is_said(run, first_folder, tmp_path, pairs) -> None:
+def test_a_damaged_vocabulary_is_reported(run, first_folder, tmp_path, pairs) -> None:
     folder = tmp_path / "broken"
     folder.mkdir()
     for file in first_folder.iterdir():
         (folder / file.name).write_bytes(file.read_bytes())
     (folder / "qwen.tiktoken").write_text("not a vocabulary\n")
-    told = run("lengths", "--data.path", "tests/data/reports.json", "--model.base_model", folder)
-    assert told.status == 1 and "qwen.tiktoken" in told.err and "Traceback" not in told.err
+    result = run("lengths", "--data.path", "tests/data/reports.json", "--model.base_model", folder)
+    assert result.status == 1 and "qwen.tiktoken" in result.err and "Traceback" not in result.err
 
 
 def _texts(count: int) -> list[str]:
@@ -209,51 +209,52 @@ def _texts(count: int) -> list[str]:
         "中文字符编码测试模型训练", "😀🎉👨‍👩‍👧🇮🇳👍🏽", "#$%&'*+-./:;<=>?@[]^_`{|}~\"\\", "देवनागरी", "العربية",
         "e\u0301a\u0300\u200b\ufeff",
     ]  # fmt: skip
-    made = []
+    texts = []
     for _ in range(count):
         parts = generator.choices(alphabets, k=generator.randint(1, 6))
-        made.append("".join("".join(generator.choices(part, k=generator.randint(1, 9))) for part in parts))
-    return made
+        texts.append("".join("".join(generator.choices(part, k=generator.randint(1, 9))) for part in parts))
+    return texts
 
 
 def test_the_tokenizer_agrees_with_tiktoken(first_folder) -> None:
-    """On the real vocabulary where it is at hand (TYPST_LIT_QWEN1 names its file), else on the small one."""
+    """On the real vocabulary where it is available (TYPST_LIT_QWEN1 is the path of its file), else on the small one."""
     import tiktoken
     from tiktoken.load import load_tiktoken_bpe
 
-    # The pattern as the original's tokenizer has it, written down here on its own.
+    # The pattern as the original's tokenizer has it, copied here.
     pattern = (
         r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
         r"|\s+(?!\S)|\s+"
     )
     path = Path(os.environ.get("TYPST_LIT_QWEN1", first_folder / "qwen.tiktoken"))
     ranks = load_tiktoken_bpe(str(path))
-    theirs = tiktoken.Encoding(
+    reference = tiktoken.Encoding(
         "qwen", pat_str=pattern, mergeable_ranks=ranks,
-        special_tokens={special: len(ranks) + place for place, special in enumerate(SPECIALS)},
+        special_tokens={special: len(ranks) + index for index, special in enumerate(SPECIAL_TOKENS)},
     )  # fmt: skip
-    ours = tokenizer_of(path)
+    tokenizer = convert_tiktoken(path)
     texts = _texts(10_000)
     for file in (Path(__file__).parent.parent / "data").glob("*.json"):
         texts += [pair["input"]["contents_txt"] + pair["output"] for pair in json.loads(file.read_text("utf-8"))]
     texts += [Path(__file__).read_text("utf-8"), "<|im_start|>user\nHi<|im_end|>\n<|endoftext|><|extra_7|>x"]
     for text in texts:
-        expected = theirs.encode(unicodedata.normalize("NFC", text), allowed_special="all")
-        assert ours.encode(text).ids == expected, text
-        assert ours.decode(ours.encode(text).ids, skip_special_tokens=False) == unicodedata.normalize("NFC", text)
+        normalized = unicodedata.normalize("NFC", text)
+        ids = tokenizer.encode(text).ids
+        assert ids == reference.encode(normalized, allowed_special="all"), text
+        assert tokenizer.decode(ids, skip_special_tokens=False) == normalized
 
 
 @pytest.mark.parametrize(
-    ("config", "what"),
+    ("config", "words"),
     [
-        ({"model_type": "t5", "is_encoder_decoder": True}, "encoder with a decoder"),
-        ({"model_type": "bert", "architectures": ["BertForMaskedLM"]}, "from left to right"),
+        ({"model_type": "t5", "is_encoder_decoder": True}, "encoder-decoder"),
+        ({"model_type": "bert", "architectures": ["BertForMaskedLM"]}, "not a causal language model"),
         ({"model_type": "qwen2_vl"}, "multimodal"),
         ({"model_type": "qwen3_moe"}, "mixture of experts"),
     ],
 )
-def test_other_kinds_of_models_get_a_clear_answer(run, tmp_path, config, what) -> None:
+def test_unsupported_architectures_get_a_clear_message(run, tmp_path, config, words) -> None:
     (tmp_path / "config.json").write_text(json.dumps(config))
-    told = run("plan", "--data.path", "tests/data/reports.json", "--model.base_model", tmp_path)
-    assert told.status == 1 and "Traceback" not in told.err
-    assert what in told.err and "Qwen/Qwen3-1.7B" in told.err
+    result = run("plan", "--data.path", "tests/data/reports.json", "--model.base_model", tmp_path)
+    assert result.status == 1 and "Traceback" not in result.err
+    assert words in result.err and "Qwen/Qwen3-1.7B" in result.err

@@ -106,7 +106,7 @@ def _packages() -> Iterator[Finding]:
 def _training() -> Iterator[Finding]:
     import torch
 
-    from typst_lit.model.attention import PLAIN, attention_backend
+    from typst_lit.model.attention import MATH, attention_backend
     from typst_lit.model.backbones import compute_dtype
 
     devices = [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
@@ -132,7 +132,7 @@ def _training() -> Iterator[Finding]:
         yield Finding("training", "precision", str(dtype).removeprefix("torch."))
         yield Finding(
             "training", "attention", f"{kernels[0]}; packed documents: {kernels[1]}",
-            "pip install --upgrade torch   (no fused attention kernel took the call)" if PLAIN in kernels else None,
+            "pip install --upgrade torch   (no fused attention kernel took the call)" if MATH in kernels else None,
         )  # fmt: skip
     fault = _four_bit_fault(devices[0] if devices else torch.device("cpu"))
     yield Finding(

@@ -37,7 +37,7 @@ from typst_lit.errors import UsageError, UserError
 from typst_lit.model.backbones import compute_dtype
 from typst_lit.model.module import TypstModule
 from typst_lit.model.step_guard import StepGuard
-from typst_lit.planning.from_config import flags, planned, write_overlay
+from typst_lit.planning.from_config import format_settings, plan_run, write_overlay
 from typst_lit.plugins import load_plugins
 from typst_lit.typesetting.typesetter import Typesetter
 
@@ -175,9 +175,9 @@ class TypstCLI(LightningCLI):
         path = Path(config.run_dir) / PLAN
         if config.ckpt_path and path.is_file():
             overlay = yaml.safe_load(path.read_text("utf-8"))
-            log.info("The plan of %s: %s", path, flags(overlay))
+            log.info("The plan of %s: %s", path, format_settings(overlay))
         else:
-            overlay = planned(self.model, self.datamodule, self.trainer)
+            overlay = plan_run(self.model, self.datamodule, self.trainer)
             if self.trainer.is_global_zero:
                 write_overlay(overlay, path)
         self.model.step_guard.out_of_memory = overlay["watchdog"]["out_of_memory"]

@@ -8,8 +8,9 @@ from pathlib import Path
 from lightning.pytorch.cli import LightningArgumentParser
 
 from typst_lit.cli.fit import TypstCLI
-from typst_lit.planning.from_config import device_of, flags, job_of, overlay_of, write_overlay
-from typst_lit.planning.planner import DEVICES, GIB, POLICIES, ROWS, Device, Option, Predictor, choose
+from typst_lit.cli.messages import translate
+from typst_lit.planning.from_config import fit_spec, format_settings, plan_settings, resolve_device, write_overlay
+from typst_lit.planning.planner import BATCH_SIZES, DEVICES, GIB, POLICIES, Device, Planner, PlanOption, best_option
 
 
 class PlanCLI(TypstCLI):
@@ -34,29 +35,29 @@ class PlanCLI(TypstCLI):
 
     def _run_subcommand(self, subcommand: str) -> None:
         config = self.config[subcommand]
-        device, dtype = device_of(config.device, config.gib)
+        device, dtype = resolve_device(config.device, config.gib)
         module, data = self.model, self.datamodule
-        job = job_of(module, data, dtype)
+        spec = fit_spec(module, data, dtype)
         samples = data.batch_size * self.trainer.accumulate_grad_batches
-        print(f"{module.base_model}, samples of {job.mean_length:.0f} tokens, at most {job.length}.")
+        print(f"{module.base_model}, samples of {spec.mean_length:.0f} tokens, at most {spec.max_length}.")
         print(f"Device: {config.device}, {device.gib:.1f} GiB to use.\n")
-        options = Predictor(job).options(device)
+        options = Planner(spec).options(device)
         print(table(options, device))
-        overlay = overlay_of(choose(options, device, samples), samples)
-        print(f"\nFor {samples} samples a step: {flags(overlay)}")
+        overlay = plan_settings(best_option(options, device, samples), samples)
+        print(f"\nFor {samples} samples per step: {translate(format_settings(overlay))}")
         if config.write:
             write_overlay(overlay, Path(config.write))
             print(f"Written to {config.write}: give it to fit with --config {config.write}, after the others.")
 
 
-def table(options: Sequence[Option], device: Device) -> str:
-    """Returns the peaks as text: a row a policy, a column a batch size."""
-    by = {(option.policy, option.rows): option for option in options}
-    lines = ["GiB at batch   " + "".join(f"{rows:>9}" for rows in ROWS)]
+def table(options: Sequence[PlanOption], device: Device) -> str:
+    """Returns the peaks as text: one row per policy, one column per batch size."""
+    by = {(option.policy, option.batch_size): option for option in options}
+    lines = ["GiB at batch   " + "".join(f"{batch_size:>9}" for batch_size in BATCH_SIZES)]
     for policy in POLICIES:
         cells = []
-        for rows in ROWS:
-            peak = by[policy, rows].peak / GIB
+        for batch_size in BATCH_SIZES:
+            peak = by[policy, batch_size].peak_bytes / GIB
             cells.append(f"{peak:.1f}{' ' if peak <= device.gib else '*'}")
         lines.append(f"{policy:<15}" + "".join(f"{cell:>9}" for cell in cells))
     lines.append("* does not fit")

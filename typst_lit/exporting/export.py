@@ -18,7 +18,7 @@ from typst_lit.exporting.merging import write_merged
 from typst_lit.exporting.targets import modelfile, read_test_scores, vllm_commands, write_hub_directory
 from typst_lit.inference.generator import Generator
 from typst_lit.model.adapters import adapter_base, adapter_directory, merge_adapter, model_directory, plain_lora_rank
-from typst_lit.model.backbones import known_elsewhere
+from typst_lit.model.backbones import loads_in_other_engines
 from typst_lit.typesetting.typesetter import Typesetter
 
 Dtype = Literal["bfloat16", "float16", "float32"]
@@ -119,7 +119,7 @@ def export_vllm(
     export = export_merged(trained, output, dtype, shard_size, records, check)
     context_length = AutoConfig.from_pretrained(output).max_position_embeddings
     base_model = trained.base_model or (adapter_base(trained.adapter) if trained.adapter else None) or ""
-    lora_rank = plain_lora_rank(trained.adapter) if trained.adapter and known_elsewhere(base_model) else None
+    lora_rank = plain_lora_rank(trained.adapter) if trained.adapter and loads_in_other_engines(base_model) else None
     commands = vllm_commands(output, base_model, trained.adapter, lora_rank, context_length)
     return Export(output, export.comparison, commands)
 

@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from typst_lit.errors import UserError
-from typst_lit.model.qwen1 import SPLIT
+from typst_lit.model.qwen1 import PRE_TOKENIZER_PATTERN
 
 GgufType = Literal["f16", "q8_0"]
 ARCHITECTURES = ("qwen2", "qwen3", "llama")
@@ -78,7 +78,7 @@ def pretokenizer_name(tokenizer: PreTrainedTokenizerBase) -> str:
     steps = pretokenizer["pretokenizers"] if pretokenizer["type"] == "Sequence" else [pretokenizer]
     types = [step["type"] for step in steps]
     if types[-1] == "ByteLevel" and not steps[-1]["add_prefix_space"]:
-        if types[:-1] == ["Split"] and steps[0]["pattern"] == {"Regex": SPLIT}:
+        if types[:-1] == ["Split"] and steps[0]["pattern"] == {"Regex": PRE_TOKENIZER_PATTERN}:
             return "qwen2"
         if types == ["ByteLevel"] and steps[-1]["use_regex"]:
             return "gpt-2"

@@ -15,7 +15,7 @@ from transformers import GenerationConfig, PreTrainedModel
 from typst_lit.data.encoding import Encoder
 from typst_lit.inference.decoder import eos_token_ids
 from typst_lit.inference.sampling import GenerationSettings
-from typst_lit.model.adapters import ABOUT_FILE
+from typst_lit.model.adapters import METADATA_FILE
 
 # Engines that only offer chats pass the prompt through unchanged, because that is what the model was trained on.
 CHAT_TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
@@ -38,7 +38,7 @@ def write_merged(model: PreTrainedModel, encoder: Encoder, output: Path, dtype: 
         model.to(dtype).save_pretrained(scratch, max_shard_size=shard_size)  # type: ignore[arg-type]
         _save_tokenizer(encoder.tokenizer, scratch)
         about = {"template": encoder.template.describe()}
-        (scratch / ABOUT_FILE).write_text(json.dumps(about, indent=2) + "\n", "utf-8")
+        (scratch / METADATA_FILE).write_text(json.dumps(about, indent=2) + "\n", "utf-8")
         scratch.chmod(0o755)  # mkdtemp's own mode would lock out a server that runs as another user
         if output.exists():
             output.rmdir()

@@ -11,6 +11,7 @@ from torch.autograd.graph import save_on_cpu
 from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
 from transformers import PreTrainedModel
 
+from typst_lit._compat.transformers import checkpoint_activations
 from typst_lit.model.attention import FUSED_KERNELS
 
 ActivationCheckpointing = Literal["full", "none", "selective", "offload"]
@@ -37,7 +38,7 @@ def enable_activation_checkpointing(model: PreTrainedModel, policy: ActivationCh
     options: dict[str, Any] = {"use_reentrant": False}  # the only variant that works with DDP
     if policy == "selective":
         options["context_fn"] = partial(create_selective_checkpoint_contexts, _save_attention)
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
+    checkpoint_activations(model, options)
 
 
 def _save_attention(context: Any, operator: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:

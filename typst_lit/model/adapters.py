@@ -1,4 +1,4 @@
-"""PEFT adapters: attaching, loading, saving, and the names of what is trained."""
+"""PEFT adapters: attaching, checking, loading and saving them."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model_state_dict
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from typst_lit._compat.peft import add_adapter, load_saved_adapter
 from typst_lit.data.prompts import PromptTemplate, template_from
 from typst_lit.data.table import cache_key
 from typst_lit.errors import UserError
@@ -27,52 +28,56 @@ TARGET_PRESETS: dict[str, list[str]] = {
     "attention": ATTENTION,
     "attention+mlp": [*ATTENTION, "gate_proj", "up_proj", "down_proj"],
 }  # "all-linear" is PEFT's own: every linear layer but the head
-PISSA_HINT = " PiSSA starts from weights that are not quantized: use `model.use_4bit=false`."
-ABOUT_FILE = "typst_lit.json"
+PISSA_HINT = "PiSSA starts from weights that are not quantized: use `model.use_4bit=false`."
+METADATA_FILE = "typst_lit.json"
 CARD_FILE = "README.md"
-DIGESTS = "sha256"  # in the about file: of the weights beside it, and of those that they are about to replace
-COPY_ANEW = "Copy the adapter's folder anew, or take `best` or `last` beside it."
-CONVERT = (  # weights_only: no code of the file is run
+CHECKSUMS = "sha256"  # key in the metadata: of the weights next to it, and of those that they are about to replace
+DAMAGED_HINT = "Copy the adapter's directory again, or use the `best` or `last` one next to it."
+CONVERT_COMMAND = (  # weights_only: no code in the file is run
     'python -c "import torch, safetensors.torch as s; '
-    "w = torch.load('{folder}/adapter_model.bin', weights_only=True); "
-    "s.save_file({{k: v.contiguous() for k, v in w.items()}}, '{folder}/adapter_model.safetensors')\""
+    "w = torch.load('{directory}/adapter_model.bin', weights_only=True); "
+    "s.save_file({{k: v.contiguous() for k, v in w.items()}}, '{directory}/adapter_model.safetensors')\""
 )
 
 
 def attach_adapter(model: PreTrainedModel, config: PeftConfig) -> PeftModel:
-    """Freezes the model and puts new adapter weights, kept in fp32, into the modules that the config targets.
+    """Freezes the model and adds new adapter weights, in fp32, to the modules that the config targets.
 
     Raises:
-        UserError: when a target names no module of this model, or PEFT refuses the combination.
+        UserError: when a target is not a module of this model, or PEFT rejects the configuration.
     """
     config = copy.deepcopy(config)  # PEFT writes into it, and the same object may be the default of another run
     config.task_type = "CAUSAL_LM"
-    for name in ("target_modules", "feedforward_modules", "modules_to_save"):
-        targets = getattr(config, name, None)
+    config.base_model_name_or_path = None  # PEFT writes that of the model, and warns of another one
+    for setting in ("target_modules", "feedforward_modules", "modules_to_save"):
+        targets = getattr(config, setting, None)
         if targets:
-            setattr(config, name, _checked_targets(model, targets, name))
+            setattr(config, setting, _resolve_targets(model, targets, setting))
     try:
-        return get_peft_model(model, config)
+        return add_adapter(model, config)
     except (ValueError, TypeError, NotImplementedError) as error:
-        raise UserError(f"model.adapter: {error}{PISSA_HINT if 'PiSSA' in str(error) else ''}") from error
+        hint = PISSA_HINT if "PiSSA" in str(error) else ""
+        raise UserError(str(error), setting="model.adapter", hint=hint) from error
 
 
-def _checked_targets(model: nn.Module, targets: Any, option: str) -> Any:
+def _resolve_targets(model: nn.Module, targets: Any, setting: str) -> Any:
     if isinstance(targets, str):
         if targets == "all-linear":
             return targets
         if targets not in TARGET_PRESETS:
             targets = [targets]
-    wanted = TARGET_PRESETS[targets] if isinstance(targets, str) else sorted(targets)
-    there = [name for name, _ in model.named_modules()]
-    missing = [t for t in wanted if not any(name == t or name.endswith("." + t) for name in there)]
+    names = TARGET_PRESETS[targets] if isinstance(targets, str) else sorted(targets)
+    modules = dict(model.named_modules())
+    missing = [name for name in names if not any(module == name or module.endswith("." + name) for module in modules)]
     if missing:
-        linear = {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+        linear = {name.rpartition(".")[2] for name, module in modules.items() if isinstance(module, nn.Linear)}
         raise UserError(
-            f"model.adapter.{option}: no module of this model is called {', '.join(missing)}. Its linear layers are: "
-            f"{', '.join(sorted(linear))}. Name some of them, or use all-linear."
+            f"no module of this model is called {', '.join(missing)}. Its linear layers are: "
+            f"{', '.join(sorted(linear))}.",
+            setting=f"model.adapter.{setting}",
+            hint="Name some of them, or use all-linear.",
         )
-    return list(wanted)
+    return list(names)
 
 
 def base_model(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
@@ -100,31 +105,23 @@ def merge_adapter(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
 def load_adapter(
     model: PreTrainedModel | PeftModel, directory: str | Path, trainable: bool, name: str = "default"
 ) -> PeftModel:
-    """Puts a saved adapter into the model, beside those that it has already, under a name.
+    """Loads a saved adapter into the model under a name, in addition to those that it already has.
 
     Raises:
-        UserError: when the directory holds no adapter in safetensors, or one that was made for another base model.
+        UserError: when the directory contains no adapter in safetensors, or the adapter does not fit the base model.
     """
     path = adapter_directory(directory)
     try:
-        if isinstance(model, PeftModel):
-            model.load_adapter(str(path), adapter_name=name, is_trainable=trainable)
-            return model
-        return PeftModel.from_pretrained(model, str(path), adapter_name=name, is_trainable=trainable)
+        return load_saved_adapter(model, path, name, trainable)
     except (RuntimeError, ValueError, TypeError, KeyError) as error:
-        if "PiSSA" in str(error):
-            raise UserError(f"model.adapter_path {path}: {error}{PISSA_HINT}") from error
-        made_for = adapter_base(path) or "another model"
-        raise UserError(
-            f"model.adapter_path {path}: the adapter does not fit the base model "
-            f"{model.config._name_or_path}; it was made for {made_for}. Give that one as the base model "
-            "(--model.base_model, in generate and serve --base-model).\n"
-            f"PEFT says: {str(error).splitlines()[0]}"
-        ) from error
+        reason = str(error).splitlines()[0]
+        if "PiSSA" in reason:
+            raise UserError(f"{path}: {reason}", setting="model.adapter_path", hint=PISSA_HINT) from error
+        raise _mismatch(path, str(model.config.name_or_path), f"PEFT says: {reason}") from error
 
 
 def check_adapter(directory: Path, base: str, architecture: PretrainedConfig) -> None:
-    """Checks that a saved adapter is whole and fits a base model, from the headers alone: nothing is loaded.
+    """Checks that a saved adapter is intact and fits a base model, from the headers alone: nothing is loaded.
 
     Args:
         directory: of the adapter.
@@ -132,71 +129,76 @@ def check_adapter(directory: Path, base: str, architecture: PretrainedConfig) ->
         architecture: of the base model.
 
     Raises:
-        UserError: naming the file and what is wrong with it.
+        UserError: with the file and what is wrong with it.
     """
-    weights, about = directory / SAFETENSORS_WEIGHTS_NAME, directory / ABOUT_FILE
-    theirs = _shapes(weights)
-    digests = _read_json(about).get(DIGESTS) if about.is_file() else None
-    if digests and sha256(weights) not in digests:
-        raise UserError(f"{weights}: is damaged: its bytes are not those that were saved. {COPY_ANEW}")
+    weights, metadata = directory / SAFETENSORS_WEIGHTS_NAME, directory / METADATA_FILE
+    saved = _tensor_shapes(weights)
+    checksums = _read_json(metadata).get(CHECKSUMS) if metadata.is_file() else None
+    if checksums and sha256(weights) not in checksums:
+        raise _damaged(weights, "its bytes are not those that were saved")
     _read_json(directory / "adapter_config.json")
     try:
         config = PeftConfig.from_pretrained(str(directory))
         if config.peft_type is None:
             raise ValueError("no peft_type")
     except Exception as error:
-        raise UserError(
-            f"{directory / 'adapter_config.json'}: is not a configuration that PEFT knows ({error}). {COPY_ANEW}"
-        ) from error
+        raise _damaged(directory / "adapter_config.json", f"not a configuration that PEFT can load: {error}") from error
     if not isinstance(config, LoraConfig):
-        return  # of the other methods, some can't be made without the base model's weights
-    config.init_lora_weights = False  # what it starts from makes no difference to the shapes
+        return  # some of the other methods can't be built without the base model's weights
+    config.init_lora_weights = False  # the initial values make no difference to the shapes
+    config.base_model_name_or_path = None
     try:
         with torch.device("meta"):
-            model = get_peft_model(AutoModelForCausalLM.from_config(architecture), config)
-    except ValueError as error:  # it targets modules that the base model has not
-        raise _unfit(directory, base, str(error).splitlines()[0]) from error
-    ours = {
-        name: tuple(value.shape)
-        for name, value in get_peft_model_state_dict(model, save_embedding_layers=False).items()
-    }
-    odd = sorted(name for name in ours if ours[name] != theirs.get(name)) or sorted(theirs.keys() - ours.keys())
-    if odd:
-        there, wanted = (shapes.get(odd[0], "missing") for shapes in (theirs, ours))
-        raise _unfit(directory, base, f"{len(odd)} weights differ, the first being {odd[0]}: {there} for {wanted}")
+            model = add_adapter(AutoModelForCausalLM.from_config(architecture), config)
+    except ValueError as error:  # it targets modules that the base model does not have
+        raise _mismatch(directory, base, str(error).splitlines()[0]) from error
+    state = get_peft_model_state_dict(model, save_embedding_layers=False)
+    expected = {name: tuple(value.shape) for name, value in state.items()}
+    mismatched = sorted(name for name in expected if expected[name] != saved.get(name)) or sorted(
+        saved.keys() - expected.keys()
+    )
+    if mismatched:
+        name = mismatched[0]
+        shapes = f"{saved.get(name, 'missing')} instead of {expected.get(name, 'none')}"
+        raise _mismatch(directory, base, f"{len(mismatched)} weights differ, the first is {name}: {shapes}")
 
 
-def _unfit(directory: Path, base: str, what: str) -> UserError:
+def _mismatch(directory: Path, base: str, details: str) -> UserError:
     return UserError(
-        f"model.adapter_path {directory}: {SAFETENSORS_WEIGHTS_NAME} does not fit the base model {base} ({what}). It "
-        f"was made for {adapter_base(directory) or 'another model'}: give that one as the base model "
-        "(--model.base_model, in generate and serve --base-model), or the adapter's folder as it was saved."
+        f"{directory}: the adapter does not fit the base model {base} ({details}). It was trained on "
+        f"{adapter_base(directory) or 'another model'}.",
+        setting="model.adapter_path",
+        hint="Use that one as `model.base_model`, or copy the adapter's directory again.",
     )
 
 
-def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
+def _damaged(path: Path, reason: object) -> UserError:
+    return UserError(f"{path}: is damaged ({reason}).", hint=DAMAGED_HINT)
+
+
+def _tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     try:
         with safe_open(path, "pt") as file:
             return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{path}: is damaged ({error}). {COPY_ANEW}") from error
+        raise _damaged(path, error) from error
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text("utf-8"))
+        content = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: is damaged ({error}). {COPY_ANEW}") from error
-    if not isinstance(found, dict):
-        raise UserError(f"{path}: is damaged (there is no JSON object in it). {COPY_ANEW}")
-    return found
+        raise _damaged(path, error) from error
+    if not isinstance(content, dict):
+        raise _damaged(path, "it is not a JSON object")
+    return content
 
 
 def adapter_directory(directory: str | Path) -> Path:
-    """Returns the directory that really holds the adapter: the one given, or ``adapter/best`` or ``last`` in a run's.
+    """Returns the directory of an adapter: the given one, or ``best`` or ``last`` in it, or in a run's ``adapter``.
 
     Raises:
-        UserError: when there is none, or only one in a format that can run code when it is loaded.
+        UserError: when there is no adapter, or only one in a format that can run code when it is loaded.
     """
     path = Path(directory).expanduser()
     for candidate in (path, path / "best", path / "last", path / "adapter" / "best", path / "adapter" / "last"):
@@ -204,20 +206,22 @@ def adapter_directory(directory: str | Path) -> Path:
             if (candidate / SAFETENSORS_WEIGHTS_NAME).is_file():
                 return candidate
             raise UserError(
-                f"model.adapter_path {candidate}: has no {SAFETENSORS_WEIGHTS_NAME}. Adapters are read from "
-                "safetensors only, because a .bin file can run code when it is opened. To convert one:\n"
-                f"  {CONVERT.format(folder=candidate)}"
+                f"{candidate} has no {SAFETENSORS_WEIGHTS_NAME}. Adapters are loaded from safetensors only, because a "
+                ".bin file can run code when it is loaded.",
+                setting="model.adapter_path",
+                hint=f"To convert one:\n  {CONVERT_COMMAND.format(directory=candidate)}",
             )
-    there = "the folder holds: " + ", ".join(sorted(p.name for p in path.iterdir())[:12]) if path.is_dir() else (
-        "there is no such folder"
-    )  # fmt: skip
+    if not path.is_dir():
+        raise UserError(f"{directory} is not a directory.", setting="model.adapter_path")
+    names = ", ".join(sorted(file.name for file in path.iterdir())[:12]) or "nothing"
     raise UserError(
-        f"model.adapter_path {directory}: no adapter there (an adapter_config.json and its weights); {there}."
+        f"{directory} contains no adapter (an adapter_config.json and its weights), but {names}.",
+        setting="model.adapter_path",
     )
 
 
 def model_directory(directory: str | Path) -> Path | None:
-    """Returns the folder of a model that was trained whole: the one given, or ``model/best`` or ``last`` in a run's."""
+    """Returns the directory of a fully fine-tuned model, found as in `adapter_directory`, or None."""
     path = Path(directory).expanduser()
     for candidate in (path, path / "best", path / "last", path / "model" / "best", path / "model" / "last"):
         weights = any(candidate.glob("model*.safetensors"))
@@ -226,8 +230,15 @@ def model_directory(directory: str | Path) -> Path | None:
     return None
 
 
+def load_adapter_config(directory: str | Path) -> PeftConfig:
+    """Returns the configuration of a saved adapter, as one to be trained."""
+    config = PeftConfig.from_pretrained(str(adapter_directory(directory)))
+    config.inference_mode = False
+    return config
+
+
 def adapter_base(directory: Path) -> str | None:
-    """Returns the name of the base model that an adapter was made for, if it says so."""
+    """Returns the name of the base model that an adapter was trained on, if its configuration has it."""
     try:
         return _read_json(directory / "adapter_config.json").get("base_model_name_or_path")
     except UserError:
@@ -243,20 +254,21 @@ def plain_lora_rank(directory: Path) -> int | None:
 
 
 def adapter_key(directory: Path) -> str:
-    """Returns a text that changes whenever an adapter's weights are written anew."""
+    """Returns a key that changes whenever an adapter's weights are written again."""
     weights = (directory / SAFETENSORS_WEIGHTS_NAME).stat()
     return cache_key(str(directory), weights.st_size, weights.st_mtime_ns)
 
 
 def adapter_template(directory: Path) -> PromptTemplate | None:
-    """Returns the prompt template that an adapter was trained with, if it is one of ours."""
-    file = directory / ABOUT_FILE
+    """Returns the prompt template that an adapter was trained with, if it was saved by this package."""
+    file = directory / METADATA_FILE
     if not file.is_file():
         return None
     try:
         return template_from(json.loads(file.read_text("utf-8"))["template"])
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{file}: is damaged ({error}). Save the adapter anew, or name --data.template.") from error
+        hint = "Copy the adapter's directory again, or set `data.template`."
+        raise UserError(f"{file}: is damaged ({error}).", hint=hint) from error
 
 
 def has_adapter(model: nn.Module) -> bool:
@@ -273,7 +285,7 @@ def num_virtual_tokens(model: nn.Module) -> int:
 
 
 def trainable_names(model: nn.Module) -> set[str]:
-    """Returns the names of the parameters that are trained."""
+    """Returns the names of the trained parameters."""
     return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
@@ -286,20 +298,23 @@ def save_weights(
 ) -> None:
     """Saves an adapter (or a model without one) in safetensors, with tokenizer, template and model card.
 
-    Everything is written to a temporary folder beside the target and moved in file by file, the weights last: a
+    Everything is written to a temporary directory next to the target and moved file by file, the weights last: a
     reader, or a crash, finds the old weights or the new ones, never half of either.
+
+    Raises:
+        UserError: when it can't be written. The adapter that was there before is intact.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    for stale in directory.parent.glob(f".{directory.name}-*"):  # a save that was killed
+    for stale in directory.parent.glob(f".{directory.name}-*"):  # of a save that was killed
         shutil.rmtree(stale, ignore_errors=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
-    # Left to itself, PEFT asks the hub at every save whether the frozen embeddings should be saved too.
+    # By default, PEFT asks the hub at every save whether the frozen embeddings should be saved too.
     options = {"save_embedding_layers": False} if isinstance(model, PeftModel) else {}
     try:
         model.save_pretrained(str(scratch), **options)  # type: ignore[operator]
         tokenizer.save_pretrained(str(scratch))
-        about = {"template": template.describe(), DIGESTS: _digests(scratch, directory)}
-        (scratch / ABOUT_FILE).write_text(json.dumps(about, indent=2) + "\n", "utf-8")
+        metadata = {"template": template.describe(), CHECKSUMS: _checksums(scratch, directory)}
+        (scratch / METADATA_FILE).write_text(json.dumps(metadata, indent=2) + "\n", "utf-8")
         (scratch / CARD_FILE).write_text(card, "utf-8")
         for file in sorted(scratch.iterdir(), key=lambda path: path.suffix == ".safetensors"):
             with file.open("rb") as stream:
@@ -307,27 +322,26 @@ def save_weights(
             file.replace(directory / file.name)
         fsync_directory(directory)
     except Exception as error:
-        # The libraries beneath raise kinds of their own: SafetensorError, or a plain Exception.
+        # Where the disk is full, the libraries below raise SafetensorError, or a plain Exception.
         if not isinstance(error, OSError) and "os error" not in str(error):
             raise
         raise UserError(
-            f"{directory} could not be written ({error}). What was there before is whole. Free some space, or name "
-            "another place with --run_dir."
+            f"{directory} could not be written ({error}). What was there before is intact.",
+            hint="Free some space, or use another `run_dir`.",
         ) from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _digests(new: Path, old: Path) -> list[str]:
-    # The about file is moved in before the weights: for a moment it stands beside the old ones.
-    found = [sha256(folder / SAFETENSORS_WEIGHTS_NAME) for folder in (new, old)
-             if (folder / SAFETENSORS_WEIGHTS_NAME).is_file()]  # fmt: skip
-    return list(dict.fromkeys(found))
+def _checksums(new: Path, old: Path) -> list[str]:
+    # The metadata is moved before the weights: for a moment it is next to the old ones.
+    files = [directory / SAFETENSORS_WEIGHTS_NAME for directory in (new, old)]
+    return list(dict.fromkeys(sha256(file) for file in files if file.is_file()))
 
 
 def describe_adapter(model: nn.Module) -> str:
-    """Returns one line: how much is trained, of how much."""
+    """Returns one line: how many parameters are trained, of how many."""
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    # A 4-bit weight is stored two to a byte, so its tensor has half as many elements as the layer has weights.
+    # Two 4-bit weights are stored per byte, so its tensor has half as many elements as the layer has weights.
     total = sum(p.numel() * (2 if p.dtype == torch.uint8 else 1) for p in model.parameters())
     return f"{trained / 1e6:.2f} M of {total / 1e6:.1f} M parameters are trained ({trained / total:.2%})"

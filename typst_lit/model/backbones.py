@@ -1,4 +1,4 @@
-"""Base models: a causal language model and its tokenizer, by hub name or folder, in 4 bits or 16."""
+"""Base models: a causal language model and its tokenizer, by hub name or directory, in 4 bits or 16."""
 
 from __future__ import annotations
 
@@ -20,68 +20,79 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.integrations import sdpa_attention
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from typst_lit._compat.transformers import never_use_gqa_kernels
 from typst_lit.errors import UserError
 from typst_lit.model import qwen1
 
 
 def compute_dtype(device: torch.device) -> torch.dtype:
-    """Returns the type that matrix products run in: bf16 on GPUs that have it, fp16 on older ones, fp32 on the CPU.
+    """Returns the dtype of matrix products: bf16 on GPUs that have it, fp16 on older ones, fp32 on the CPU.
 
-    The capability is asked for, because `torch.cuda.is_bf16_supported` also says yes where bf16 is only emulated.
+    >>> compute_dtype(torch.device("cpu"))
+    torch.float32
     """
+    # Not torch.cuda.is_bf16_supported: that is also true where bf16 is only emulated.
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.get_device_capability(device)[0] >= 8 else torch.float16
     return torch.float32
 
 
 def keep_differentiable(model: nn.Module) -> None:
-    """Keeps the 4-bit layers of a model that is trained on the CPU in the layout that has a gradient.
+    """Keeps the 4-bit layers of a model that is trained on the CPU in a layout that has a gradient.
 
-    On a CPU with AVX512-BF16, bitsandbytes repacks a layer at its first evaluation for a faster kernel, does not undo
-    it in training mode, and that kernel has no backward pass: after a validation, training would go on with gradients
-    that are silently wrong.
+    On a CPU with AVX512-BF16, bitsandbytes repacks a layer at its first evaluation for a faster kernel. It does not
+    undo this in training mode, and that kernel has no backward pass: after a validation, training would continue with
+    gradients that are silently wrong.
     """
     for module in model.modules():
         if isinstance(module, Linear4bit):
             module.support_avx512bf16_for_cpu = False
 
 
-def repeat_keys_on_old_gpus(device: torch.device) -> None:
-    """Keeps attention from holding length x length scores on GPUs before Ampere.
+def avoid_math_attention(device: torch.device) -> None:
+    """Keeps transformers' attention from holding length x length scores on GPUs before Ampere.
 
-    There, torch has no fused kernel for grouped keys and values: asked for one, as transformers does wherever there is
-    no mask, it takes the plain one. With keys and values repeated, the memory-efficient kernel serves.
+    There, torch has no fused kernel for grouped heads: asked for one, as transformers does wherever there is no mask,
+    it takes the math kernel. With keys and values repeated, it takes the memory-efficient one.
     """
     if device.type == "cuda" and torch.cuda.get_device_capability(device)[0] < 8:
-        sdpa_attention.use_gqa_in_sdpa = lambda *args, **kwargs: False
+        never_use_gqa_kernels()
 
 
 class Backbone(ABC):
-    """A way to load a base model. Subclass it for a family that `PretrainedBackbone` can't load."""
+    """A way to load a base model. Subclass it for models that `PretrainedBackbone` can't load.
+
+    >>> class MyBackbone(PretrainedBackbone):
+    ...     def load_tokenizer(self, name: str, revision: str | None, trust_remote_code: bool):
+    ...         tokenizer = super().load_tokenizer(name, revision, trust_remote_code)
+    ...         tokenizer.model_max_length = 4096
+    ...         return tokenizer
+    >>> MyBackbone().load_tokenizer("typst-nano", None, False).model_max_length
+    4096
+    """
 
     def load_config(self, name: str, revision: str | None, trust_remote_code: bool) -> PretrainedConfig:
         """Returns the architecture of a base model.
 
         Raises:
-            UserError: when there is none of this name, or it is of a kind that can't be trained here.
+            UserError: when there is no model of this name, or it can't be trained here.
         """
-        place = path_or_name(name)
+        source = path_or_name(name)
         try:
-            original, _ = PretrainedConfig.get_config_dict(place, revision=revision)
-            if original.get("model_type") == qwen1.MODEL_TYPE:
-                return qwen1.qwen2_config(original)
-            config = AutoConfig.from_pretrained(place, revision=revision, trust_remote_code=trust_remote_code)
+            config_dict, _ = PretrainedConfig.get_config_dict(source, revision=revision)
+            if config_dict.get("model_type") == qwen1.MODEL_TYPE:
+                return qwen1.qwen2_config(config_dict)
+            config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
         except Exception as error:
-            raise _not_loaded("model", name, error) from error
+            raise _loading_error("model", name, error) from error
         assert isinstance(config, PretrainedConfig)
-        check_kind(name, config)
+        check_architecture(name, config)
         return config
 
     def fetch(self, name: str, revision: str | None) -> None:  # noqa: B027 - a backbone may have nothing to fetch
-        """Brings what the other methods load onto this machine, so that several processes don't all download it."""
+        """Downloads what the other methods load, so that several ranks of this machine don't all do it."""
 
     @abstractmethod
     def load_tokenizer(self, name: str, revision: str | None, trust_remote_code: bool) -> PreTrainedTokenizerBase:
@@ -97,44 +108,62 @@ class Backbone(ABC):
         device: torch.device,
         dtype: torch.dtype | None = None,
     ) -> PreTrainedModel:
-        """Returns the model on the device, in a type or else its `compute_dtype`, the linear layers in 4 bits if so
-        asked.
+        """Returns the model on the device.
+
+        Args:
+            name: the hub name or directory.
+            revision: branch, tag or commit on the hub.
+            trust_remote_code: whether code of the repository may run.
+            use_4bit: whether to load the linear layers in 4 bits.
+            device: where to load it.
+            dtype: of the other weights; by default the device's `compute_dtype`.
+
+        Raises:
+            UserError: when it can't be loaded.
         """
 
 
-NF4_BLOCK = 64  # weights that share a scale
-EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")  # how configurations count them
-FETCHED = ["*.json", "*.safetensors", "*.model", "*.tiktoken", "*.txt", "*.jinja", "*.py"]
-BUILT_IN = {"typst-nano": "model/nano"}  # models that come with this package, by the folders they are in
+NF4_BLOCK_SIZE = 64  # weights that share a scale
+EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts")  # their names in configurations
+FETCH_PATTERNS = ["*.json", "*.safetensors", "*.model", "*.tiktoken", "*.txt", "*.jinja", "*.py"]
+BUILT_IN = {"typst-nano": "model/nano"}  # the models in this package, and their directories
 
 
 def path_or_name(name: str) -> str:
-    """Returns what transformers knows a base model by: the folder of a built-in one, else the name itself."""
+    """Returns what transformers can load: the directory of a built-in model, any other name unchanged.
+
+    >>> path_or_name("Qwen/Qwen3-1.7B")
+    'Qwen/Qwen3-1.7B'
+    """
     return str(files("typst_lit") / BUILT_IN[name]) if name in BUILT_IN else name
 
 
 class PretrainedBackbone(Backbone):
-    """Models that transformers loads: built-in ones, from the hub, its cache, or a folder."""
+    """Loads the models that transformers can load: built-in ones, from the hub, its cache, or a directory.
+
+    >>> PretrainedBackbone().load_config("typst-nano", None, False).model_type
+    'qwen3'
+    """
 
     def fetch(self, name: str, revision: str | None) -> None:
         if name in BUILT_IN or Path(name).expanduser().is_dir():
             return
         try:
-            snapshot_download(name, revision=revision, allow_patterns=FETCHED)
+            snapshot_download(name, revision=revision, allow_patterns=FETCH_PATTERNS)
         except Exception as error:
-            raise _not_loaded("model", name, error) from error
+            raise _loading_error("model", name, error) from error
 
     def load_tokenizer(self, name: str, revision: str | None, trust_remote_code: bool) -> PreTrainedTokenizerBase:
-        self.load_config(name, revision, trust_remote_code)  # of a model that can't be used, no data is tokenised
+        self.load_config(name, revision, trust_remote_code)  # fails before data is tokenized for an unusable model
         try:
-            place = path_or_name(name)
-            if _is_qwen1(place, revision):
-                return qwen1.load_qwen1_tokenizer(place, revision)
-            tokenizer = AutoTokenizer.from_pretrained(place, revision=revision, trust_remote_code=trust_remote_code)
+            source = path_or_name(name)
+            if _is_qwen1(source, revision):
+                return qwen1.load_qwen1_tokenizer(source, revision)
+            tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
         except Exception as error:
-            raise _not_loaded("tokenizer", name, error) from error
+            raise _loading_error("tokenizer", name, error) from error
         if not isinstance(tokenizer, PreTrainedTokenizerBase):
-            raise UserError(f"{name}: holds no tokenizer that transformers knows.")
+            raise UserError(f"{name} has no tokenizer that transformers can load.", setting="model.base_model")
         return tokenizer
 
     def load_model(
@@ -146,7 +175,7 @@ class PretrainedBackbone(Backbone):
         device: torch.device,
         dtype: torch.dtype | None = None,
     ) -> PreTrainedModel:
-        repeat_keys_on_old_gpus(device)
+        avoid_math_attention(device)
         dtype = dtype or compute_dtype(device)
         quantization = None
         if use_4bit:
@@ -158,72 +187,84 @@ class PretrainedBackbone(Backbone):
             )
         config = self.load_config(name, revision, trust_remote_code)
         try:
-            place = path_or_name(name)
+            source = path_or_name(name)
             options: dict[str, Any] = {
-                "config": config, "revision": revision, "quantization_config": quantization, "dtype": dtype,
-                "attn_implementation": "sdpa", "device_map": {"": device},
-            }  # fmt: skip
-            if _is_qwen1(place, revision):
-                model: Any = qwen1.load_qwen1(place, **options)
+                "config": config,
+                "revision": revision,
+                "quantization_config": quantization,
+                "dtype": dtype,
+                "attn_implementation": "sdpa",
+                "device_map": {"": device},
+            }
+            if _is_qwen1(source, revision):
+                model: Any = qwen1.load_qwen1(source, **options)
             else:
-                model = AutoModelForCausalLM.from_pretrained(place, trust_remote_code=trust_remote_code, **options)
+                model = AutoModelForCausalLM.from_pretrained(source, trust_remote_code=trust_remote_code, **options)
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
-            raise _not_loaded("model", name, error) from error
+            raise _loading_error("model", name, error) from error
         assert isinstance(model, PreTrainedModel)
         for module in model.modules():
-            if isinstance(module, Linear4bit) and module.in_features % NF4_BLOCK:
-                module.support_avx512bf16_for_cpu = False  # that kernel's layout takes whole blocks only
-        model.name_or_path = model.config._name_or_path = name  # adapters note it, and a built-in's folder is nobody's
+            if isinstance(module, Linear4bit) and module.in_features % NF4_BLOCK_SIZE:
+                module.support_avx512bf16_for_cpu = False  # that kernel's layout needs complete blocks
+        # PEFT writes this into adapters, where the directory of a built-in model would be of no use.
+        model.name_or_path = model.config.name_or_path = name
         return model
 
 
-def _is_qwen1(place: str, revision: str | None) -> bool:
-    return PretrainedConfig.get_config_dict(place, revision=revision)[0].get("model_type") == qwen1.MODEL_TYPE
+def _is_qwen1(source: str, revision: str | None) -> bool:
+    return PretrainedConfig.get_config_dict(source, revision=revision)[0].get("model_type") == qwen1.MODEL_TYPE
 
 
-def known_elsewhere(name: str) -> bool:
-    """Returns whether other engines know a base model under its name: not a built-in, not a first-generation Qwen."""
+def loads_in_other_engines(name: str) -> bool:
+    """Returns whether other engines can load a base model by its name: no built-in one, no first-generation Qwen.
+
+    >>> loads_in_other_engines("typst-nano")
+    False
+    """
     return name not in BUILT_IN and not _is_qwen1(name, None)
 
 
-def check_kind(name: str, config: PretrainedConfig) -> None:
-    """Refuses models that are no plain causal language models.
+def check_architecture(name: str, config: PretrainedConfig) -> None:
+    """Checks that a model is a dense, text-only, causal language model.
 
     Raises:
-        UserError: naming what it is instead.
+        UserError: when it is not, with what it is instead.
     """
     kind = None
     if config.is_encoder_decoder:
-        kind = "an encoder with a decoder"
+        kind = "an encoder-decoder model"
     elif hasattr(config, "vision_config") or hasattr(config, "audio_config"):
         kind = "a multimodal model"
-    elif any(
-        (getattr(config, name, None) or 0) > 1 for name in ("num_experts", "num_local_experts", "n_routed_experts")
-    ):
-        kind = "a mixture of experts, whose experts are no linear layers that 4 bits or an adapter could take"
+    elif any((getattr(config, key, None) or 0) > 1 for key in EXPERT_COUNTS):
+        kind = "a mixture of experts, whose experts are not linear layers that 4 bits or an adapter could replace"
     elif not (config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or getattr(config, "auto_map", None)) or not any(
         "CausalLM" in head or "LMHead" in head for head in config.architectures or ["CausalLM"]
     ):
-        kind = "no language model that writes from left to right"
+        kind = "not a causal language model"
     if kind:
         raise UserError(
-            f"model.base_model {name}: is {kind} ({config.model_type}). Choose a dense causal language model: "
-            "Qwen/Qwen3-1.7B, Qwen/Qwen-1_8B, a Qwen2.5, a Llama or SmolLM, or the built-in typst-nano."
+            f"{name} is {kind} ({config.model_type}).",
+            setting="model.base_model",
+            hint="Choose a dense causal language model: Qwen/Qwen3-1.7B, Qwen/Qwen-1_8B, a Qwen2.5, a Llama or SmolLM, "
+            "or the built-in typst-nano.",
         )
 
 
-def _not_loaded(what: str, name: str, error: Exception) -> UserError:
+def _loading_error(part: str, name: str, error: Exception) -> UserError:
     lines = str(error).strip().splitlines()
     reason = lines[0] if lines else type(error).__name__
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        held = ", ".join(sorted(p.name for p in folder.iterdir())[:12]) or "nothing"
+    directory = Path(name).expanduser()
+    if directory.is_dir():
+        files_found = ", ".join(sorted(path.name for path in directory.iterdir())[:12]) or "nothing"
         return UserError(
-            f"model.base_model: no {what} could be loaded from the folder {name} ({reason}). It holds: {held}."
+            f"the {part} could not be loaded from the directory {name} ({reason}). It contains: {files_found}.",
+            setting="model.base_model",
         )
     return UserError(
-        f"model.base_model: the {what} {name} could not be loaded: {reason}\n"
-        "It is no folder here; as a hub name, check the spelling, the network, and `hf auth login` for a gated model."
+        f"the {part} {name} could not be loaded: {reason}",
+        setting="model.base_model",
+        hint="It is not a directory on this machine. If it is a hub name, check its spelling, the network, and for a "
+        "gated model `hf auth login`.",
     )

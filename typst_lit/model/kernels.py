@@ -1,4 +1,4 @@
-"""What takes the place of transformers' and PEFT's own forward passes in training: less traffic, the same result."""
+"""Forward passes that replace those of PEFT and transformers in training: less memory traffic, the same result."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 from transformers import PreTrainedModel
 
+from typst_lit._compat.liger import use_liger_kernels
 from typst_lit.errors import UserError
 
 
-class _Lean(nn.Module):
-    """Stands before PEFT's LoRA layer: handles the plain case and leaves every other to that.
+class _FusedLoraForward(nn.Module):
+    """Mixed in before a LoRA layer of PEFT: handles the plain case, and leaves every other one to PEFT.
 
-    PEFT makes up to four tensors of the output's size: a copy of the base layer's output, the adapter's output, that
-    times its scale, and the sum. Here the scale goes onto the few columns in the middle, and the multiplication that
-    gives the adapter's output adds it, too.
+    PEFT allocates up to four tensors of the output's size: a copy of the base layer's output, the adapter's output,
+    that times its scale, and the sum. Here the scale is applied to the r columns in the middle, and the matrix product
+    that gives the adapter's output also adds it.
     """
 
     base_layer: nn.Module
@@ -33,17 +34,19 @@ class _Lean(nn.Module):
     merged: bool
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        name = self._only_plain_adapter()
-        down: Any = self.lora_A[name].weight if name else None
-        if args or kwargs or name is None or not (torch.is_autocast_enabled(x.device.type) or x.dtype == down.dtype):
-            whole: Tensor = super().forward(x, *args, **kwargs)
-            return whole
+        adapter = self._plain_adapter()
+        down: Any = self.lora_A[adapter].weight if adapter else None
+        is_plain = adapter is not None and not (args or kwargs)
+        if not (is_plain and (torch.is_autocast_enabled(x.device.type) or x.dtype == down.dtype)):
+            unfused: Tensor = super().forward(x, *args, **kwargs)
+            return unfused
         output: Tensor = self.base_layer(x)
-        small = F.linear(self.lora_dropout[name](x), down) * self.scaling[name]
-        up: Any = self.lora_B[name].weight
-        return torch.addmm(output.flatten(0, -2), small.flatten(0, -2), up.T).view_as(output)
+        low_rank = F.linear(self.lora_dropout[adapter](x), down) * self.scaling[adapter]  # type: ignore[index]
+        up: Any = self.lora_B[adapter].weight  # type: ignore[index]
+        return torch.addmm(output.flatten(0, -2), low_rank.flatten(0, -2), up.T).view_as(output)
 
-    def _only_plain_adapter(self) -> str | None:
+    def _plain_adapter(self) -> str | None:
+        """Returns the only active adapter, if it is plain LoRA without a bias."""
         if self.disable_adapters or self.merged or len(self.active_adapters) != 1:
             return None
         name = self.active_adapters[0]
@@ -51,31 +54,39 @@ class _Lean(nn.Module):
         return name if plain else None
 
 
-KINDS: dict[type, type] = {kind: type(f"Lean{kind.__name__}", (_Lean, kind), {}) for kind in (Linear, Linear4bit)}
+class FusedLoraLinear(_FusedLoraForward, Linear):
+    """LoRA on a linear layer in 16 or 32 bits."""
+
+
+class FusedLoraLinear4bit(_FusedLoraForward, Linear4bit):
+    """LoRA on a linear layer in 4 bits."""
+
+
+FUSED_CLASSES: dict[type, type] = {Linear: FusedLoraLinear, Linear4bit: FusedLoraLinear4bit}
 
 
 def fuse_lora_forward(model: nn.Module) -> None:
-    """Makes a model's LoRA layers on linear layers, of 4 bits or more, run the shorter forward pass."""
+    """Makes a model's LoRA layers on linear layers run the fused forward pass."""
     for module in model.modules():
-        if type(module) in KINDS:
-            module.__class__ = KINDS[type(module)]
+        if type(module) in FUSED_CLASSES:
+            module.__class__ = FUSED_CLASSES[type(module)]
 
 
 def use_liger(model: PreTrainedModel) -> None:
-    """Puts Liger's kernels into a model; the loss stays this project's.
+    """Puts Liger's kernels into a model, except those for the loss, which is this project's.
 
     Raises:
-        UserError: when Liger, or Triton, is not installed or does not know this architecture.
+        UserError: when Liger, or Triton, is not installed or does not support this architecture.
     """
     try:
-        from liger_kernel.transformers import _apply_liger_kernel_to_instance
-        from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN
+        supported = use_liger_kernels(model)
     except ImportError as error:
         raise UserError(
-            f"model.liger: Liger's kernels can't be used ({error}). They need Triton, and so an NVIDIA or AMD GPU: "
-            "pip install liger-kernel there, or leave --model.liger out."
+            f"Liger's kernels can't be used ({error}). They need Triton, and so an NVIDIA or AMD GPU.",
+            setting="model.liger",
+            hint="Run `pip install liger-kernel` on a machine with one, or leave it out.",
         ) from error
-    kind = model.config.model_type
-    if kind not in MODEL_TYPE_TO_APPLY_LIGER_FN:
-        raise UserError(f"model.liger: Liger has no kernels for {kind} models. Leave --model.liger out.")
-    _apply_liger_kernel_to_instance(model, cross_entropy=False, fused_linear_cross_entropy=False)
+    if not supported:
+        raise UserError(
+            f"Liger has no kernels for {model.config.model_type} models.", setting="model.liger", hint="Leave it out."
+        )

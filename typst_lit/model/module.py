@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from jsonargparse import lazy_instance
 from lightning.pytorch import LightningModule
-from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.trainer.states import TrainerFn
 from peft import LoraConfig, PeftConfig
 from torch import Tensor, nn
@@ -49,7 +48,7 @@ from typst_lit.model.attention import attention_backend
 from typst_lit.model.backbones import Backbone, PretrainedBackbone, compute_dtype
 from typst_lit.model.lr import LearningRate, Schedule, ScheduleName
 from typst_lit.model.oom import run_with_oom_fallback, split_batch_loss
-from typst_lit.model.optimizers import OptimizerName, build_optimizer
+from typst_lit.model.optimizers import OptimizerSetting, build_optimizer
 from typst_lit.model.preparation import check_positions, prepare_for_training
 from typst_lit.model.sharding import check_sharding, ignore_frozen_in_ddp, shard_layers
 from typst_lit.model.step_guard import MicroBatch, StepGuard
@@ -114,7 +113,7 @@ class TypstModule(LightningModule):
         warmup_steps: int = 100,
         warmup_ratio: float | None = None,
         weight_decay: float = 0.01,
-        optimizer: OptimizerName | OptimizerCallable = "adamw",
+        optimizer: OptimizerSetting = "adamw",
         gradient_checkpointing: ActivationCheckpointing | bool = True,
         liger: bool = False,
         compile: bool = False,
@@ -185,12 +184,19 @@ class TypstModule(LightningModule):
 
     @property
     def _is_fitting(self) -> bool:
-        return self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
+        return self._has_trainer and self.trainer.state.fn == TrainerFn.FITTING
+
+    @property
+    def _has_trainer(self) -> bool:
+        try:
+            return self.trainer is not None
+        except RuntimeError:  # as in evaluation of a module on its own
+            return False
 
     @property
     def load_device(self) -> torch.device:
         """The device of this rank in the trainer's strategy, or else the one the module is on."""
-        return self.trainer.strategy.root_device if self._trainer is not None else self.device
+        return self.trainer.strategy.root_device if self._has_trainer else self.device
 
     def prepare_data(self) -> None:
         """Downloads the base model once per machine, before all its ranks load it."""

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from typst_lit.errors import UserError
 
 OptimizerName = Literal["adamw", "adamw_8bit", "paged_adamw_8bit"]
+OptimizerSetting = OptimizerName | OptimizerCallable
 
 
 def parameter_groups(parameters: Iterable[Tensor]) -> list[dict[str, Any]]:
@@ -28,9 +29,7 @@ def parameter_groups(parameters: Iterable[Tensor]) -> list[dict[str, Any]]:
     return [group for group in groups if group["params"]]
 
 
-def build_optimizer(
-    optimizer: OptimizerName | OptimizerCallable, parameters: Iterable[Tensor], device: torch.device
-) -> Optimizer:
+def build_optimizer(optimizer: OptimizerSetting, parameters: Iterable[Tensor], device: torch.device) -> Optimizer:
     """Returns an optimizer for the trained ones among the parameters. Learning rate and weight decay are set later.
 
     Raises:

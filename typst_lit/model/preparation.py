@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
-from peft import PeftModel, PeftType
+from peft import PeftConfig, PeftModel, PeftType
 from transformers import PretrainedConfig, PreTrainedModel
 
 from typst_lit.errors import UserError
@@ -13,6 +15,28 @@ from typst_lit.model.attention import has_no_cross_contamination, use_packed_att
 from typst_lit.model.backbones import keep_differentiable
 from typst_lit.model.kernels import fuse_lora_forward, use_liger
 from typst_lit.model.memory import trim_freed_memory
+from typst_lit.model.optimizers import OptimizerSetting
+
+
+@dataclass(frozen=True)
+class TrainingSpec:
+    """What is trained, for predicting what it takes without loading it.
+
+    Attributes:
+        config: the base model's.
+        adapter: its adapter; None to train all weights.
+        use_4bit: whether the linear layers are in 4 bits.
+        dtype: of the frozen weights and of mixed precision.
+        optimizer: by name or by class, as `TypstModule` takes it.
+        liger: whether Liger's kernels are used.
+    """
+
+    config: PretrainedConfig
+    adapter: PeftConfig | None
+    use_4bit: bool = True
+    dtype: torch.dtype = torch.bfloat16
+    optimizer: OptimizerSetting = "adamw"
+    liger: bool = False
 
 
 def prepare_for_training(

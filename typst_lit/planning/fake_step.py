@@ -1,8 +1,9 @@
-"""A training step on tensors that have shapes but no memory, and what it would have held.
+"""A training step on fake tensors, which have shapes but no memory, and how much memory the real one would hold.
 
-The real decoder, adapter, loss and optimizer of `TypstModule` run on PyTorch's fake tensors, and every storage that
-comes into being is counted until it goes. So whatever changes in the step changes in the prediction too, and any
-architecture and any adapter that PEFT knows is predicted without a formula of its own.
+The real decoder, adapter, preparation, loss and optimizer of `TypstModule` run on PyTorch's fake tensors, and every
+storage is counted from its allocation until it is freed. So whatever changes in the step changes in the prediction too,
+and any architecture, adapter and optimizer is predicted without a formula of its own. Replaced are only the kernels
+that need a GPU: those of bitsandbytes (here) and of Liger (`fake_liger`).
 """
 
 from __future__ import annotations
@@ -12,31 +13,39 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from peft import PeftConfig, PeftModel
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from typst_lit.model.activation_checkpointing import ActivationCheckpointing, enable_activation_checkpointing
+from typst_lit._compat.torch import (
+    DataDependentOutputException,
+    FakeTensorMode,
+    TorchDispatchMode,
+    fake_cpu_tensor,
+    tensor_leaves,
+)
+from typst_lit.data.batching import Batch
+from typst_lit.errors import UserError
+from typst_lit.model.activation_checkpointing import ActivationCheckpointing
 from typst_lit.model.adapters import attach_adapter
-from typst_lit.model.attention import use_packed_attention
-from typst_lit.model.backbones import NF4_BLOCK
-from typst_lit.model.kernels import fuse_lora_forward
-from typst_lit.model.losses import linear_cross_entropy
+from typst_lit.model.backbones import NF4_BLOCK_SIZE
+from typst_lit.model.forward import last_hidden_states
+from typst_lit.model.losses import chunked_cross_entropy
+from typst_lit.model.optimizers import OptimizerSetting, build_optimizer
+from typst_lit.model.preparation import TrainingSpec, prepare_for_training
+from typst_lit.planning.fake_liger import use_fake_liger
 
-BLOCK = 512  # bytes that the CUDA allocator rounds up to
-DOUBLE_BLOCK = 256  # scales that share one of 32 bits
+CUDA_BLOCK_BYTES = 512  # that the CUDA allocator rounds up to
+SCALES_PER_BLOCK = 256  # NF4 scales that share one of 32 bits
+PAGED_MIN_ELEMENTS = 100_000  # from where on a paged optimizer's state of a parameter is in the host's memory
 
 
 @dataclass(frozen=True)
-class Peaks:
-    """Most bytes held at a time, by phase.
+class StepMemory:
+    """The peak memory of each phase of a step, in bytes.
 
     Attributes:
         static: weights, adapter and the optimizer's state, between two steps.
-        forward: at the end of the decoder's forward pass.
+        forward: in the decoder's forward pass.
         loss: in the loss.
         backward: in the backward pass and the optimizer's step.
     """
@@ -47,48 +56,53 @@ class Peaks:
     backward: int
 
     @property
-    def most(self) -> int:
+    def peak(self) -> int:
         """The peak of the step."""
         return max(self.forward, self.loss, self.backward)
 
 
 class LiveMemory(TorchDispatchMode):
-    """Counts the bytes of all tensors that are alive, and keeps the most there were since `reset`."""
+    """Counts the bytes of all live tensors that operators return.
+
+    Attributes:
+        current: bytes of the tensors that are alive.
+        peak: the maximum of ``current`` since `reset_peak`.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self.now = 0
-        self.most = 0
-        self._known: set[int] = set()
+        self.current = 0
+        self.peak = 0
+        self._storages: set[int] = set()
 
     def add(self, tensor: Tensor) -> None:
         """Counts a tensor's storage, once, until it is freed."""
         storage = tensor.untyped_storage()
-        key, size = id(storage), -(-storage.nbytes() // BLOCK) * BLOCK
-        if key not in self._known:
-            self._known.add(key)
-            self.now += size
-            self.most = max(self.most, self.now)
-            weakref.finalize(storage, self._drop, key, size)
+        key, size = id(storage), -(-storage.nbytes() // CUDA_BLOCK_BYTES) * CUDA_BLOCK_BYTES
+        if key not in self._storages:
+            self._storages.add(key)
+            self.current += size
+            self.peak = max(self.peak, self.current)
+            weakref.finalize(storage, self._remove, key, size)
 
-    def _drop(self, key: int, size: int) -> None:
-        self._known.discard(key)
-        self.now -= size
+    def _remove(self, key: int, size: int) -> None:
+        self._storages.discard(key)
+        self.current -= size
 
-    def reset(self) -> None:
-        """Begins a new phase."""
-        self.most = self.now
+    def reset_peak(self) -> int:
+        """Starts a new phase; returns the peak of the one before."""
+        peak, self.peak = self.peak, self.current
+        return peak
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        made = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(made):
-            if isinstance(leaf, Tensor):
-                self.add(leaf)
-        return made
+        output = func(*args, **(kwargs or {}))
+        for tensor in tensor_leaves(output):
+            self.add(tensor)
+        return output
 
 
-class _Dequantised(torch.autograd.Function):
-    """What bitsandbytes does in training: unpack the weight, multiply, forget it; and again in the backward pass."""
+class _DequantizedMatmul(torch.autograd.Function):
+    """As in bitsandbytes: dequantizes the weight, multiplies, frees it; and again in the backward pass."""
 
     @staticmethod
     def forward(ctx: Any, inputs: Tensor, packed: Tensor, shape: tuple[int, int]) -> Tensor:
@@ -102,122 +116,140 @@ class _Dequantised(torch.autograd.Function):
         return gradient @ packed.new_empty(ctx.shape, dtype=gradient.dtype), None, None
 
 
-class FourBitLinear(nn.Linear):
-    """A linear layer with as many bytes as bitsandbytes' NF4 layer has."""
+class FakeLinear4bit(nn.Linear):
+    """A linear layer with as many bytes as bitsandbytes' NF4 layer."""
 
-    def pack(self, dtype: torch.dtype) -> None:
-        """Replaces the weight by one in 4 bits."""
+    def quantize(self, dtype: torch.dtype) -> None:
+        """Replaces the weight by one in 4 bits, with double quantization."""
         count = self.weight.numel()
-        scales = count // NF4_BLOCK
-        size = count // 2 + scales + 4 * (scales // DOUBLE_BLOCK)
+        num_scales = count // NF4_BLOCK_SIZE
+        num_bytes = count // 2 + num_scales + 4 * (num_scales // SCALES_PER_BLOCK)
         self.shape = (self.out_features, self.in_features)
         self.dtype = dtype
-        self.weight = nn.Parameter(torch.empty(size, dtype=torch.uint8, device="meta"), requires_grad=False)
+        self.weight = nn.Parameter(torch.empty(num_bytes, dtype=torch.uint8, device="meta"), requires_grad=False)
 
     def forward(self, input: Tensor) -> Tensor:
-        output: Tensor = _Dequantised.apply(input.to(self.dtype), self.weight, self.shape)
+        output: Tensor = _DequantizedMatmul.apply(input.to(self.dtype), self.weight, self.shape)
         return output if self.bias is None else output + self.bias
 
 
-def meta_model(
-    config: PretrainedConfig, adapter: PeftConfig | None, use_4bit: bool, dtype: torch.dtype
-) -> tuple[PreTrainedModel, nn.Module]:
-    """Returns a base model of this architecture, and the same with its adapter, on the meta device."""
+def build_meta_model(spec: TrainingSpec, policy: ActivationCheckpointing = "none") -> Any:
+    """Returns the model with its adapter on the meta device, prepared for training.
+
+    Raises:
+        UserError: when it can't be trained with this policy.
+    """
     with torch.device("meta"):
-        base: Any = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
-        head = base.get_output_embeddings()
-        if use_4bit:
-            for module in base.modules():
+        base: PreTrainedModel = AutoModelForCausalLM.from_config(
+            spec.config, dtype=spec.dtype, attn_implementation="sdpa"
+        )
+        if spec.use_4bit:
+            head = base.get_output_embeddings()
+            for module in list(base.modules()):
                 if type(module) is nn.Linear and module is not head:
-                    module.__class__ = FourBitLinear
-                    packed: Any = module
-                    packed.pack(dtype)
-        use_packed_attention(base)
-        whole = base if adapter is None else attach_adapter(base, adapter)
-        fuse_lora_forward(whole)
-        for parameter in whole.parameters():
-            if parameter.requires_grad:
-                parameter.data = parameter.data.float()
-    return base, whole
+                    module.__class__ = FakeLinear4bit
+                    module.quantize(spec.dtype)  # type: ignore[operator]
+        model = base if spec.adapter is None else attach_adapter(base, spec.adapter)
+        if spec.liger:
+            use_fake_liger(base)
+        prepare_for_training(model, torch.device("meta"), policy)
+    return model
 
 
-def simulated_step(
-    config: PretrainedConfig,
-    adapter: PeftConfig | None,
-    use_4bit: bool,
+def measure_fake_step(
+    spec: TrainingSpec,
     policy: ActivationCheckpointing,
-    rows: int,
+    batch_size: int,
     length: int,
-    labelled: float = 1.0,
-    dtype: torch.dtype = torch.bfloat16,
-) -> Peaks:
-    """Returns what a step would hold.
+    labelled_fraction: float = 1.0,
+) -> StepMemory:
+    """Returns the memory that a step would hold.
 
     Args:
-        config: of the base model.
-        adapter: its adapter; None to train all weights.
-        use_4bit: whether its linear layers are in 4 bits.
-        policy: what the backward pass computes again.
-        rows: samples of a micro-batch.
+        spec: what is trained.
+        policy: what the backward pass recomputes. "offload" is measured as "full".
+        batch_size: samples of the micro-batch.
         length: tokens of each.
-        labelled: share of the tokens that the loss is taken on.
-        dtype: that of the frozen weights and of mixed precision.
+        labelled_fraction: share of the tokens that the loss is computed on.
+
+    >>> from transformers import Qwen3Config
+    >>> config = Qwen3Config(vocab_size=100, hidden_size=64, intermediate_size=96, num_hidden_layers=1, head_dim=16)
+    >>> spec = TrainingSpec(config, adapter=None, use_4bit=False)
+    >>> measure_fake_step(spec, "full", 1, 64).peak < measure_fake_step(spec, "full", 2, 64).peak
+    True
     """
-    base, whole = meta_model(config, adapter, use_4bit, dtype)
+    policy = "full" if policy == "offload" else policy
+    model = build_meta_model(spec, policy)
     mode = FakeTensorMode()
-    _make_fake(whole, mode)
-    whole.train()
-    mixed = dtype is not torch.float32
+    _make_fake(model, mode)
+    model.train()
     memory = LiveMemory()
     with mode:
-        enable_activation_checkpointing(base, policy)
-        for parameter in whole.parameters():
-            memory.add(parameter)
-        for buffer in whole.buffers():
-            memory.add(buffer)
-        trained = [parameter for parameter in whole.parameters() if parameter.requires_grad]
-        optimizer = torch.optim.AdamW(trained)
-        ids = torch.zeros(rows, length, dtype=torch.long)
-        count = max(1, int(labelled * rows * (length - 1)))
+        for tensor in (*model.parameters(), *model.buffers()):
+            memory.add(tensor)
+        optimizer = fake_optimizer(spec.optimizer, model)
+        batch = _fake_batch(batch_size, length, labelled_fraction)
         phases: list[int] = []
         with memory:
             for _ in range(2):  # from the second step on, the optimizer has its state
-                phases = [memory.now]
-                memory.reset()
-                with torch.autocast("cpu", dtype=torch.bfloat16, enabled=mixed):
-                    hidden = base.get_decoder()(input_ids=ids, use_cache=False)[0]
-                    phases.append(memory.most)
-                    memory.reset()
-                    some = hidden[:, :-1].reshape(-1, hidden.shape[-1])[:count]
+                memory.reset_peak()
+                phases = [memory.current]
+                with torch.autocast("cpu", dtype=torch.bfloat16, enabled=spec.dtype is not torch.float32):
+                    hidden = last_hidden_states(model, batch, policy)
+                    phases.append(memory.reset_peak())
+                    head = model.get_output_embeddings()
+                    loss, _ = chunked_cross_entropy(hidden, batch.labels, head, batch.target_positions)
                     del hidden
-                    loss = linear_cross_entropy(some, ids.reshape(-1)[:count], base.get_output_embeddings())
-                    del some
-                phases.append(memory.most)
-                memory.reset()
+                phases.append(memory.reset_peak())
                 loss.backward()
                 del loss
-                optimizer.step()
+                _step(optimizer)
                 optimizer.zero_grad()
-                phases.append(memory.most)
-    return Peaks(*phases)
+                phases.append(memory.reset_peak())
+    return StepMemory(*phases)
+
+
+def _step(optimizer: torch.optim.Optimizer) -> None:
+    try:
+        optimizer.step()
+    except DataDependentOutputException as error:
+        raise UserError(
+            f"the memory of {type(optimizer).__name__} can't be predicted: its step depends on gradient values.",
+            setting="model.optimizer",
+            hint="Plan with `model.optimizer=adamw`, and compare what both hold in a short run.",
+        ) from error
+
+
+def fake_optimizer(setting: OptimizerSetting, model: nn.Module) -> torch.optim.Optimizer:
+    """Returns the configured optimizer; one of bitsandbytes allocates its state, but does not run its CUDA kernels."""
+    optimizer: Any = build_optimizer(setting, model.parameters(), torch.device("cuda"))
+    if setting in ("adamw_8bit", "paged_adamw_8bit"):
+        optimizer.update_step = lambda *args: None
+        optimizer.fill_qmap = lambda: optimizer.name2qmap.update(dynamic=torch.empty(256), udynamic=torch.empty(256))
+        if setting == "paged_adamw_8bit":
+            optimizer.get_state_buffer = _paged_state_buffer
+    return optimizer
+
+
+def _paged_state_buffer(parameter: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    on_host = parameter.numel() >= PAGED_MIN_ELEMENTS
+    return torch.zeros(0 if on_host else parameter.numel(), dtype=dtype)
+
+
+def _fake_batch(batch_size: int, length: int, labelled_fraction: float) -> Batch:
+    ids = torch.zeros(batch_size, length, dtype=torch.long)
+    num_targets = max(1, int(labelled_fraction * batch_size * (length - 1)))
+    lengths = [length] * batch_size
+    return Batch(ids, ids, lengths, [0] * batch_size, [""] * batch_size, target_positions=torch.arange(num_targets))
 
 
 def _make_fake(model: nn.Module, mode: FakeTensorMode) -> None:
-    """Turns a model's tensors into fake ones on the CPU, tied ones into one."""
-    made: dict[int, Any] = {}
+    """Replaces a model's tensors by fake ones on the CPU; tied ones stay tied."""
+    fakes: dict[int, Any] = {}
     for module in model.modules():
-        for store in (module._parameters, module._buffers):
-            for name, tensor in store.items():
-                if tensor is None:
-                    continue
-                if id(tensor) not in made:
-                    fake = FakeTensor(mode, tensor.detach(), torch.device("cpu"))
-                    is_parameter = isinstance(tensor, nn.Parameter)
-                    made[id(tensor)] = nn.Parameter(fake, tensor.requires_grad) if is_parameter else fake
-                store[name] = made[id(tensor)]
-
-
-def trained_parameters(model: nn.Module) -> int:
-    """Returns how many weights are trained."""
-    module = model.get_base_model() if isinstance(model, PeftModel) else model
-    return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
+        for name, tensor in [*module.named_parameters("", False, False), *module.named_buffers("", False, False)]:
+            if id(tensor) not in fakes:
+                fake = fake_cpu_tensor(mode, tensor)
+                is_parameter = isinstance(tensor, nn.Parameter)
+                fakes[id(tensor)] = nn.Parameter(fake, tensor.requires_grad) if is_parameter else fake
+            setattr(module, name, fakes[id(tensor)])

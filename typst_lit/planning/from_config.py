@@ -1,4 +1,4 @@
-"""From a run's settings to a job that can be planned, and from the plan back to settings."""
+"""From a run's settings to what is planned, and from the plan back to settings."""
 
 from __future__ import annotations
 
@@ -11,86 +11,100 @@ import torch
 import yaml
 from lightning.pytorch import Trainer
 from lightning.pytorch.trainer.states import TrainerFn
-from peft import PeftConfig
 
 from typst_lit.data.datamodule import TypstDataModule
 from typst_lit.errors import UserError
-from typst_lit.model.adapters import adapter_directory
+from typst_lit.model.adapters import load_adapter_config
 from typst_lit.model.module import TypstModule
-from typst_lit.planning.planner import DEVICES, GIB, Device, Job, Option, Predictor, choose
+from typst_lit.model.preparation import TrainingSpec
+from typst_lit.planning.planner import DEVICES, GIB, Device, FitSpec, Planner, PlanOption, best_option
 
 log = logging.getLogger(__name__)
-# What a process holds beside its tensors: the CUDA context and the allocator's gaps; on the CPU, what fitting a model
-# of next to no weights adds.
-OUTSIDE_GIB = {"cuda": 0.8, "cpu": 0.03}
+# What a process holds in addition to its tensors: the CUDA context and the allocator's gaps; on the CPU, what fitting a
+# model of next to no weights adds.
+OVERHEAD_GIB = {"cuda": 0.8, "cpu": 0.03}
 Overlay = dict[str, dict[str, Any]]  # settings by group
 
 
-def device_of(name: str, gib: float | None = None) -> tuple[Device, torch.dtype]:
-    """Returns a device by its name, with so much memory if it is given, and the precision it would train in.
+def resolve_device(name: str, gib: float | None = None) -> tuple[Device, torch.dtype]:
+    """Returns a device by its name, and the dtype it would train in.
+
+    Args:
+        name: auto, cuda, cpu, or one of ``DEVICES``.
+        gib: its memory; by default what it has.
 
     Raises:
-        UserError: when there is none of this name.
+        UserError: when the name is unknown.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda":
         properties = torch.cuda.get_device_properties(0)
         bf16 = (properties.major, properties.minor) >= (8, 0)
-        device = Device(properties.total_memory / GIB - OUTSIDE_GIB["cuda"], None, bf16)
+        device = Device(properties.total_memory / GIB - OVERHEAD_GIB["cuda"], None, bf16)
     elif name == "cpu":
-        device = Device(psutil.virtual_memory().available / GIB - OUTSIDE_GIB["cpu"], None, False)
+        device = Device(psutil.virtual_memory().available / GIB - OVERHEAD_GIB["cpu"], None, False)
     elif name in DEVICES:
         device = DEVICES[name]
     else:
-        raise UserError(f"--device {name} is not known. Known: auto, cpu, {', '.join(DEVICES)}; or give --gib.")
+        names = ", ".join(["auto", "cpu", *DEVICES])
+        raise UserError(f"{name} is unknown.", setting="device", hint=f"Use one of {names}, or set `gib`.")
     dtype = torch.float32 if name == "cpu" else torch.bfloat16 if device.bf16 else torch.float16
     if gib is not None:
-        device = device._replace(gib=gib - OUTSIDE_GIB["cpu" if name == "cpu" else "cuda"])
+        device = device._replace(gib=gib - OVERHEAD_GIB["cpu" if name == "cpu" else "cuda"])
     return device, dtype
 
 
-def job_of(module: TypstModule, data: TypstDataModule, dtype: torch.dtype) -> Job:
-    """Returns what a module and its data would fit. The data is read and tokenised; no weight is loaded."""
+def fit_spec(module: TypstModule, data: TypstDataModule, dtype: torch.dtype) -> FitSpec:
+    """Returns what a module would fit on its data. The data is read and tokenized; no weights are loaded."""
     data.tokenizer = data.tokenizer or module.tokenizer
-    data.template = data.template or module.adapter_template  # no trainer is there yet to ask for it
+    data.template = data.template or module.adapter_template  # there is no trainer yet to take it from
     data.load(TrainerFn.FITTING)
-    lengths, prompts = data.train_lengths
-    labelled = float(1 - prompts.sum() / max(1, lengths.sum())) if data.completion_only_loss else 1.0
-    adapter = module.adapter
-    if module.adapter_path:
-        adapter = PeftConfig.from_pretrained(str(adapter_directory(module.adapter_path)))
-        adapter.inference_mode = False
-    return Job(
+    lengths, prompt_lengths = data.train_lengths
+    labelled_fraction = float(1 - prompt_lengths.sum() / max(1, lengths.sum())) if data.completion_only_loss else 1.0
+    training = TrainingSpec(
         module.backbone.load_config(module.base_model, module.revision, module.trust_remote_code),
-        adapter, module.use_4bit, int(data.length_limit or lengths.max()), float(lengths.mean()),
-        min(1.0, max(0.05, labelled)), dtype,
-    )  # fmt: skip
+        load_adapter_config(module.adapter_path) if module.adapter_path else module.adapter,
+        module.use_4bit,
+        dtype,
+        module.optimizer,
+        module.liger,
+    )
+    return FitSpec(
+        training,
+        max_length=int(data.length_limit or lengths.max()),
+        mean_length=float(lengths.mean()),
+        labelled_fraction=min(1.0, max(0.05, labelled_fraction)),
+    )
 
 
-def overlay_of(option: Option, samples: int) -> Overlay:
-    """Returns the settings of an option, with as many samples a step as before."""
+def plan_settings(option: PlanOption, samples_per_step: int) -> Overlay:
+    """Returns the settings of an option, with as many samples per step as before."""
     return {
         "model": {"gradient_checkpointing": option.policy},
-        "data": {"batch_size": option.rows},
-        "trainer": {"accumulate_grad_batches": samples // option.rows},
+        "data": {"batch_size": option.batch_size},
+        "trainer": {"accumulate_grad_batches": samples_per_step // option.batch_size},
         "watchdog": {"out_of_memory": "split"},  # a prediction may be wrong
     }
 
 
-def flags(overlay: Overlay) -> str:
-    """Returns settings as they stand on a command line."""
-    return " ".join(f"--{group}.{name} {value}" for group, values in overlay.items() for name, value in values.items())
+def format_settings(overlay: Overlay) -> str:
+    """Returns settings as they are written in messages.
+
+    >>> format_settings({"data": {"batch_size": 8}})
+    '`data.batch_size=8`'
+    """
+    return " ".join(f"`{group}.{name}={value}`" for group, values in overlay.items() for name, value in values.items())
 
 
 def write_overlay(overlay: Overlay, path: Path) -> None:
-    """Writes settings as a YAML file that ``--config`` takes."""
+    """Writes settings as a YAML file that a run can be configured with."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(yaml.safe_dump(overlay, sort_keys=False), "utf-8")
 
 
-def planned(module: TypstModule, data: TypstDataModule, trainer: Trainer) -> Overlay:
-    """Returns the best settings for a run on the device it is on.
+def plan_run(module: TypstModule, data: TypstDataModule, trainer: Trainer) -> Overlay:
+    """Returns the best settings for a run on its device.
 
     Raises:
         UserError: when nothing fits.
@@ -98,13 +112,14 @@ def planned(module: TypstModule, data: TypstDataModule, trainer: Trainer) -> Ove
     on_cpu = trainer.strategy.root_device.type == "cpu"
     if on_cpu and trainer.world_size > 1:
         raise UserError(
-            "--plan auto: processes that share the host's memory would each plan with all of it. Run `typst-lit plan "
-            "--gib ... --write plan.yaml` once, and give --config plan.yaml."
+            "ranks that share the host's memory would each plan with all of it.",
+            setting="plan",
+            hint="Run `typst-lit plan --gib ... --write plan.yaml` once, and use `config=plan.yaml`.",
         )
-    device, dtype = device_of("cpu" if on_cpu else "cuda")
+    device, dtype = resolve_device("cpu" if on_cpu else "cuda")
     log.info("Planning for %.1f GiB ...", device.gib)
-    samples = data.batch_size * trainer.accumulate_grad_batches
-    best = choose(Predictor(job_of(module, data, dtype)).options(device), device, samples)
-    overlay = overlay_of(best, samples)
-    log.info("Plan: %s, for which %.1f GiB are predicted.", flags(overlay), best.peak / GIB)
+    samples_per_step = data.batch_size * trainer.accumulate_grad_batches
+    option = best_option(Planner(fit_spec(module, data, dtype)).options(device), device, samples_per_step)
+    overlay = plan_settings(option, samples_per_step)
+    log.info("Plan: %s, with a predicted peak of %.1f GiB.", format_settings(overlay), option.peak_bytes / GIB)
     return overlay

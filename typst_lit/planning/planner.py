@@ -1,4 +1,4 @@
-"""What fits where: peaks and step times for every batch size and policy, and the choice among them."""
+"""Peak memory and step time for every batch size and policy, and the best of those that fit a device."""
 
 from __future__ import annotations
 
@@ -7,19 +7,18 @@ from functools import cached_property
 from typing import NamedTuple
 
 import torch
-from peft import PeftConfig
-from transformers import PretrainedConfig
 
 from typst_lit.errors import UserError
 from typst_lit.model.activation_checkpointing import ActivationCheckpointing
-from typst_lit.planning.fake_step import Peaks, meta_model, simulated_step
+from typst_lit.model.preparation import TrainingSpec
+from typst_lit.planning.fake_step import StepMemory, build_meta_model, measure_fake_step
 
 GIB = 2**30
 POLICIES: tuple[ActivationCheckpointing, ...] = ("none", "selective", "full")  # the fastest first
-ROWS = (1, 2, 4, 8, 16, 32)
-PROBED = (2048, 4096)  # tokens of the simulated steps; each phase's peak is affine in them
-# A forward pass is one part of work, the backward pass one for the activations: the frozen weights have no gradient.
-# Computing again adds another; attention is a tenth to a third of it in long documents.
+BATCH_SIZES = (1, 2, 4, 8, 16, 32)
+PROBE_LENGTHS = (2048, 4096)  # tokens of the fake steps; each phase's peak is affine in them
+# The work of a step in forward passes: one for the forward pass, one for the gradients of the activations (the frozen
+# weights have none), one for recomputing. Attention is a tenth to a third of it in long documents.
 PASSES = {"none": 2.0, "selective": 2.9, "full": 3.0, "offload": 3.0}
 
 
@@ -27,8 +26,8 @@ class Device(NamedTuple):
     """An accelerator as a plan sees it.
 
     Attributes:
-        gib: memory that a process can use, its own context and the allocator's gaps taken off.
-        tflops: what matrix products reach in 16 bits, not what the data sheet says; None when it is not known.
+        gib: memory that a process can use for tensors: without its CUDA context and the allocator's gaps.
+        tflops: what matrix products in 16 bits reach, not what the data sheet says; None when it is not known.
         bf16: whether it computes in bfloat16.
     """
 
@@ -50,69 +49,67 @@ DEVICES = {
 }
 
 
-class Option(NamedTuple):
-    """One way to run a step: its policy, samples at a time, and what that takes."""
+class PlanOption(NamedTuple):
+    """One way to run a step, and what it takes.
+
+    Attributes:
+        policy: what the backward pass recomputes.
+        batch_size: samples per micro-batch.
+        peak_bytes: the predicted peak of the step.
+        seconds: of a micro-batch; None when it is not known.
+    """
 
     policy: ActivationCheckpointing
-    rows: int
-    peak: int  # bytes
-    seconds: float | None  # of a micro-batch
+    batch_size: int
+    peak_bytes: int
+    seconds: float | None
 
 
 @dataclass(frozen=True)
-class Job:
-    """What is to be fitted.
+class FitSpec:
+    """What is fitted, on which data.
 
     Attributes:
-        config: of the base model.
-        adapter: its adapter; None to train all weights.
-        use_4bit: whether the linear layers are in 4 bits.
-        length: tokens of the longest sample.
-        mean_length: of a sample.
-        labelled: share of the tokens that the loss is taken on.
-        dtype: that of the frozen weights and of mixed precision.
+        training: what is trained.
+        max_length: tokens of the longest sample.
+        mean_length: mean tokens of a sample.
+        labelled_fraction: share of the tokens that the loss is computed on.
     """
 
-    config: PretrainedConfig
-    adapter: PeftConfig | None
-    use_4bit: bool
-    length: int
+    training: TrainingSpec
+    max_length: int
     mean_length: float
-    labelled: float
-    dtype: torch.dtype
+    labelled_fraction: float = 1.0
 
 
-class Predictor:
-    """Peaks and times of a job, from two simulated steps a policy."""
+class Planner:
+    """Predicts the peak memory and time of a fit's steps, from two fake steps per policy."""
 
-    def __init__(self, job: Job) -> None:
-        self.job = job
-        self._probes: dict[str, tuple[Peaks, Peaks]] = {}
+    def __init__(self, spec: FitSpec) -> None:
+        self.spec = spec
+        self._probes: dict[str, tuple[StepMemory, StepMemory]] = {}
 
-    def peak(self, policy: ActivationCheckpointing, tokens: int) -> int:
-        """Returns the most bytes that a step on so many tokens holds."""
+    def peak_bytes(self, policy: ActivationCheckpointing, num_tokens: int) -> int:
+        """Returns the peak memory of a step on ``num_tokens`` tokens."""
         if policy not in self._probes:
-            job = self.job
-            one, two = (
-                simulated_step(
-                    job.config, job.adapter, job.use_4bit, policy, 1, probed, labelled=job.labelled, dtype=job.dtype
-                )
-                for probed in PROBED
+            short, long = (
+                measure_fake_step(self.spec.training, policy, 1, length, self.spec.labelled_fraction)
+                for length in PROBE_LENGTHS
             )
-            self._probes[policy] = one, two
-        one, two = self._probes[policy]
-        share = (tokens - PROBED[0]) / (PROBED[1] - PROBED[0])
+            self._probes[policy] = short, long
+        short, long = self._probes[policy]
+        position = (num_tokens - PROBE_LENGTHS[0]) / (PROBE_LENGTHS[1] - PROBE_LENGTHS[0])
         return round(
             max(
-                getattr(one, phase) + share * (getattr(two, phase) - getattr(one, phase))
+                getattr(short, phase) + position * (getattr(long, phase) - getattr(short, phase))
                 for phase in ("static", "forward", "loss", "backward")
             )
         )
 
     @cached_property
-    def _weights(self) -> tuple[int, int]:
-        """Weights in the layers, and in the head."""
-        base, _ = meta_model(self.job.config, None, False, torch.bfloat16)
+    def _num_weights(self) -> tuple[int, int]:
+        """Number of weights in the layers, and in the head."""
+        base = build_meta_model(TrainingSpec(self.spec.training.config, None, use_4bit=False))
         head = base.get_output_embeddings()
         layers = sum(
             module.weight.numel()
@@ -121,38 +118,57 @@ class Predictor:
         )
         return layers, sum(parameter.numel() for parameter in head.parameters())
 
-    def seconds(self, policy: ActivationCheckpointing, tokens: int, device: Device, share: float) -> float | None:
+    def seconds(
+        self, policy: ActivationCheckpointing, num_tokens: int, device: Device, utilization: float
+    ) -> float | None:
         """Returns the time of a micro-batch at a share of the device's matrix rate; None when that is not known."""
         if device.tflops is None:
             return None
-        layers, head = self._weights
-        config = self.job.config
-        attention = 2 * self.job.mean_length * config.hidden_size * config.num_hidden_layers  # causal: half of it
-        flops = 2 * PASSES[policy] * (layers + attention) + 4 * head * self.job.labelled
-        return tokens * flops / (device.tflops * 1e12 * share)
+        layers, head = self._num_weights
+        config = self.spec.training.config
+        attention = 2 * self.spec.mean_length * config.hidden_size * config.num_hidden_layers  # causal: half of it
+        flops_per_token = 2 * PASSES[policy] * (layers + attention) + 4 * head * self.spec.labelled_fraction
+        return num_tokens * flops_per_token / (device.tflops * 1e12 * utilization)
 
-    def options(self, device: Device, share: float = 0.4) -> list[Option]:
+    def options(self, device: Device, utilization: float = 0.4) -> list[PlanOption]:
         """Returns every policy at every batch size, whether it fits or not."""
-        found = []
-        for policy in POLICIES:
-            for rows in ROWS:
-                peak = self.peak(policy, rows * self.job.length)
-                seconds = self.seconds(policy, int(rows * self.job.mean_length), device, share)
-                found.append(Option(policy, rows, peak, seconds))
-        return found
+        return [
+            PlanOption(
+                policy,
+                batch_size,
+                self.peak_bytes(policy, batch_size * self.spec.max_length),
+                self.seconds(policy, int(batch_size * self.spec.mean_length), device, utilization),
+            )
+            for policy in POLICIES
+            for batch_size in BATCH_SIZES
+        ]
 
 
-def choose(options: list[Option], device: Device, samples: int) -> Option:
-    """Returns the fastest option that fits and divides the samples of a step: least computed again, then most at once.
+def best_option(options: list[PlanOption], device: Device, samples_per_step: int) -> PlanOption:
+    """Returns the fastest option that fits: the least recomputation, then the largest batch size.
+
+    >>> options = [PlanOption("none", 4, 20 * GIB, None), PlanOption("full", 4, 9 * GIB, None)]
+    >>> best_option(options, DEVICES["t4"], samples_per_step=16).policy
+    'full'
+
+    Args:
+        options: from `Planner.options`.
+        device: that a step must fit.
+        samples_per_step: over all micro-batches; the batch size must divide it.
 
     Raises:
         UserError: when nothing fits.
     """
-    fitting = [option for option in options if option.peak <= device.gib * GIB and samples % option.rows == 0]
+    fitting = [
+        option
+        for option in options
+        if option.peak_bytes <= device.gib * GIB and samples_per_step % option.batch_size == 0
+    ]
     if not fitting:
-        least = min(options, key=lambda option: option.peak)
+        min_gib = min(option.peak_bytes for option in options) / GIB
         raise UserError(
-            f"nothing fits into {device.gib:.1f} GiB: the least is {least.peak / GIB:.1f} GiB. Lower "
-            "--data.max_length, use --model.use_4bit true, a lower --model.adapter.r, or a smaller base model."
+            f"nothing fits into {device.gib:.1f} GiB: the minimum is {min_gib:.1f} GiB.",
+            hint="Lower `data.max_length`, use `model.use_4bit=true`, a lower `model.adapter.r`, or a smaller base "
+            "model.",
         )
-    return min(fitting, key=lambda option: (POLICIES.index(option.policy), -option.rows))
+    return min(fitting, key=lambda option: (POLICIES.index(option.policy), -option.batch_size))
