@@ -132,7 +132,7 @@ def test_weights_that_do_not_fit(adapter, loading_error, change) -> None:
 def test_an_adapter_of_another_base_model(adapter, loading_error, tmp_path) -> None:
     from benchmarks.nano.tiny_model import make_tiny_model
 
-    other = make_tiny_model(tmp_path / "larger", ["other text"], vocabulary=512, hidden=128)
+    other = make_tiny_model(tmp_path / "larger", ["other text"], vocab_size=512, hidden_size=128)
     config = json.loads((adapter / "adapter_config.json").read_text())
     (adapter / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": str(other)}))
     assert "does not fit the base model" in loading_error() and str(other) in loading_error()

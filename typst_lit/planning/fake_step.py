@@ -183,11 +183,11 @@ def measure_fake_step(
     mode = FakeTensorMode()
     _make_fake(model, mode)
     model.train()
+    optimizer = fake_optimizer(spec.optimizer, model)
     memory = LiveMemory()
     with mode:
         for tensor in (*model.parameters(), *model.buffers()):
             memory.add(tensor)
-        optimizer = fake_optimizer(spec.optimizer, model)
         batch = _fake_batch(batch_size, length, labelled_fraction)
         phases: list[int] = []
         with memory:
@@ -225,7 +225,6 @@ def fake_optimizer(setting: OptimizerSetting, model: nn.Module) -> torch.optim.O
     optimizer: Any = build_optimizer(setting, model.parameters(), torch.device("cuda"))
     if setting in ("adamw_8bit", "paged_adamw_8bit"):
         optimizer.update_step = lambda *args: None
-        optimizer.fill_qmap = lambda: optimizer.name2qmap.update(dynamic=torch.empty(256), udynamic=torch.empty(256))
         if setting == "paged_adamw_8bit":
             optimizer.get_state_buffer = _paged_state_buffer
     return optimizer
