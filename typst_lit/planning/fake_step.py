@@ -9,6 +9,7 @@ that need a GPU: those of bitsandbytes (here) and of Liger (`fake_liger`).
 from __future__ import annotations
 
 import weakref
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -183,7 +184,7 @@ def measure_fake_step(
     mode = FakeTensorMode()
     _make_fake(model, mode)
     model.train()
-    optimizer = fake_optimizer(spec.optimizer, model)
+    optimizer = fake_optimizer(spec.optimizer, model, mode)
     memory = LiveMemory()
     with mode:
         for tensor in (*model.parameters(), *model.buffers()):
@@ -220,10 +221,12 @@ def _step(optimizer: torch.optim.Optimizer) -> None:
         ) from error
 
 
-def fake_optimizer(setting: OptimizerSetting, model: nn.Module) -> torch.optim.Optimizer:
+def fake_optimizer(setting: OptimizerSetting, model: nn.Module, mode: FakeTensorMode) -> torch.optim.Optimizer:
     """Returns the configured optimizer; one of bitsandbytes allocates its state, but does not run its CUDA kernels."""
-    optimizer: Any = build_optimizer(setting, model.parameters(), torch.device("cuda"))
-    if setting in ("adamw_8bit", "paged_adamw_8bit"):
+    is_8bit = setting in ("adamw_8bit", "paged_adamw_8bit")
+    with nullcontext() if is_8bit else mode:  # those compute a table when they are created
+        optimizer: Any = build_optimizer(setting, model.parameters(), torch.device("cuda"))
+    if is_8bit:
         optimizer.update_step = lambda *args: None
         if setting == "paged_adamw_8bit":
             optimizer.get_state_buffer = _paged_state_buffer
