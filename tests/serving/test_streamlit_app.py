@@ -86,15 +86,15 @@ def test_invalid_records_and_cut_off_documents_are_reported(page, able_pairs, tm
     page.get_by_role("button", name="Generate").click()
     page.get_by_text("field 'department' is blank").wait_for(timeout=30_000)
     page.get_by_label("Department").fill(record["department"])
-    page.get_by_label("Max tokens").fill("20")
-    page.get_by_label("Max tokens").press("Enter")
+    page.get_by_label("Max tokens", exact=True).fill("20")
+    page.get_by_label("Max tokens", exact=True).press("Enter")
     page.get_by_role("button", name="Generate").click()
     page.get_by_text("Cut off at the token limit").wait_for(timeout=60_000)
 
 
 def test_invalid_arguments_are_reported_before_the_page_opens(run, tmp_path) -> None:
     for flags, message in (
-        (["--temperature", 3], "temperature must be from 0 to 2"),
+        (["--temperature", 3], "--temperature: must be from 0 to 2"),
         (["--model", tmp_path], "no adapter there"),
         (["--prt", 1], "Did you mean --port"),
     ):

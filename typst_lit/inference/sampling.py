@@ -16,6 +16,45 @@ DEFAULT_BATCH_SIZE = 8  # documents that are decoded at the same time
 
 
 @dataclass(frozen=True)
+class Range:
+    """The values that a setting may have.
+
+    Attributes:
+        minimum: the smallest value.
+        maximum: the largest value; None if there is none.
+        excludes_minimum: whether values must be above the minimum.
+
+    >>> Range(0, 2), 3 in Range(0, 2), str(Range(0, 2))
+    (Range(minimum=0, maximum=2, excludes_minimum=False), False, 'from 0 to 2')
+    """
+
+    minimum: int
+    maximum: int | None = None
+    excludes_minimum: bool = False
+
+    def __contains__(self, value: float) -> bool:
+        above_minimum = value > self.minimum if self.excludes_minimum else value >= self.minimum
+        return above_minimum and (self.maximum is None or value <= self.maximum)
+
+    def __str__(self) -> str:
+        if self.maximum is None:
+            return f"{self.minimum} or more"
+        if self.excludes_minimum:
+            return f"above {self.minimum} and up to {self.maximum}"
+        return f"from {self.minimum} to {self.maximum}"
+
+
+RANGES = {
+    "max_tokens": Range(1),
+    "temperature": Range(0, 2),
+    "top_p": Range(0, 1, excludes_minimum=True),
+    "top_k": Range(0),
+    "repetition_penalty": Range(1, 2),
+    "seed": Range(0),
+}
+
+
+@dataclass(frozen=True)
 class GenerationSettings:
     """How documents are sampled.
 
@@ -47,15 +86,10 @@ class GenerationSettings:
     prompt_lookup: bool = True
 
     def __post_init__(self) -> None:
-        for name, valid, allowed in (
-            ("max_tokens", self.max_tokens >= 1, "1 or more"),
-            ("temperature", 0 <= self.temperature <= 2, "from 0 to 2"),
-            ("top_p", 0 < self.top_p <= 1, "above 0 and up to 1"),
-            ("top_k", self.top_k >= 0, "0 or more"),
-            ("repetition_penalty", 1 <= self.repetition_penalty <= 2, "from 1 to 2"),
-        ):
-            if not valid:
-                raise UserError(f"must be {allowed}, not {getattr(self, name)}.", setting=f"generation.{name}")
+        for name, allowed in RANGES.items():
+            value = getattr(self, name)
+            if value not in allowed:
+                raise UserError(f"must be {allowed}, not {value}.", setting=f"generation.{name}")
 
 
 def document_seed(seed: int, prompt: Sequence[int], attempt: int = 0) -> list[int]:

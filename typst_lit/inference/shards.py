@@ -65,6 +65,14 @@ class ShardDirectory:
 
     Raises:
         UserError: when ``shard_size`` is not positive.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as path:
+        ...     directory = ShardDirectory(Path(path), shard_size=2)
+        ...     directory.start({"seed": 0})
+        ...     directory.split(Row(f"line {number}", {}) for number in range(5))
+        (3, [0, 1, 2])
     """
 
     def __init__(self, path: Path, shard_size: int) -> None:

@@ -9,7 +9,6 @@ if TYPE_CHECKING:
     from typst_lit.serving.service import GenerationError as GenerationError
     from typst_lit.serving.service import GenerationService as GenerationService
     from typst_lit.serving.service import QueueFullError as QueueFullError
-    from typst_lit.serving.web_page import serve_web_page as serve_web_page
 
 __getattr__, __dir__, __all__ = attach(
     __name__,
@@ -18,6 +17,5 @@ __getattr__, __dir__, __all__ = attach(
         "GenerationService": "typst_lit.serving.service",
         "QueueFullError": "typst_lit.serving.service",
         "create_app": "typst_lit.serving.app",
-        "serve_web_page": "typst_lit.serving.web_page",
     },
 )

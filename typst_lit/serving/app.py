@@ -26,6 +26,13 @@ def create_app(
         token: the token that requests must send as ``Authorization: Bearer TOKEN``; None lets all requests in.
         max_waiting: maximum number of documents that wait for the model; further requests are answered with 429.
         max_body_kib: size limit of a request's body, in KiB.
+
+    Example:
+        >>> from fastapi.testclient import TestClient
+        >>> generator = Generator.load(base_model="typst-nano", use_4bit=False, compile=False)
+        >>> with TestClient(create_app(generator)) as client:
+        ...     client.get("/health").json()
+        {'status': 'ok', 'running': 0, 'waiting': 0}
     """
     service = GenerationService(generator, max_waiting)
 

@@ -2,9 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from typst_lit.inference.sampling import RANGES, GenerationSettings
+from typst_lit.serving.service import MAX_ATTEMPTS
+
+
+def _setting(name: str, description: str | None = None) -> Any:
+    """Returns the field of an optional sampling setting, with the setting's range."""
+    allowed = RANGES[name]
+    return Field(
+        default=None,
+        ge=None if allowed.excludes_minimum else allowed.minimum,
+        gt=allowed.minimum if allowed.excludes_minimum else None,
+        le=allowed.maximum,
+        description=description,
+    )
 
 
 class GenerationOptions(BaseModel):
@@ -12,21 +28,25 @@ class GenerationOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
     adapter: str | None = Field(default=None, description="One of /v1/models; by default the first.")
-    max_tokens: int | None = Field(default=None, ge=1, description="At most what the server was started with.")
-    temperature: float | None = Field(default=None, ge=0, le=2)
-    top_p: float | None = Field(default=None, gt=0, le=1)
-    top_k: int | None = Field(default=None, ge=0)
-    repetition_penalty: float | None = Field(default=None, ge=1, le=2)
-    seed: int | None = Field(default=None, ge=0)
-    attempts: int | None = Field(default=None, ge=1, le=16, description="Attempts at a document that compiles.")
+    max_tokens: int | None = _setting("max_tokens", "Limited to the value that the server was started with.")
+    temperature: float | None = _setting("temperature")
+    top_p: float | None = _setting("top_p")
+    top_k: int | None = _setting("top_k", "0 samples from all tokens.")
+    repetition_penalty: float | None = _setting("repetition_penalty")
+    seed: int | None = _setting("seed")
+    attempts: int | None = Field(
+        default=None, ge=1, le=MAX_ATTEMPTS, description="Maximum number of attempts, until the document compiles."
+    )
 
-    def overrides(self, max_tokens: int) -> dict[str, Any]:
-        """Returns the settings that the request overrides, with its ``max_tokens`` limited to the server's."""
-        names = GenerationOptions.model_fields.keys() - {"adapter"}
-        overrides = self.model_dump(include=set(names), exclude_none=True)
-        if "max_tokens" in overrides:
-            overrides["max_tokens"] = min(overrides["max_tokens"], max_tokens)
-        return overrides
+    def settings(self, defaults: GenerationSettings) -> GenerationSettings:
+        """Returns the sampling settings, with ``max_tokens`` limited to the default."""
+        settings = replace(defaults, **self.model_dump(include=set(RANGES), exclude_none=True))
+        return replace(settings, max_tokens=min(settings.max_tokens, defaults.max_tokens))
+
+    @property
+    def max_attempts(self) -> int | None:
+        """The maximum number of attempts; None for the default."""
+        return self.attempts
 
 
 class OpenAIOptions(GenerationOptions):
@@ -38,14 +58,17 @@ class OpenAIOptions(GenerationOptions):
     stream_options: dict[str, Any] | None = None
     n: Literal[1] = 1
     stop: None = Field(default=None, description="Not supported: a document ends where the model ends it.")
-    max_completion_tokens: int | None = Field(default=None, ge=1, description="Same as `max_tokens`.")
+    max_completion_tokens: int | None = _setting("max_tokens", "Same as `max_tokens`.")
 
-    def overrides(self, max_tokens: int) -> dict[str, Any]:
+    @model_validator(mode="after")
+    def _rename_max_completion_tokens(self) -> OpenAIOptions:
         self.max_tokens = self.max_tokens or self.max_completion_tokens
-        overrides = super().overrides(max_tokens)
-        if self.stream:
-            overrides["attempts"] = 1  # text that was sent cannot be taken back
-        return overrides
+        return self
+
+    @property
+    def max_attempts(self) -> int | None:
+        """The maximum number of attempts: 1 for a stream, as text that was sent cannot be taken back."""
+        return 1 if self.stream else self.attempts
 
 
 class CompletionRequest(OpenAIOptions):

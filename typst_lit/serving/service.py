@@ -14,13 +14,11 @@ import threading
 import time
 from collections.abc import Callable
 from contextvars import Context, copy_context
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from typst_lit.errors import UserError
 from typst_lit.inference.attempts import Attempts, GeneratedDocument
 from typst_lit.inference.generator import Generator
-from typst_lit.inference.sampling import GenerationSettings
 from typst_lit.serving.metrics import ServiceMetrics
 
 if TYPE_CHECKING:
@@ -29,6 +27,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 INITIAL_MEAN_SECONDS = 5.0  # of a document, before any was measured
 MEAN_SECONDS_DECAY = 0.8
+MAX_ATTEMPTS = 16  # that a request may ask for
 
 
 class QueueFullError(Exception):
@@ -36,6 +35,9 @@ class QueueFullError(Exception):
 
     Attributes:
         retry_after_s: estimated seconds until there is capacity again.
+
+    >>> str(QueueFullError(retry_after_s=5))
+    'Too many documents are waiting; try again in 5 s.'
     """
 
     def __init__(self, retry_after_s: int) -> None:
@@ -53,6 +55,16 @@ class GenerationService:
     Args:
         generator: a generator with its model loaded.
         max_waiting: maximum number of documents that wait for the model, in addition to the batch that is running.
+
+    Example:
+        >>> from typst_lit.inference import GenerationSettings
+        >>> settings = GenerationSettings(max_tokens=4)
+        >>> generator = Generator.load(base_model="typst-nano", use_4bit=False, compile=False, settings=settings)
+        >>> service = GenerationService(generator, max_waiting=64)
+        >>> service.start()
+        >>> asyncio.run(service.generate(generator.attempts_at_prompt("Any text"))).attempts
+        1
+        >>> service.stop()
     """
 
     def __init__(self, generator: Generator, max_waiting: int) -> None:
@@ -88,7 +100,8 @@ class GenerationService:
         fields, errors = self.generator.check(record, options.adapter)
         if errors:
             raise UserError("; ".join(errors))
-        return self.generator.attempts(fields, options.adapter, *self._overrides(options))
+        settings = options.settings(self.generator.settings)
+        return self.generator.attempts(fields, options.adapter, settings, options.max_attempts)
 
     def attempts_for_prompt(self, prompt: str, options: GenerationOptions) -> Attempts:
         """Returns the attempts at the document of a prompt: a record as JSON, or else a rendered prompt.
@@ -102,12 +115,8 @@ class GenerationService:
             record = None
         if isinstance(record, dict):
             return self.attempts_for_record(record, options)
-        return self.generator.attempts_at_prompt(prompt, options.adapter, *self._overrides(options))
-
-    def _overrides(self, options: GenerationOptions) -> tuple[GenerationSettings, int | None]:
-        overrides = options.overrides(self.generator.settings.max_tokens)
-        max_attempts = overrides.pop("attempts", None)
-        return replace(self.generator.settings, **overrides), max_attempts
+        settings = options.settings(self.generator.settings)
+        return self.generator.attempts_at_prompt(prompt, options.adapter, settings, options.max_attempts)
 
     def check_capacity(self) -> None:
         """Checks that there is capacity for one more document.

@@ -20,13 +20,17 @@ from typst_lit.errors import UserError
 from typst_lit.inference.attempts import Attempts, GeneratedDocument
 from typst_lit.inference.generator import Generator
 from typst_lit.inference.outputs import file_name
-from typst_lit.serving.service import GenerationError, GenerationService, QueueFullError
+from typst_lit.inference.sampling import RANGES
+from typst_lit.serving.service import MAX_ATTEMPTS, GenerationError, GenerationService, QueueFullError
 from typst_lit.serving.web_page import load_generator
 
 PPI = 110.0  # of the page images
 MAX_WAITING = 16  # documents of all visitors
 SECONDS_BETWEEN_UPDATES = 0.25
 NUM_PREVIEW_LINES = 12
+SLIDER_STEP = 0.05
+MAX_TOP_K = 1000  # of the input field, as that of the seed
+MAX_SEED = 2**31
 
 
 @st.cache_resource(show_spinner="Loading the model ...")
@@ -73,21 +77,29 @@ def settings_panel(generator: Generator) -> dict[str, Any]:
     """Shows the settings in the sidebar and returns the chosen values by name."""
     defaults = generator.settings
     values: dict[str, Any] = {}
+
+    def slider(label: str, name: str, help: str | None = None) -> None:
+        allowed, default = RANGES[name], float(getattr(defaults, name))
+        minimum = allowed.minimum + (SLIDER_STEP if allowed.excludes_minimum else 0.0)
+        assert allowed.maximum is not None
+        values[name] = st.slider(label, min(minimum, default), float(allowed.maximum), default, SLIDER_STEP, help=help)
+
+    def number_input(label: str, name: str, maximum: int, help: str | None = None) -> None:
+        values[name] = st.number_input(label, RANGES[name].minimum, maximum, getattr(defaults, name), help=help)
+
     with st.sidebar:
         st.header("Settings")
         if len(generator.adapters) > 1:
             values["adapter"] = st.selectbox("Adapter", generator.adapters)
-        values["temperature"] = st.slider(
-            "Temperature", 0.0, 2.0, defaults.temperature, 0.05, help="0.1 to 0.3 keeps to the format; 0 is greedy."
-        )
-        values["top_p"] = st.slider("Top-p", 0.05, 1.0, defaults.top_p, 0.05)
-        values["top_k"] = st.number_input("Top-k", 0, 1000, defaults.top_k, help="0 samples from all tokens.")
-        values["repetition_penalty"] = st.slider("Repetition penalty", 1.0, 2.0, defaults.repetition_penalty, 0.05)
-        values["max_tokens"] = st.number_input("Max tokens", 1, defaults.max_tokens, defaults.max_tokens)
-        values["seed"] = st.number_input("Seed", 0, 2**31, defaults.seed)
+        slider("Temperature", "temperature", "0.1 to 0.3 keeps to the format; 0 always takes the most likely token.")
+        slider("Top-p", "top_p", "Samples only among the most likely tokens that together have this probability.")
+        number_input("Top-k", "top_k", MAX_TOP_K, "Samples only among this many most likely tokens; 0 for all.")
+        slider("Repetition penalty", "repetition_penalty", "Above 1, tokens that were generated become less likely.")
+        number_input("Max tokens", "max_tokens", defaults.max_tokens, "The document is cut off there.")
+        number_input("Seed", "seed", MAX_SEED, "The same seed generates the same document.")
         if generator.typesetter is not None:
             values["attempts"] = st.number_input(
-                "Attempts", 1, 16, generator.max_attempts, help="Generates again, up to this often, until it compiles."
+                "Attempts", 1, MAX_ATTEMPTS, generator.max_attempts, help="Maximum number, until the document compiles."
             )
     return values
 

@@ -101,6 +101,13 @@ def generate_on_ray(
 
     Raises:
         UserError: when Ray is not installed, the directory has other results, or shards fail repeatedly.
+
+    Example:
+        >>> from functools import partial
+        >>> from typst_lit.data.sources import FileSource
+        >>> directory = ShardDirectory(Path("documents").absolute(), shard_size=1000)
+        >>> load = partial(Generator.load, "runs/default")
+        >>> generate_on_ray(load, FileSource("records.parquet"), directory, {"model": "runs/default"})  # doctest: +SKIP
     """
     if num_actors is not None and num_actors < 1:
         raise UserError(f"must be 1 or more, not {num_actors}.", setting="actors")

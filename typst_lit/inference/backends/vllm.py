@@ -151,6 +151,9 @@ class VllmDecoder(BaseDecoder):
         eos_ids: ids of the EOS tokens.
         max_positions: maximum number of tokens of prompt and document.
         adapters: directories of the adapters, by name.
+
+    Example:
+        >>> Generator.load("runs/default", engine="vllm")  # doctest: +SKIP
     """
 
     def __init__(self, engine: Any, eos_ids: Collection[int], max_positions: int, adapters: dict[str, Path]) -> None:

@@ -1,0 +1,117 @@
+"""The server when the model fails while it generates for several clients."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+import httpx
+import pytest
+import torch
+import uvicorn
+
+from typst_lit.inference.decoder import Decoder
+from typst_lit.inference.generator import Generator
+from typst_lit.inference.sampling import GenerationSettings
+from typst_lit.serving.app import create_app
+
+NUM_CLIENTS = 8
+
+
+@pytest.fixture(scope="module")
+def generator() -> Generator:
+    settings = GenerationSettings(max_tokens=60, temperature=0, repetition_penalty=1)
+    return Generator.load(base_model="typst-nano", use_4bit=False, compile=False, settings=settings, batch_size=8)
+
+
+@contextmanager
+def serve(generator: Generator) -> Iterator[str]:
+    """Serves a generator in a thread of this process, and returns the server's address."""
+    server = uvicorn.Server(uvicorn.Config(create_app(generator), log_level="critical"))
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+        thread.start()
+        wait_until(lambda: server.started)
+        try:
+            yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join(30)
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def post_all(url: str, bodies: list[dict[str, Any]]) -> list[httpx.Response]:
+    with ThreadPoolExecutor(len(bodies)) as pool:
+        return list(pool.map(lambda body: httpx.post(f"{url}/generate", json=body, timeout=120), bodies))
+
+
+@pytest.fixture
+def bodies(able_pairs) -> list[dict[str, Any]]:
+    records = [able_pairs[index % len(able_pairs)]["input"] for index in range(NUM_CLIENTS)]
+    return [{"input": {**record, "starting_page": index + 1}} for index, record in enumerate(records)]
+
+
+def replace_step(monkeypatch, generator: Generator, check: Callable[[Decoder], None]) -> None:
+    """Calls a function before each step of the decoder. The first step waits until all clients have connected."""
+    engine = generator.engine
+    decoder: Any = engine.decoder
+    step, is_first = decoder.step, True
+
+    def checked_step() -> None:
+        nonlocal is_first
+        if is_first:
+            wait_until(lambda: engine.num_running + engine.num_waiting == NUM_CLIENTS)
+            is_first = False
+        check(decoder)
+        step()
+
+    monkeypatch.setattr(decoder, "step", checked_step)
+
+
+def test_out_of_memory_loses_no_request(monkeypatch, generator, bodies) -> None:
+    batch_sizes: list[int] = []
+
+    def run_out_of_memory_once(decoder: Decoder) -> None:
+        batch_sizes.append(len(decoder.requests))
+        if batch_sizes.count(NUM_CLIENTS) == 1 and len(decoder.requests) == NUM_CLIENTS:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    replace_step(monkeypatch, generator, run_out_of_memory_once)
+    with serve(generator) as url:
+        responses = post_all(url, bodies)
+        assert httpx.get(f"{url}/health").json() == {"status": "ok", "running": 0, "waiting": 0}
+    assert [response.status_code for response in responses] == [200] * NUM_CLIENTS
+    after = batch_sizes[batch_sizes.index(NUM_CLIENTS) + 1 :]
+    assert max(after) == NUM_CLIENTS // 2  # the batch size was halved
+    monkeypatch.undo()
+    for body, response in zip(bodies, responses, strict=True):
+        assert response.json()["input"] == body["input"]
+        assert response.json()["generated_output"] == generator.generate_one(body["input"]).source
+
+
+def test_request_that_fails_every_step_fails_alone(monkeypatch, generator, bodies) -> None:
+    bodies[3]["max_tokens"] = 59
+
+    def fail(decoder: Decoder) -> None:
+        if any(request.settings.max_tokens == 59 for request in decoder.requests):
+            raise RuntimeError("device-side assert")
+
+    replace_step(monkeypatch, generator, fail)
+    with serve(generator) as url:
+        responses = post_all(url, bodies)
+        chat = {"messages": [{"role": "user", "content": "Any text"}], "stream": True, "max_tokens": 59}
+        stream = httpx.post(f"{url}/v1/chat/completions", json=chat, timeout=120).text
+    assert [response.status_code for response in responses] == [200] * 3 + [500] + [200] * 4
+    assert "RuntimeError: device-side assert" in responses[3].json()["error"]["message"]
+    assert '"code": 500' in stream and "device-side assert" in stream and "[DONE]" not in stream
