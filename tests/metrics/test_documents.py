@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from benchmarks.metrics import broken_versions, compiled_documents
-from typst_lit.metrics import images as pictures
+from typst_lit.metrics import images as images_module
 from typst_lit.metrics.documents import (
     Document,
     DocumentMetric,
@@ -28,37 +28,37 @@ from typst_lit.typesetting.typesetter import Typesetter
 
 @pytest.fixture(scope="module")
 def typesetter() -> Iterator[Typesetter]:
-    with Typesetter() as made:
-        yield made
+    with Typesetter() as typesetter:
+        yield typesetter
 
 
 @pytest.fixture(scope="module")
 def scores(typesetter) -> dict[str, dict[str, float]]:
-    """The scores of the sample documents as they are, and broken in each way."""
+    """The scores of the sample documents, unchanged and damaged in each way."""
     import json
 
     from tests.conftest import SAMPLES
 
     pairs = json.loads(SAMPLES.read_text("utf-8"))
-    table = {}
+    scores = {}
     for way, sources in broken_versions(pairs).items():
         metrics = document_metrics()
-        made = compiled_documents(pairs, sources, typesetter, ppi=72)
+        compiled = compiled_documents(pairs, sources, typesetter, ppi=72)
         for metric in metrics.values():
-            update_metric(metric, made)
-        table[way] = compute_metrics(metrics)
-    return table
+            update_metric(metric, compiled)
+        scores[way] = compute_metrics(metrics)
+    return scores
 
 
-def test_good_documents_score_as_such(scores) -> None:
+def test_good_documents_have_good_scores(scores) -> None:
     good = scores["as they are"]
     for name in ("compile_rate", "field_presence", "page_similarity", "edit_similarity", "chrf", "bleu", "rouge1"):
         assert good[name] == pytest.approx(1, abs=1e-4), name
-    # Three samples have a table's caption above it in the record and below it on the page: words in another order.
+    # In three samples the caption of a table is above it in the record and below it on the page.
     assert good["fidelity"] > 0.95 and good["invention"] == 0 and good["page_count_error"] == 0
 
 
-def test_broken_documents_score_lower_in_the_right_order(scores) -> None:
+def test_damaged_documents_score_lower_in_the_right_order(scores) -> None:
     ways = ("as they are", "heading changed", "paragraph dropped", "another record's")
     for name in ("fidelity", "edit_similarity", "chrf"):
         values = [scores[way][name] for way in ways]
@@ -69,31 +69,31 @@ def test_broken_documents_score_lower_in_the_right_order(scores) -> None:
     for name in ("page_similarity", "field_presence"):
         assert scores["another record's"][name] < scores["paragraph dropped"][name] <= scores["as they are"][name]
     assert all(scores[way]["page_similarity"] < 0.999 for way in scores if way != "as they are")
-    assert all(scores[way]["compile_rate"] == 1 for way in scores)  # which is why there are others
+    assert all(scores[way]["compile_rate"] == 1 for way in scores)  # damage that compile_rate does not see
 
 
 def test_a_document_that_does_not_compile_shows_nothing(typesetter) -> None:
     fields = {"title": "Hill", "text": "some words"}
     good, bad = typesetter.compile("#set page(header: [Hill])\nsome words", 36), typesetter.compile("#bad", 36)
     metrics = document_metrics()
-    made = [Document("a", fields, "text", "#bad", bad, "ref", good)]
+    compiled = [Document("a", fields, "text", "#bad", bad, "ref", good)]
     for metric in metrics.values():
-        update_metric(metric, made)
+        update_metric(metric, compiled)
     values = compute_metrics(metrics)
     assert values["compile_rate"] == values["fidelity"] == values["page_similarity"] == values["field_presence"] == 0
     assert "invention" not in values and "page_count_error" not in values
 
 
-def test_without_references_only_what_needs_none_is_scored(typesetter) -> None:
+def test_without_references_only_metrics_that_need_none_are_computed(typesetter) -> None:
     metrics = document_metrics()
-    made = [Document("a", {"text": "some words"}, "text", "some words", typesetter.compile("some words", 36))]
+    compiled = [Document("a", {"text": "some words"}, "text", "some words", typesetter.compile("some words", 36))]
     for metric in metrics.values():
-        update_metric(metric, made)
+        update_metric(metric, compiled)
     assert compute_metrics(metrics) == {"compile_rate": 1, "fidelity": 1, "invention": 0}
     assert compute_metrics(document_metrics()) == {}
 
 
-# Pictures
+# Images
 
 
 def png(values: np.ndarray) -> bytes:
@@ -102,7 +102,7 @@ def png(values: np.ndarray) -> bytes:
     return stream.getvalue()
 
 
-def plain_ssim(x: np.ndarray, y: np.ndarray) -> float:
+def naive_ssim(x: np.ndarray, y: np.ndarray) -> float:
     """Structural similarity by its definition, window by window (Wang et al. 2004, equation 13)."""
     coordinates = np.arange(11) - 5
     line = np.exp(-(coordinates**2) / (2 * 1.5**2))
@@ -119,17 +119,19 @@ def plain_ssim(x: np.ndarray, y: np.ndarray) -> float:
     return float(np.mean(scores))
 
 
-def test_page_similarity_against_its_definition() -> None:
+def test_page_similarity_agrees_with_its_definition() -> None:
     rng = np.random.default_rng(0)
     x = rng.integers(0, 256, (32, 40))
     y = np.clip(x + rng.integers(-60, 60, x.shape), 0, 255)
-    assert page_similarity([png(x)], [png(y)]) == pytest.approx(plain_ssim(x / 255, y / 255), abs=0.03)  # borders
-    centre = torch.tensor(np.stack([x, y])).float()[:, None] / 255
-    whole = pictures.structural_similarity_index_measure(centre[:1], centre[1:], data_range=1.0, return_full_image=True)
-    assert float(whole[1][..., 5:-5, 5:-5].mean()) == pytest.approx(plain_ssim(x / 255, y / 255), abs=1e-4)
+    assert page_similarity([png(x)], [png(y)]) == pytest.approx(naive_ssim(x / 255, y / 255), abs=0.03)  # borders
+    batch = torch.tensor(np.stack([x, y])).float()[:, None] / 255
+    _, full_image = images_module.structural_similarity_index_measure(
+        batch[:1], batch[1:], data_range=1.0, return_full_image=True
+    )
+    assert float(full_image[..., 5:-5, 5:-5].mean()) == pytest.approx(naive_ssim(x / 255, y / 255), abs=1e-4)
 
 
-def test_page_similarity_counts_pages_that_are_not_there_and_paper_of_another_size() -> None:
+def test_page_similarity_counts_missing_pages_and_other_paper_sizes() -> None:
     white, black = png(np.full((40, 30), 255)), png(np.zeros((40, 30)))
     assert page_similarity([white], [white]) == 1 and page_similarity([], []) == 1
     assert page_similarity([white], [white, white]) == page_similarity([white, white], [white]) == 0.5
@@ -141,71 +143,73 @@ def test_page_similarity_counts_pages_that_are_not_there_and_paper_of_another_si
 # State
 
 
-class ByName(DocumentMetric):
+class OriginAsScore(DocumentMetric):
     def score(self, document: Document) -> float | None:
         return float(document.origin) if document.origin else None
 
 
-def named(*names: str) -> list[Document]:
-    return [Document(name, {"text": "a"}, "text", "a b c d e f", CompileResult(True), "a b c d e g") for name in names]
+def documents_from(*origins: str) -> list[Document]:
+    return [
+        Document(origin, {"text": "a"}, "text", "a b c d e f", CompileResult(True), "a b c d e g") for origin in origins
+    ]
 
 
-def test_a_metric_is_a_mean_that_leaves_out_what_has_no_score() -> None:
-    metric = ByName()
-    metric.update(named("1", "", "4"))
-    metric.update(named("4"))
+def test_a_metric_is_the_mean_over_documents_with_a_score() -> None:
+    metric = OriginAsScore()
+    metric.update(documents_from("1", "", "4"))
+    metric.update(documents_from("4"))
     assert float(metric.compute()) == 3
     metric.reset()
-    metric.update(named(""))
+    metric.update(documents_from(""))
     assert math.isnan(metric.compute())
 
 
-def _one_process(rank: int, store: str, results: str) -> None:
+def _run_process(rank: int, store: str, results: str) -> None:
     torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-    metrics: dict[str, Any] = {"mean": ByName(), **document_metrics()}
+    metrics: dict[str, Any] = {"mean": OriginAsScore(), **document_metrics()}
     for metric in metrics.values():
-        if rank == 0:  # the other process's share is empty, as with more processes than records
-            update_metric(metric, named("1", "2", "6"))
+        if rank == 0:  # the other process has no documents, as with more processes than records
+            update_metric(metric, documents_from("1", "2", "6"))
     (Path(results) / f"{rank}").write_text(repr(compute_metrics(metrics)))
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
 
 
-def test_processes_add_up(tmp_path) -> None:
-    torch.multiprocessing.spawn(_one_process, (str(tmp_path / "store"), str(tmp_path)), nprocs=2)
-    metrics: dict[str, Any] = {"mean": ByName(), **document_metrics()}
+def test_scores_are_computed_over_all_processes(tmp_path) -> None:
+    torch.multiprocessing.spawn(_run_process, (str(tmp_path / "store"), str(tmp_path)), nprocs=2)
+    metrics: dict[str, Any] = {"mean": OriginAsScore(), **document_metrics()}
     for metric in metrics.values():
-        update_metric(metric, named("1", "2", "6"))
+        update_metric(metric, documents_from("1", "2", "6"))
     alone = compute_metrics(metrics)
     assert alone["mean"] == 3 and {"compile_rate", "chrf", "bleu", "rouge1", "rougeL"} <= alone.keys()
     assert (tmp_path / "0").read_text() == (tmp_path / "1").read_text() == repr(alone)
 
 
-def test_rouge_is_that_of_torchmetrics() -> None:
+def test_rouge_agrees_with_torchmetrics() -> None:
     from torchmetrics.text import ROUGEScore
 
     pairs = [("= A\n#set text(11pt)\nThe cat sat.", "= B\nThe *cat* sat on it."), ("x", "y"), ("#a-b_c", "a b c d")]
-    made = [Document("", {}, "text", source, CompileResult(True), reference) for source, reference in pairs]
+    compiled = [Document("", {}, "text", source, CompileResult(True), reference) for source, reference in pairs]
     expected = ROUGEScore(rouge_keys=("rouge1", "rouge2", "rougeL"))
     expected.update([source for source, _ in pairs], [reference for _, reference in pairs])
     metrics = {name: metric for name, metric in document_metrics().items() if name.startswith("rouge")}
     for metric in metrics.values():
-        update_metric(metric, made)
+        update_metric(metric, compiled)
     for name, value in compute_metrics(metrics).items():
         assert value == pytest.approx(float(expected.compute()[f"{name}_fmeasure"])), name
 
 
 def test_scores_of_real_reports(typesetter) -> None:
-    """With real reports at hand: TYPST_LIT_REPORTS=pairs.json"""
+    """Needs real reports: TYPST_LIT_REPORTS=pairs.json"""
     import json
 
     path = os.environ.get("TYPST_LIT_REPORTS")
     if not path:
-        pytest.skip("TYPST_LIT_REPORTS names no file of real pairs")
+        pytest.skip("TYPST_LIT_REPORTS is not set to a file of real pairs")
     pairs = json.loads(Path(path).read_text("utf-8"))[::5]
     with Typesetter(normalize_paths=True) as normalizing:
-        made = compiled_documents(pairs, [pair["output"] for pair in pairs], normalizing, ppi=36)
+        compiled = compiled_documents(pairs, [pair["output"] for pair in pairs], normalizing, ppi=36)
     metrics = document_metrics()
     for name in ("compile_rate", "fidelity", "field_presence", "page_similarity"):
-        update_metric(metrics[name], made)
+        update_metric(metrics[name], compiled)
         assert float(metrics[name].compute()) > 0.95, name

@@ -7,7 +7,7 @@ from PIL import Image
 
 from typst_lit.metrics.documents import Candidate
 from typst_lit.metrics.scoring import Scorer
-from typst_lit.reporting import report as module
+from typst_lit.reporting import report as report_module
 from typst_lit.reporting.report import Report
 from typst_lit.typesetting.typesetter import Typesetter
 
@@ -18,8 +18,8 @@ def candidates(count: int) -> list[Candidate]:
     return [Candidate(f"record {i}", fields, "text", sources[i % 4], "one two three four") for i in range(count)]
 
 
-def test_only_the_worst_keep_their_images(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(module, "MAX_DOCUMENTS_WITH_IMAGES", 3)
+def test_only_the_worst_documents_keep_their_images(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(report_module, "MAX_DOCUMENTS_WITH_IMAGES", 3)
     with Typesetter(workers=1) as typesetter:
         scorer = Scorer(typesetter)
         report = Report(scorer, {"model": "tiny"})
@@ -34,7 +34,7 @@ def test_only_the_worst_keep_their_images(tmp_path, monkeypatch) -> None:
     assert sum(bool(entry.images) for entry in report.entries) == 3
 
 
-def test_entries_of_other_processes_join_in(tmp_path) -> None:
+def test_entries_of_other_processes_are_merged(tmp_path) -> None:
     with Typesetter(workers=1) as typesetter:
         scorer = Scorer(typesetter)
         reports = [Report(scorer, {}), Report(scorer, {})]
@@ -46,11 +46,11 @@ def test_entries_of_other_processes_join_in(tmp_path) -> None:
     assert sorted(entry["origin"] for entry in entries) == [f"record {i}" for i in range(4)]
 
 
-def test_pictures_are_those_of_the_pages() -> None:
+def test_each_page_has_its_own_image() -> None:
     import base64
 
     with Typesetter(workers=1) as typesetter:
         pages = typesetter.compile("#set page(width: 100pt, height: 50pt)\nx #pagebreak() y", ppi=72).pages
-    (first, no_reference), (second, _) = module._images(pages, ())
+    (first, no_reference), (second, _) = report_module._image_pairs(pages, ())
     assert no_reference == "" and first != second
     assert Image.open(io.BytesIO(base64.b64decode(first.split(",")[1]))).size == (100, 50)

@@ -101,6 +101,11 @@ def mean_loss(model: nn.Module, encoder: Encoder, pairs: Sequence[Mapping[str, A
 
     Returns:
         0 when there are no pairs.
+
+    >>> generator = Generator.load(base_model="typst-nano", use_4bit=False, compile=False)
+    >>> pairs = load_pairs(None, generator.encoder().template, count=1)
+    >>> 0 < mean_loss(generator.model, generator.encoder(), pairs) < 3
+    True
     """
     causal_lm: Any = model
     encoded = encoder.encode([pair["input"] for pair in pairs], [pair["output"] for pair in pairs])

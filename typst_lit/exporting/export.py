@@ -32,6 +32,9 @@ class TrainedModel:
     Attributes:
         adapter: directory of the adapter; None after full fine-tuning.
         base_model: hub name, directory or built-in name; None for the one that the adapter names.
+
+    >>> TrainedModel(adapter=None, base_model="typst-nano").load().model.config.model_type
+    'qwen3'
     """
 
     adapter: Path | None
@@ -65,6 +68,9 @@ class Export:
         path: the file or directory.
         comparison: how similar it is to the original; None when it was not checked.
         commands: shell commands that load it into the engine.
+
+    >>> Export(Path("merged"), Comparison(0.5, 0.5, 4, 4)).comparison.num_same
+    4
     """
 
     path: Path
@@ -92,6 +98,13 @@ def export_merged(
 
     Raises:
         UserError: when the adapter can't be merged, or the result is not the same model.
+
+    >>> import tempfile
+    >>> trained = TrainedModel(adapter=None, base_model="typst-nano")
+    >>> with tempfile.TemporaryDirectory() as directory:
+    ...     export = export_merged(trained, Path(directory), check=False)
+    ...     (export.path / "model.safetensors").is_file()
+    True
     """
     check_output_is_free(output)
     generator = trained.load()
@@ -143,6 +156,13 @@ def export_gguf(
     Raises:
         UserError: when llama.cpp does not support the architecture or the tokenizer, the adapter can't be merged, or
             the result is not the same model.
+
+    >>> import tempfile
+    >>> trained = TrainedModel(adapter=None, base_model="typst-nano")
+    >>> with tempfile.TemporaryDirectory() as directory:
+    ...     export = export_gguf(trained, Path(directory), "q8_0", check=False)
+    ...     export.path.name, export.path.stat().st_size < 8_000_000
+    ('model.gguf', True)
     """
     export, _, _ = _export_gguf(trained, output, weights_type, records, check)
     return export

@@ -1,4 +1,4 @@
-"""What metrics look at, and the torchmetrics classes around the functions of this room."""
+"""Metrics of generated documents: torchmetrics classes around the functions of `functional` and `images`."""
 
 from __future__ import annotations
 
@@ -16,22 +16,42 @@ from torchmetrics.text import BLEUScore, CHRFScore
 
 from typst_lit.metrics import functional
 from typst_lit.metrics.images import page_similarity
-from typst_lit.typesetting.results import CompileResult
+from typst_lit.typesetting.results import CompileResult, PageText
+
+
+class Candidate(NamedTuple):
+    """A generated source to score: a `Document` that is not compiled yet. The attributes are those of `Document`.
+
+    >>> Candidate("records.json[0]", {"text": "Two sheep."}, "text", "Two sheep.").finish_reason
+    ''
+    """
+
+    origin: str
+    fields: Mapping[str, Any]
+    body_field: str
+    source: str
+    reference: str = ""
+    finish_reason: str = ""
 
 
 @dataclass(frozen=True)
 class Document:
-    """A generated document with its record and, if there is one, its reference.
+    """A compiled document with its record and, if there is one, its reference.
 
     Attributes:
-        origin: source location of the record: file and line or index.
+        origin: source location of the record: its file, and its line or index.
         fields: the record.
-        body_field: which of the fields is the long text.
+        body_field: name of the field with the long text.
         source: the generated Typst source.
-        result: what came of compiling it.
-        reference: the source that a person made, or empty.
-        reference_result: what came of compiling that, or None without a reference.
-        finish_reason: ``stop``, or ``length`` when the token limit cut the source off; empty when not known.
+        result: of compiling the source.
+        reference: the Typst source that a person wrote for the record, or empty.
+        reference_result: of compiling the reference; None without one.
+        finish_reason: ``stop``, or ``length`` when the token limit cut the source off; empty when unknown.
+
+    >>> result = CompileResult(ok=True, page_texts=(PageText("Hill Farms", "Two sheep.", ""),))
+    >>> document = Document("records.json[0]", {"title": "Hill Farms", "text": "Two sheep."}, "text", "...", result)
+    >>> document.field_scores
+    {'title': 1.0}
     """
 
     origin: str
@@ -49,40 +69,39 @@ class Document:
         return self.reference_result is not None and self.reference_result.ok
 
     @property
-    def reference_pages(self) -> Sequence[Any]:
-        """The text of the reference's pages, empty without one."""
+    def reference_pages(self) -> Sequence[PageText]:
+        """The text of the reference's pages; empty without one."""
         return self.reference_result.page_texts if self.reference_result is not None else ()
 
     @cached_property
     def field_scores(self) -> dict[str, float]:
         """`functional.field_presence` of the short fields."""
-        short = {name: value for name, value in self.fields.items() if name != self.body_field}
-        return functional.field_presence(short, self.result.page_texts, self.reference_pages)
+        short_fields = {name: value for name, value in self.fields.items() if name != self.body_field}
+        return functional.field_presence(short_fields, self.result.page_texts, self.reference_pages)
 
     @cached_property
     def similarity(self) -> float | None:
         """`images.page_similarity` to the reference; None without one."""
-        if not self.has_reference_pages:
+        if self.reference_result is None or not self.has_reference_pages:
             return None
-        assert self.reference_result is not None
         return page_similarity(self.result.pages, self.reference_result.pages)
 
 
-class Candidate(NamedTuple):
-    """What is to be scored: a `Document` before it was compiled."""
-
-    origin: str
-    fields: Mapping[str, Any]
-    body_field: str
-    source: str
-    reference: str = ""
-    finish_reason: str = ""
-
-
 class DocumentMetric(Metric, ABC):
-    """The mean of a document's score over all documents that have one.
+    """The mean of a score over all documents that have one.
 
-    A subclass writes `score`. Update it with documents; the state (sum and count) adds up over processes.
+    A subclass implements `score`. It is updated with documents; its state (sum and count) is summed over processes.
+    The setting `model.metrics` adds metrics to the evaluation.
+
+    >>> class HasHeading(DocumentMetric):
+    ...     '''The share of documents with a heading.'''
+    ...     higher_is_better = True
+    ...     def score(self, document: Document) -> float | None:
+    ...         return float(document.source.startswith("= "))
+    >>> metric = HasHeading()
+    >>> metric.update([Document("", {}, "text", source, CompileResult(True)) for source in ("= A", "= B", "C", "D")])
+    >>> float(metric.compute())
+    0.5
     """
 
     full_state_update = False
@@ -97,7 +116,7 @@ class DocumentMetric(Metric, ABC):
 
     @abstractmethod
     def score(self, document: Document) -> float | None:
-        """Returns one document's score, or None when it has none."""
+        """Returns the score of one document, or None when it has none."""
 
     def update(self, documents: Sequence[Document]) -> None:
         """Adds documents."""
@@ -108,15 +127,18 @@ class DocumentMetric(Metric, ABC):
                 self.count += 1
 
     def compute(self) -> Tensor:
-        """Returns the mean, or NaN when no document had a score."""
+        """Returns the mean score, or NaN when no document has one."""
         return self.total / self.count
 
 
 class CompileRate(DocumentMetric):
     """The share of documents that compile.
 
-    Why: a document that does not compile is no document. Range: 0 to 1. Blind to: everything else; an empty source
+    Why: a source that does not compile is not a document. Range: 0 to 1. Blind to: everything else; an empty source
     compiles.
+
+    >>> CompileRate().score(Document("", {}, "text", "#text(", CompileResult(ok=False)))
+    0.0
     """
 
     higher_is_better = True
@@ -126,9 +148,13 @@ class CompileRate(DocumentMetric):
 
 
 class ContentFidelity(DocumentMetric):
-    """How much of the record's long text stands in the document, in order.
+    """How much of the record's long text the document shows, in order.
 
-    See `functional.content_fidelity`. A document that does not compile shows nothing: 0.
+    See `functional.content_fidelity`. A document that does not compile shows nothing and scores 0.
+
+    >>> result = CompileResult(ok=True, page_texts=(PageText("", "Two sheep.", ""),))
+    >>> ContentFidelity().score(Document("", {"text": "Two white sheep."}, "text", "...", result))
+    0.6666666666666666
     """
 
     higher_is_better = True
@@ -138,9 +164,13 @@ class ContentFidelity(DocumentMetric):
 
 
 class Invention(DocumentMetric):
-    """The share of the document's words that come from neither record nor template.
+    """Hallucination rate: the share of the document's words that come from neither record nor template.
 
-    See `functional.invention`. A document that shows nothing has no score.
+    See `functional.invention`. A document without words has no score.
+
+    >>> result = CompileResult(ok=True, page_texts=(PageText("", "Two black sheep.", ""),))
+    >>> Invention().score(Document("", {"text": "Two sheep."}, "text", "...", result))
+    0.3333333333333333
     """
 
     higher_is_better = False
@@ -153,7 +183,12 @@ class Invention(DocumentMetric):
 class FieldPresence(DocumentMetric):
     """How much the record's short fields are shown where they belong.
 
-    The mean over them of `functional.field_presence`.
+    The mean of `functional.field_presence` over the fields.
+
+    >>> result = CompileResult(ok=True, page_texts=(PageText("Hill Farms", "Two sheep.", ""),))
+    >>> fields = {"title": "Hill Farms", "year": "2025", "text": "Two sheep."}
+    >>> FieldPresence().score(Document("", fields, "text", "...", result))
+    0.5
     """
 
     higher_is_better = True
@@ -164,9 +199,14 @@ class FieldPresence(DocumentMetric):
 
 
 class PageSimilarity(DocumentMetric):
-    """How alike the pages look to the reference's.
+    """How similar the pages look to those of the reference.
 
     See `images.page_similarity`. A document that does not compile scores 0.
+
+    >>> reference = CompileResult(ok=True, pages=(b"PNG",), page_texts=(PageText("", "Two sheep.", ""),))
+    >>> failed = CompileResult(ok=False)
+    >>> PageSimilarity().score(Document("", {}, "text", "#text(", failed, "Two sheep.", reference))
+    0.0
     """
 
     higher_is_better = True
@@ -176,10 +216,15 @@ class PageSimilarity(DocumentMetric):
 
 
 class PageCountError(DocumentMetric):
-    """By how many pages the document is longer or shorter than the reference, as a share of the reference's pages.
+    """The difference in the number of pages, relative to the reference.
 
-    Why: a lost chapter or an endless one shows here at once. Range: 0 (as many) upwards. Blind to: what stands on the
-    pages. A document that does not compile, or has no reference, has no score.
+    Why: a missing or endless chapter shows here first. Range: 0 (equal) upwards. Blind to: what is on the pages. A
+    document that does not compile or has no reference has no score.
+
+    >>> page = PageText("", "Two sheep.", "")
+    >>> one_page, two_pages = (CompileResult(ok=True, page_texts=(page,) * count) for count in (1, 2))
+    >>> PageCountError().score(Document("", {}, "text", "...", one_page, "...", two_pages))
+    0.5
     """
 
     higher_is_better = False
@@ -192,9 +237,12 @@ class PageCountError(DocumentMetric):
 
 
 class EditSimilarity(DocumentMetric):
-    """How much of the source a person would not have to type anew to get the reference.
+    """How much of the source a person could keep to get the reference.
 
-    See `functional.edit_similarity`.
+    See `functional.edit_similarity`. A document without a reference has no score.
+
+    >>> EditSimilarity().score(Document("", {}, "text", "= Title", CompileResult(ok=True), "= Titles"))
+    0.875
     """
 
     higher_is_better = True
@@ -204,10 +252,13 @@ class EditSimilarity(DocumentMetric):
 
 
 class RougeN(DocumentMetric):
-    """How many of the words, or runs of words, two sources have in common (F-measure).
+    """ROUGE-N: how many n-grams of words the source and the reference have in common (F-measure).
 
     Args:
-        n: length of a run.
+        n: number of words of an n-gram.
+
+    >>> RougeN(1).score(Document("", {}, "text", "two sheep", CompileResult(ok=True), "two white sheep"))
+    0.800000011920929
     """
 
     higher_is_better = True
@@ -223,7 +274,13 @@ class RougeN(DocumentMetric):
 
 
 class RougeL(DocumentMetric):
-    """How long the longest common subsequence of two sources' words is: `functional.rouge_l`."""
+    """ROUGE-L: the longest common subsequence of the words of source and reference (F-measure).
+
+    See `functional.rouge_l`.
+
+    >>> RougeL().score(Document("", {}, "text", "two sheep", CompileResult(ok=True), "two white sheep"))
+    0.8
+    """
 
     higher_is_better = True
 
@@ -232,10 +289,13 @@ class RougeL(DocumentMetric):
 
 
 def document_metrics() -> dict[str, Metric]:
-    """Returns the metrics that every evaluation takes, by the names they are logged under.
+    """Returns the metrics of every evaluation by the names under which they are logged.
 
-    chrF, BLEU and ROUGE compare the sources. They exist to compare with other work; they are blind to whether a
-    document compiles, and to what it looks like.
+    chrF, BLEU and ROUGE compare the sources, for comparison with other work. They see neither whether a document
+    compiles nor what it looks like.
+
+    >>> list(document_metrics())[:4]
+    ['compile_rate', 'fidelity', 'invention', 'field_presence']
     """
     return {
         "compile_rate": CompileRate(),
@@ -254,29 +314,41 @@ def document_metrics() -> dict[str, Metric]:
 
 
 def update_metric(metric: Metric, documents: Sequence[Document]) -> None:
-    """Updates any metric: one of documents with these, any other one with (generated sources, reference sources)."""
+    """Updates a `DocumentMetric` with documents, and any other metric with the sources and their references.
+
+    >>> metric = CHRFScore()
+    >>> source = "Two white sheep."
+    >>> update_metric(metric, [Document("", {}, "text", source, CompileResult(ok=True), reference=source)])
+    >>> round(float(metric.compute()), 3)
+    1.0
+    """
     if isinstance(metric, DocumentMetric):
         metric.update(documents)
         return
-    paired = [document for document in documents if document.reference]
-    if paired:
-        references: list[Any] = [document.reference for document in paired]
-        if isinstance(metric, BLEUScore):  # takes a text for a list of references, a letter each
+    with_reference = [document for document in documents if document.reference]
+    if with_reference:
+        references: list[Any] = [document.reference for document in with_reference]
+        if isinstance(metric, BLEUScore):  # it would take a string for a list of references of one character each
             references = [[reference] for reference in references]
-        metric.update([document.source for document in paired], references)
+        metric.update([document.source for document in with_reference], references)
 
 
 def compute_metrics(metrics: Mapping[str, Metric]) -> dict[str, float]:
-    """Computes metrics, over all processes, and returns their values by name; what saw nothing is left out.
+    """Computes metrics over all processes and returns the values by name, without those that have no value.
 
-    A metric that gives several values gives them names of their own.
+    A metric that returns a dictionary adds all its items under their own names.
+
+    >>> metric = CompileRate()
+    >>> metric.update([Document("", {}, "text", "= A", CompileResult(ok=True))])
+    >>> compute_metrics({"compile_rate": metric, "fidelity": ContentFidelity()})
+    {'compile_rate': 1.0}
     """
-    alone = not (torch.distributed.is_available() and torch.distributed.is_initialized())
+    is_distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
     values: dict[str, float] = {}
     for name, metric in metrics.items():
-        if alone and not metric.update_called:
-            continue  # where there are several processes, another one may have seen something, and waits for this one
+        if not is_distributed and not metric.update_called:
+            continue  # with several processes, another one may have been updated and waits for this one
         value = metric.compute()
-        several = value if isinstance(value, dict) else {name: value}
-        values |= {key: float(each) for key, each in several.items()}
+        items = value if isinstance(value, dict) else {name: value}
+        values |= {key: float(item) for key, item in items.items()}
     return {name: value for name, value in values.items() if value == value}

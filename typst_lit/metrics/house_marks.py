@@ -13,7 +13,12 @@ HOUSE_MARKS = (
 
 
 class HouseMarks(DocumentMetric):
-    """The share of documents that compile and have every mark of the house style (`HOUSE_MARKS`)."""
+    """The share of documents that compile and have every mark of the house style (`HOUSE_MARKS`).
+
+    >>> from typst_lit.typesetting.results import CompileResult
+    >>> HouseMarks().score(Document("", {}, "text", " ".join(HOUSE_MARKS), CompileResult(ok=True)))
+    1.0
+    """
 
     higher_is_better = True
 

@@ -1,4 +1,4 @@
-"""Compiling and scoring documents: the same for the commands that generate them and for those that find them."""
+"""Compiling and scoring documents, for the evaluation during training and for ``typst-lit score``."""
 
 from __future__ import annotations
 
@@ -19,15 +19,23 @@ from typst_lit.metrics.documents import (
 from typst_lit.typesetting.typesetter import Typesetter
 
 log = logging.getLogger(__name__)
-PPI = 72.0  # of the pictures that are compared and shown
+SCORING_PPI = 72.0  # pixels per inch of the page images that are compared and shown
 
 
 class Scorer:
-    """Compiles documents beside their references and feeds all metrics.
+    """Compiles candidates and their references, and updates all metrics.
 
     Args:
-        typesetter: what compiles.
+        typesetter: compiles the sources.
         extra_metrics: metrics in addition to `document_metrics`.
+
+    >>> fields = {"title": "Hill Farms", "text": "Two sheep."}
+    >>> candidate = Candidate("records.json[0]", fields, "text", "= Hill Farms\\nTwo sheep.")
+    >>> with Typesetter(workers=1) as typesetter:
+    ...     scorer = Scorer(typesetter)
+    ...     documents = list(scorer.score([candidate]))
+    >>> scorer.compute()
+    {'compile_rate': 1.0, 'fidelity': 1.0, 'invention': 0.0, 'field_presence': 1.0}
     """
 
     def __init__(self, typesetter: Typesetter, extra_metrics: Mapping[str, Metric] | None = None) -> None:
@@ -36,29 +44,25 @@ class Scorer:
 
     def score(self, candidates: Iterable[Candidate]) -> Iterator[Document]:
         """Compiles candidates, adds them to the metrics, and yields them as documents, in order."""
-        candidates, ahead = tee(candidates)
-        sources = (
-            text
-            for candidate in ahead
-            for text in (candidate.source, candidate.reference)[: 1 + bool(candidate.reference)]
-        )
-        results = self.typesetter.compile_many(sources, PPI)
+        candidates, to_compile = tee(candidates)
+        sources = (source for c in to_compile for source in ((c.source, c.reference) if c.reference else (c.source,)))
+        results = self.typesetter.compile_many(sources, SCORING_PPI)
         for candidate in candidates:
             result = next(results)
-            reference = next(results) if candidate.reference else None
-            if reference is not None and not reference.ok:
-                log.warning("The reference of %s does not compile: %s", candidate.origin, reference.error)
-            document = Document(**candidate._asdict(), result=result, reference_result=reference)
+            reference_result = next(results) if candidate.reference else None
+            if reference_result is not None and not reference_result.ok:
+                log.warning("The reference of %s does not compile: %s", candidate.origin, reference_result.error)
+            document = Document(**candidate._asdict(), result=result, reference_result=reference_result)
             for metric in self.metrics.values():
                 update_metric(metric, [document])
             yield document
 
     def compute(self) -> dict[str, float]:
-        """Returns the scores over all documents, of all processes."""
+        """Returns the scores over all documents of all processes."""
         return compute_metrics(self.metrics)
 
     def document_scores(self, document: Document) -> dict[str, float]:
-        """Returns one document's own scores, of those metrics that have such."""
+        """Returns the scores of one document, by the metrics that score single documents."""
         scores = {
             name: metric.score(document) for name, metric in self.metrics.items() if isinstance(metric, DocumentMetric)
         }

@@ -1,4 +1,4 @@
-"""The report of an evaluation: ``report.json`` for programs, and ``report.html`` for people, one file by itself."""
+"""The report of an evaluation: ``report.json`` for programs, and the self-contained ``report.html`` for people."""
 
 from __future__ import annotations
 
@@ -14,22 +14,41 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader
 from PIL import Image
+from torchmetrics import Metric
 
 from typst_lit.metrics.documents import Document
 from typst_lit.metrics.scoring import Scorer
-from typst_lit.typesetting.results import source_line
+from typst_lit.typesetting.results import CompileResult, source_line
 from typst_lit.version import __version__
 
-MAX_DOCUMENTS_WITH_IMAGES = (
-    100  # documents whose pages are in the HTML file, the worst ones; it would grow too large to open
-)
+MAX_DOCUMENTS_WITH_IMAGES = 100  # the worst ones; with more, the HTML file would be too large to open
+MAX_IMAGES_PER_DOCUMENT = 12
+WEBP_QUALITY = 60
 REPORT_FILES = ("report.html", "report.json")
-MAX_PAGES_PER_DOCUMENT = 12  # of each of them
 
 
 @dataclass
-class Entry:
-    """One document in the report, without what would fill the memory."""
+class ReportEntry:
+    """One document in the report, without the parts that would fill the memory.
+
+    Attributes:
+        index: position of the document among all documents.
+        origin: source location of the record.
+        fields: the record.
+        body_field: name of the field with the long text.
+        scores: of the document, by metric.
+        field_scores: how much each short field is shown.
+        compiled: whether there is a PDF.
+        diagnostics: errors and warnings, each with the source line as its ``excerpt``.
+        pages: number of pages.
+        reference_pages: number of pages of the reference; None without one.
+        missing_assets: paths of images that were replaced by a placeholder.
+        finish_reason: ``stop`` or ``length``; empty when unknown.
+        source: the generated Typst source.
+        reference: the source of the reference.
+        reference_error: why the reference does not compile, or empty.
+        images: data URLs of each page and of the reference's page, empty strings for missing pages.
+    """
 
     index: int
     origin: str
@@ -45,124 +64,146 @@ class Entry:
     finish_reason: str
     source: str
     reference: str
-    reference_problem: str
-    images: list[tuple[str, str]] = field(default_factory=list)  # data URLs of a page and its reference
+    reference_error: str
+    images: list[tuple[str, str]] = field(default_factory=list)
 
     @property
     def label(self) -> str:
-        """What to call the document where room is short."""
+        """A short name of the document."""
         titles = [value for name, value in self.fields.items() if isinstance(value, str) and name != self.body_field]
         return f"{self.index}. {titles[-1][:40] if titles else self.origin.split('/')[-1]}"
 
     @property
     def badness(self) -> tuple[bool, float, float, int]:
-        """The worse, the larger: what does not compile, then what loses text, then what looks different."""
+        """A sort key, larger for worse documents: those that don't compile, lose text, or look different."""
         fidelity, similarity = (self.scores.get(name, 1.0) for name in ("fidelity", "page_similarity"))
         return (not self.compiled, -fidelity, -similarity, -self.index)
 
-    def for_json(self) -> dict[str, Any]:
-        """Returns everything but the images."""
+    def to_json(self) -> dict[str, Any]:
+        """Returns the attributes without the images."""
         return {key: value for key, value in vars(self).items() if key not in ("images", "index", "body_field")}
 
 
 class Report:
-    """Collects scored documents and writes them down, the worst first.
+    """Collects scored documents and writes them to report files, the worst first.
 
     Args:
-        scorer: what scored them.
-        about: what was evaluated, in words: the model, the data.
+        scorer: the scorer that scored them.
+        about: what was evaluated: the model, the data.
+
+    >>> import tempfile
+    >>> from typst_lit.metrics.documents import Candidate
+    >>> from typst_lit.typesetting.typesetter import Typesetter
+    >>> candidate = Candidate("records.json[0]", {"title": "Hill Farms", "text": "Two sheep."}, "text", "Two sheep.")
+    >>> with Typesetter(workers=1) as typesetter, tempfile.TemporaryDirectory() as directory:
+    ...     scorer = Scorer(typesetter)
+    ...     report = Report(scorer, {"model": "typst-nano"})
+    ...     for index, document in enumerate(scorer.score([candidate])):
+    ...         entry = report.add(document, index)
+    ...     path = report.write(Path(directory), scorer.compute())
+    >>> path.name, entry.label, entry.scores["fidelity"], entry.scores["field_presence"]
+    ('report.html', '0. Hill Farms', 1.0, 0.0)
     """
 
     def __init__(self, scorer: Scorer, about: Mapping[str, Any]) -> None:
         self.scorer = scorer
         self.about = {**about, "typst_lit": __version__}
-        self.entries: list[Entry] = []
-        self._with_images: list[tuple[Any, Entry]] = []
+        self.entries: list[ReportEntry] = []
+        self._with_images: list[tuple[Any, ReportEntry]] = []  # a heap, the least bad first
 
-    def add(self, document: Document, index: int) -> Entry:
-        """Adds a document; ``index`` is its place among all."""
+    def add(self, document: Document, index: int) -> ReportEntry:
+        """Adds a document; ``index`` is its position among all documents."""
         result, reference = document.result, document.reference_result
-        entry = Entry(
+        entry = ReportEntry(
             index=index,
             origin=document.origin,
             fields=dict(document.fields),
             body_field=document.body_field,
-            scores={key: round(value, 6) for key, value in self.scorer.document_scores(document).items()},
+            scores={name: round(value, 6) for name, value in self.scorer.document_scores(document).items()},
             field_scores=document.field_scores,
             compiled=result.ok,
-            diagnostics=[
-                {
-                    **each._asdict(),
-                    "excerpt": source_line(result.source, each.line) if each.line and not each.file else "",
-                }
-                for each in result.diagnostics
-            ],
-            reference_problem=reference.error if reference else "",
+            diagnostics=_diagnostics(result),
             pages=result.page_count,
             reference_pages=reference.page_count if reference else None,
             missing_assets=list(result.missing_assets),
             finish_reason=document.finish_reason,
             source=document.source,
             reference=document.reference,
+            reference_error=reference.error if reference else "",
+            images=_image_pairs(result.pages, reference.pages if reference else ()),
         )
         self.entries.append(entry)
-        entry.images = _images(result.pages, reference.pages if reference else ())
-        self._keep_the_worst_with_images([entry])
+        self._keep_images_of_the_worst([entry])
         return entry
 
-    def _keep_the_worst_with_images(self, entries: Iterable[Entry]) -> None:
+    def merge(self, entries: Iterable[ReportEntry]) -> None:
+        """Adds the entries that other processes collected."""
+        entries = list(entries)
+        self.entries += entries
+        self._keep_images_of_the_worst(entries)
+
+    def _keep_images_of_the_worst(self, entries: Iterable[ReportEntry]) -> None:
         for entry in entries:
             heapq.heappush(self._with_images, (entry.badness, entry))
             if len(self._with_images) > MAX_DOCUMENTS_WITH_IMAGES:
                 heapq.heappop(self._with_images)[1].images = []
 
-    def merge(self, others: Iterable[Entry]) -> None:
-        """Adds the entries that other processes collected."""
-        others = list(others)
-        self.entries += others
-        self._keep_the_worst_with_images(others)
-
     def write(self, directory: Path, values: Mapping[str, float]) -> Path:
-        """Writes both files, with ``values`` as the scores of the whole, and returns the path of ``report.html``."""
+        """Writes both files and returns the path of ``report.html``.
+
+        Args:
+            directory: created if it does not exist.
+            values: the scores over all documents.
+        """
         directory.mkdir(parents=True, exist_ok=True)
         entries = sorted(self.entries, key=lambda entry: entry.badness, reverse=True)
         values = {name: round(value, 6) for name, value in values.items()}
-        whole = {"about": self.about, "scores": values, "documents": [entry.for_json() for entry in entries]}
-        (directory / "report.json").write_text(json.dumps(whole, ensure_ascii=False, indent=1) + "\n", "utf-8")
-        environment = Environment(loader=PackageLoader("typst_lit.reporting", "."), autoescape=True)
-        scored = {name for entry in entries for name in entry.scores}
-        columns = [name for name in self.scorer.metrics if name in scored and name != "compile_rate"]
-        meanings = {name: _meaning(metric) for name, metric in self.scorer.metrics.items()}
-        page = environment.get_template("report.html.jinja").render(
-            about=self.about,
-            values=values,
-            columns=columns,
-            entries=entries,
-            meanings=meanings,
-            most=MAX_DOCUMENTS_WITH_IMAGES,
-        )
+        content = {"about": self.about, "scores": values, "documents": [entry.to_json() for entry in entries]}
+        (directory / "report.json").write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", "utf-8")
         path = directory / "report.html"
-        path.write_text(page, "utf-8")
+        path.write_text(self._html(entries, values), "utf-8")
         return path
 
+    def _html(self, entries: Sequence[ReportEntry], values: Mapping[str, float]) -> str:
+        environment = Environment(loader=PackageLoader("typst_lit.reporting", "."), autoescape=True)
+        scored = {name for entry in entries for name in entry.scores}
+        return environment.get_template("report.html.jinja").render(
+            about=self.about,
+            values=values,
+            columns=[name for name in self.scorer.metrics if name in scored and name != "compile_rate"],
+            entries=entries,
+            meanings={name: _meaning(metric) for name, metric in self.scorer.metrics.items()},
+            max_with_images=MAX_DOCUMENTS_WITH_IMAGES,
+        )
 
-def _meaning(metric: Any) -> str:
-    better = {True: "higher is better", False: "lower is better"}.get(metric.higher_is_better, "")
-    first = (type(metric).__doc__ or "").strip().split("\n")[0].replace("`", "")
-    return f"{first} ({better})" if better else first
 
-
-def _images(pages: Sequence[bytes], reference: Sequence[bytes]) -> list[tuple[str, str]]:
+def _diagnostics(result: CompileResult) -> list[dict[str, Any]]:
     return [
-        (_data_url(page), _data_url(other))
-        for page, other in zip_longest(pages[:MAX_PAGES_PER_DOCUMENT], reference[:MAX_PAGES_PER_DOCUMENT])
+        {
+            **diagnostic._asdict(),
+            "excerpt": source_line(result.source, diagnostic.line) if diagnostic.line and not diagnostic.file else "",
+        }
+        for diagnostic in result.diagnostics
     ]
 
 
+def _meaning(metric: Metric) -> str:
+    """Returns the first line of a metric's docstring, and whether higher is better."""
+    directions: dict[bool | None, str] = {True: "higher is better", False: "lower is better"}
+    direction = directions.get(metric.higher_is_better)
+    first_line = (type(metric).__doc__ or "").strip().split("\n")[0].replace("`", "")
+    return f"{first_line} ({direction})" if direction else first_line
+
+
+def _image_pairs(pages: Sequence[bytes], reference: Sequence[bytes]) -> list[tuple[str, str]]:
+    pairs = zip_longest(pages[:MAX_IMAGES_PER_DOCUMENT], reference[:MAX_IMAGES_PER_DOCUMENT])
+    return [(_data_url(page), _data_url(other)) for page, other in pairs]
+
+
 def _data_url(png: bytes | None) -> str:
-    """Returns a picture as WebP in a data URL, a fifth of the size of its PNG; empty for none."""
+    """Returns an image as WebP, a fifth of the size of the PNG, in a data URL; an empty string for None."""
     if png is None:
         return ""
     stream = io.BytesIO()
-    Image.open(io.BytesIO(png)).convert("RGB").save(stream, "WEBP", quality=60)
+    Image.open(io.BytesIO(png)).convert("RGB").save(stream, "WEBP", quality=WEBP_QUALITY)
     return f"data:image/webp;base64,{base64.b64encode(stream.getvalue()).decode()}"
