@@ -1,92 +1,198 @@
-"""How fast documents are decoded: with drafts, without, and by transformers' own generate and prompt lookup.
+"""How fast documents are decoded: with and without speculative decoding, and by transformers' own generate.
 
     python -m benchmarks.decoding OUTPUT RECORDS.json --base-model MODEL [--adapter DIR] [--records 6] [--batch 1 8]
 
-Greedy, so that all ways must give the same documents, which is checked. Each way decodes the same records, one way
-after the other, `--repeats` times in turn; the median counts. `draft` begins with an empty shelf, so that its first
-document has only its record to copy from. Writes OUTPUT.json and prints the table.
+Decoding is greedy, so that all methods must give the same documents, which is checked. Each method decodes the same
+records, one method after the other, `--repeats` times; the run of the median time counts. The draft corpus is empty at
+the start, so that the first document has only its record to copy from. Writes OUTPUT.json and prints the table.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import platform
-import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from importlib.metadata import version
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
 from transformers import GenerationConfig
 
+from benchmarks.harness import ResultFile, argument_parser
 from typst_lit.data.sources import FileSource
 from typst_lit.inference.decoder import Decoder, eos_token_ids
 from typst_lit.inference.engine import Engine
 from typst_lit.inference.generator import Generator
 from typst_lit.inference.request import Request
 from typst_lit.inference.sampling import GenerationSettings
+from typst_lit.model.adapters import base_model
+from typst_lit.model.oom import is_out_of_memory
+
+BASELINE = "transformers generate"
+
+
+@dataclass
+class Decoded:
+    """The text of a document, and its number of tokens, including the EOS token."""
+
+    text: str
+    tokens: int
 
 
 @dataclass
 class Trial:
-    """One way of decoding, at one batch size."""
+    """One method of decoding, at one batch size."""
 
-    way: str
+    method: str
     batch: int
     tokens: int
     passes: int
     seconds: float
-    same: int  # documents that are letter for letter those of transformers' generate, one at a time
+    same: int  # documents equal to those of transformers' generate, one document at a time
 
     @property
     def tokens_per_s(self) -> float:
         return self.tokens / self.seconds
 
 
-class Counter:
+class PassCounter:
     """Counts a model's forward passes."""
 
     def __init__(self, model: Any) -> None:
         self.count = 0
-        base = model.get_base_model() if isinstance(model, PeftModel) else model  # generate goes past a PeftModel
-        base.register_forward_pre_hook(self._one_more)
+        base_model(model).register_forward_pre_hook(self._increment)  # generate bypasses a PeftModel
 
-    def _one_more(self, *_: Any) -> None:
+    def _increment(self, *_: Any) -> None:
         self.count += 1
 
 
-def transformers_generate(
-    model: Any, tokenizer: Any, prompts: Sequence[list[int]], most: int, batch: int, lookup: int | None = None
-) -> list[list[int]]:
-    """Returns the new ids of each prompt by transformers' own generate, in batches padded on the left."""
-    pad = tokenizer.pad_token_id
-    ends = eos_token_ids(model.generation_config, tokenizer)
-    config = GenerationConfig(
-        max_new_tokens=most, do_sample=False, eos_token_id=ends, pad_token_id=pad, repetition_penalty=1.0,
-        prompt_lookup_num_tokens=lookup,
-    )  # fmt: skip
-    found = []
-    for start in range(0, len(prompts), batch):
-        part = prompts[start : start + batch]
-        width = max(map(len, part))
-        ids = torch.tensor([[pad] * (width - len(p)) + p for p in part], device=model.device)
-        mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in part], device=model.device)
-        with torch.inference_mode():
-            output = model.generate(input_ids=ids, attention_mask=mask, generation_config=config)
-        for row in output[:, width:].tolist():
-            end = next((place for place, token in enumerate(row) if token in ends), len(row) - 1)
-            found.append(row[: end + 1])
-    return found
+class Methods:
+    """The methods of decoding, on the same prompts.
+
+    Args:
+        model: a model in evaluation mode, with or without an adapter.
+        tokenizer: its tokenizer.
+        prompts: the ids of each prompt.
+        settings: how to decode; greedy.
+        num_lookup_tokens: transformers' prompt_lookup_num_tokens.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        prompts: Sequence[list[int]],
+        settings: GenerationSettings,
+        num_lookup_tokens: int,
+    ) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.prompts = prompts
+        self.settings = settings
+        self.num_lookup_tokens = num_lookup_tokens
+        self.eos_token_ids = eos_token_ids(model.generation_config, tokenizer)
+
+    def at(self, batch: int) -> dict[str, Callable[[], list[Decoded]]]:
+        """Returns the methods at a batch size, by name."""
+        methods: dict[str, Callable[[], list[Decoded]]] = {BASELINE: partial(self.transformers_generate, batch)}
+        if batch == 1:  # transformers supports prompt lookup for one prompt only
+            methods["transformers prompt lookup"] = partial(self.transformers_generate, 1, self.num_lookup_tokens)
+        methods["without drafts"] = partial(self.engine, batch, False)
+        methods["with drafts"] = partial(self.engine, batch, True)
+        return methods
+
+    def engine(self, batch: int, prompt_lookup: bool) -> list[Decoded]:
+        """Decodes with this project's engine."""
+        settings = replace(self.settings, prompt_lookup=prompt_lookup)
+        engine = Engine(Decoder(self.model, self.eos_token_ids), self.tokenizer, batch)
+        completions = engine.complete([Request(prompt, settings) for prompt in self.prompts])
+        return [Decoded(completion.text, completion.tokens) for completion in completions]
+
+    def transformers_generate(self, batch: int, num_lookup_tokens: int | None = None) -> list[Decoded]:
+        """Decodes with transformers' generate, in batches padded on the left."""
+        pad_id = self.tokenizer.pad_token_id
+        config = GenerationConfig(
+            max_new_tokens=self.settings.max_tokens, do_sample=False, eos_token_id=self.eos_token_ids,
+            pad_token_id=pad_id, repetition_penalty=1.0, prompt_lookup_num_tokens=num_lookup_tokens,
+        )  # fmt: skip
+        decoded = []
+        for start in range(0, len(self.prompts), batch):
+            prompts = self.prompts[start : start + batch]
+            width = max(map(len, prompts))
+            ids = [[pad_id] * (width - len(prompt)) + prompt for prompt in prompts]
+            mask = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]
+            with torch.inference_mode():
+                output = self.model.generate(
+                    input_ids=torch.tensor(ids, device=self.model.device),
+                    attention_mask=torch.tensor(mask, device=self.model.device),
+                    generation_config=config,
+                )
+            decoded += [self._until_eos(row) for row in output[:, width:].tolist()]
+        return decoded
+
+    def _until_eos(self, ids: list[int]) -> Decoded:
+        end = next((index for index, token in enumerate(ids) if token in self.eos_token_ids), len(ids) - 1)
+        text = self.tokenizer.decode(ids[: end + 1], skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return Decoded(str(text), end + 1)
+
+
+def measure(
+    methods: Mapping[str, Callable[[], list[Decoded]]],
+    batch: int,
+    repeats: int,
+    passes: PassCounter,
+    expected: Sequence[Decoded],
+) -> list[Trial | dict[str, Any]]:
+    """Runs the methods in turns; returns the run of the median time of each, or that its memory ran out."""
+    runs: dict[str, list[Trial]] = {method: [] for method in methods}
+    failed = []
+    for _ in range(repeats):
+        for method, decode in methods.items():
+            if method in failed:
+                continue
+            passes.count, start = 0, time.perf_counter()
+            try:
+                documents = decode()
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                failed.append(method)
+                continue
+            seconds = time.perf_counter() - start
+            same = sum(document.text == other.text for document, other in zip(documents, expected, strict=True))
+            tokens = sum(document.tokens for document in documents)
+            runs[method].append(Trial(method, batch, tokens, passes.count, seconds, same))
+    return [
+        {"method": method, "batch": batch, "out_of_memory": True}
+        if method in failed
+        else sorted(trials, key=lambda trial: trial.seconds)[len(trials) // 2]
+        for method, trials in runs.items()
+    ]
+
+
+def table(trials: Sequence[Trial | dict[str, Any]], num_documents: int) -> str:
+    """Returns the trials as a Markdown table."""
+    lines = [
+        f"| batch | method | tokens | passes | tokens per pass | tokens/s | to plain | same of {num_documents} |",
+        "|" + "---|" * 8,
+    ]
+    baselines = {trial.batch: trial for trial in trials if isinstance(trial, Trial) and trial.method == BASELINE}
+    for trial in trials:
+        if isinstance(trial, dict):
+            lines.append(f"| {trial['batch']} | {trial['method']} | out of memory | | | | | |")
+            continue
+        baseline = baselines.get(trial.batch)
+        ratio = f"{trial.tokens_per_s / baseline.tokens_per_s:.2f}" if baseline else ""
+        lines.append(
+            f"| {trial.batch} | {trial.method} | {trial.tokens} | {trial.passes} | "
+            f"{trial.tokens / trial.passes:.2f} | {trial.tokens_per_s:.1f} | {ratio} | {trial.same} |"
+        )
+    return "\n".join(lines)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("output", type=Path)
+    parser = argument_parser(__doc__)
     parser.add_argument("path", help="records")
     parser.add_argument("--base-model")
     parser.add_argument("--adapter")
@@ -98,69 +204,24 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     args = parser.parse_args()
     generator = Generator.load(args.adapter, args.base_model, args.use_4bit, compile=False)
-    model, tokenizer = generator.model, generator.tokenizer
     records = [generator.check(row.value)[0] for row in FileSource(args.path).rows()][: args.records]
-    prompts = generator.encoder().prompts(records)
-    counter = Counter(model)
     settings = GenerationSettings(max_tokens=args.max_tokens, temperature=0, repetition_penalty=1.0)
-
-    def ours(batch: int, draft: bool) -> list[tuple[str, int]]:
-        chosen = replace(settings, prompt_lookup=draft)
-        engine = Engine(Decoder(model, eos_token_ids(model.generation_config, tokenizer)), tokenizer, batch)
-        completions = engine.complete([Request(prompt, chosen) for prompt in prompts])
-        return [(completion.text, completion.tokens) for completion in completions]
-
-    def theirs(batch: int, lookup: int | None = None) -> list[tuple[str, int]]:
-        rows = transformers_generate(model, tokenizer, prompts, args.max_tokens, batch, lookup)
-        texts = [tokenizer.decode(row, skip_special_tokens=True, clean_up_tokenization_spaces=False) for row in rows]
-        return [(str(text), len(row)) for text, row in zip(texts, rows, strict=True)]
-
-    expected = [text for text, _ in theirs(1)]
-    trials = []
-    for batch in args.batch:
-        ways: dict[str, Callable[[], list[tuple[str, int]]]] = {
-            "transformers generate": lambda batch=batch: theirs(batch),
-            "transformers prompt lookup": lambda batch=batch: theirs(batch, args.lookup),
-            "without drafts": lambda batch=batch: ours(batch, False),
-            "with drafts": lambda batch=batch: ours(batch, True),
-        }  # type: ignore[misc]
-        if batch > 1:
-            del ways["transformers prompt lookup"]  # it takes one prompt at a time
-        measured: dict[str, list[Trial]] = {way: [] for way in ways}
-        for _ in range(args.repeats):
-            for way, call in ways.items():
-                counter.count, began = 0, time.perf_counter()
-                made = call()
-                seconds = time.perf_counter() - began
-                same = sum(text == wanted for (text, _), wanted in zip(made, expected, strict=True))
-                tokens = sum(count for _, count in made)
-                measured[way].append(Trial(way, batch, tokens, counter.count, seconds, same))
-        for found in measured.values():
-            middle = statistics.median(trial.seconds for trial in found)
-            trials.append(min(found, key=lambda trial: abs(trial.seconds - middle)))
-    print(f"| batch | way | tokens | passes | tokens a pass | tokens/s | to plain | same of {len(prompts)} |")
-    print("|---|---|---|---|---|---|---|---|")
-    for trial in trials:
-        plain = next(t for t in trials if t.batch == trial.batch and t.way == "transformers generate")
-        print(
-            f"| {trial.batch} | {trial.way} | {trial.tokens} | {trial.passes} | "
-            f"{trial.tokens / trial.passes:.2f} | {trial.tokens_per_s:.1f} | "
-            f"{trial.tokens_per_s / plain.tokens_per_s:.2f} | {trial.same} |"
-        )
-    about = {
-        "machine": f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads",
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
-        "versions": {name: version(name) for name in ("torch", "transformers", "peft", "bitsandbytes")},
-        "arguments": {key: _name(value) for key, value in vars(args).items() if key != "output"},
+    prompts = generator.encoder().prompts(records)
+    methods = Methods(generator.model, generator.tokenizer, prompts, settings, args.lookup)
+    arguments = {
+        key: Path(value).name if isinstance(value, str) else value
+        for key, value in vars(args).items()
+        if key != "output"
     }
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    args.output.with_suffix(".json").write_text(
-        json.dumps({**about, "trials": [asdict(trial) for trial in trials]}, indent=2) + "\n", "utf-8"
-    )
-
-
-def _name(value: Any) -> Any:
-    return Path(value).name if isinstance(value, str) else value
+    results = ResultFile(args.output, arguments=arguments)
+    passes = PassCounter(generator.model)
+    expected = methods.transformers_generate(1)
+    trials: list[Trial | dict[str, Any]] = []
+    for batch in args.batch:
+        for trial in measure(methods.at(batch), batch, args.repeats, passes, expected):
+            trials.append(trial)
+            results.add(trial if isinstance(trial, dict) else asdict(trial))
+    print(table(trials, len(prompts)))
 
 
 if __name__ == "__main__":

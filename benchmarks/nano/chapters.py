@@ -190,7 +190,7 @@ def _cell(writer: Writer) -> str:
 
 def _figure(writer: Writer) -> Figure:
     rng = writer.rng
-    directory = rng.choice(("", "images/", "figures/", "pictures/"))
+    directory = rng.choice(("", "images/", "figures/", "pictures/"))  # check_words: allow
     name = rng.choice((f"{writer.noun()}", f"image{rng.randint(1, 30):03d}", f"{writer.noun()}-{rng.randint(1, 9)}"))
     return Figure(writer.phrase(), f"{directory}{name}.{rng.choice(('png', 'jpg', 'svg'))}")
 

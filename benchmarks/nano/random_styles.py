@@ -20,10 +20,12 @@ Form = TypeVar("Form")
 COLORS = ("navy", "teal", "olive", "purple", "eastern", "gray", "blue", "green", "red", "orange", "black", "fuchsia")
 VARIABLE_NAMES = (  # of the title, the department and the year
     ("title", "topic", "name", "work", "report", "theme", "subject", "about"),
-    ("department", "faculty", "unit", "school", "place", "dept", "house", "publisher"),
+    ("department", "faculty", "unit", "school", "place", "dept", "house", "publisher"),  # check_words: allow
     ("year", "term", "period", "date", "season", "issue", "span", "time"),
 )
-DEPARTMENT_PREFIXES = ("Department", "School", "Institute", "Faculty", "Centre", "Office", "Division", "Dept")
+DEPARTMENT_PREFIXES = (
+    "Department", "School", "Institute", "Faculty", "Centre", "Office", "Division", "Dept",  # check_words: allow
+)  # fmt: skip
 PAGE_NUMBER_PREFIXES = ("", "", "p. ", "Folio ", "Sheet ", "No. ", "- ")
 
 
