@@ -129,9 +129,9 @@ def test_metrics_health_and_docs(server) -> None:
         metrics = client.get("/metrics").text
         assert re.search(r'typst_lit_documents_total\{finish_reason="stop"\} [1-9]', metrics)
         assert "typst_lit_seconds_bucket" in metrics and "typst_lit_waiting 0.0" in metrics
-        assert {"/generate", "/v1/completions", "/v1/chat/completions"} <= client.get("/openapi.json").json()[
-            "paths"
-        ].keys()
+        schema = client.get("/openapi.json").json()
+        assert {"/generate", "/v1/completions", "/v1/chat/completions"} <= schema["paths"].keys()
+        assert {"401", "413", "422", "429", "500"} <= schema["paths"]["/generate"]["post"]["responses"].keys()
         assert client.get("/docs").status_code == 200
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -11,9 +12,20 @@ from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
 from typst_lit.errors import UserError
+from typst_lit.serving.schemas import ErrorResponse
 from typst_lit.serving.service import GenerationError, QueueFullError
 
 CLIENT_CLOSED_REQUEST = 499  # nginx's status; nobody reads it
+ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorResponse, "description": description}
+    for status, description in {
+        401: "The token is missing or wrong.",
+        413: "The request body is too large.",
+        422: "The record or an option is invalid; the message names the field.",
+        429: "Too many documents are waiting; `Retry-After` estimates when to try again.",
+        500: "The model failed on this request.",
+    }.items()
+}
 
 
 class ClientDisconnectedError(Exception):

@@ -13,7 +13,7 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from typst_lit.errors import UserError
 from typst_lit.inference.attempts import Attempts, GeneratedDocument
-from typst_lit.serving.errors import status_code
+from typst_lit.serving.errors import ERROR_RESPONSES, status_code
 from typst_lit.serving.routes import Service, generate_while_connected
 from typst_lit.serving.schemas import ChatRequest, CompletionRequest, OpenAIOptions
 from typst_lit.serving.service import GenerationError, GenerationService, QueueFullError
@@ -48,13 +48,13 @@ class ChatFormat(CompletionFormat):
         return {"delta": {"role": "assistant", "content": text}}
 
 
-@router.post("/completions", summary="Generate a document from a prompt")
+@router.post("/completions", summary="Generate a document from a prompt", responses=ERROR_RESPONSES)
 async def create_completion(request: Request, service: Service, body: CompletionRequest) -> Response:
     """The prompt is a record as JSON, or a rendered prompt. `typst` in the response has the compiler's results."""
     return await _answer(request, service, body, body.prompt, CompletionFormat())
 
 
-@router.post("/chat/completions", summary="Generate a document from a chat message")
+@router.post("/chat/completions", summary="Generate a document from a chat message", responses=ERROR_RESPONSES)
 async def create_chat_completion(request: Request, service: Service, body: ChatRequest) -> Response:
     """The last user message is a record as JSON; other messages are ignored."""
     prompt = next((message.content for message in reversed(body.messages) if message.role == "user"), None)

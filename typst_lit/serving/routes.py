@@ -9,7 +9,7 @@ from fastapi import APIRouter, Body, Depends, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 
 from typst_lit.inference.attempts import Attempts, GeneratedDocument
-from typst_lit.serving.errors import ClientDisconnectedError
+from typst_lit.serving.errors import ERROR_RESPONSES, ClientDisconnectedError
 from typst_lit.serving.schemas import GenerationOptions
 from typst_lit.serving.service import GenerationService
 
@@ -45,7 +45,7 @@ async def generate_while_connected(
         raise ClientDisconnectedError from None
 
 
-@router.post("/generate", summary="Generate the document of a record")
+@router.post("/generate", summary="Generate the document of a record", responses=ERROR_RESPONSES)
 async def generate(request: Request, service: Service, record: Annotated[dict[str, Any], Body()]) -> dict[str, Any]:
     """The body is either a record's fields, or `{"input": {...}, "temperature": 0.2, ...}`: a record with options.
 

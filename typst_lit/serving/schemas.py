@@ -1,4 +1,4 @@
-"""Request bodies."""
+"""Bodies of requests, and of responses to invalid ones."""
 
 from __future__ import annotations
 
@@ -54,7 +54,9 @@ class OpenAIOptions(GenerationOptions):
 
     model_config = ConfigDict(extra="ignore")
     model: str = Field(default="", description="The name of an adapter; other names mean the default adapter.")
-    stream: bool = Field(default=False, description="Server-sent events while the document is generated, once.")
+    stream: bool = Field(
+        default=False, description="Send the text as server-sent events while it is generated, in a single attempt."
+    )
     stream_options: dict[str, Any] | None = None
     n: Literal[1] = 1
     stop: None = Field(default=None, description="Not supported: a document ends where the model ends it.")
@@ -72,13 +74,33 @@ class OpenAIOptions(GenerationOptions):
 
 
 class CompletionRequest(OpenAIOptions):
+    """The body of ``/v1/completions``."""
+
     prompt: str = Field(min_length=1, description="A record as JSON, or a rendered prompt.")
 
 
 class Message(BaseModel):
+    """A message of a chat."""
+
     role: str
     content: str
 
 
 class ChatRequest(OpenAIOptions):
+    """The body of ``/v1/chat/completions``."""
+
     messages: list[Message] = Field(min_length=1, description="The last user message is a record as JSON.")
+
+
+class ErrorDetail(BaseModel):
+    """An error in OpenAI's format."""
+
+    message: str
+    type: Literal["invalid_request_error", "server_error"]
+
+
+class ErrorResponse(BaseModel):
+    """The body of an error's response."""
+
+    error: ErrorDetail
+    detail: str = Field(description="The message again, where FastAPI's clients expect it.")
