@@ -64,6 +64,12 @@ TOKEN_SCALE = 4096.0
 class TypstModule(LightningModule):
     """A causal language model that learns to write Typst.
 
+    >>> module = TypstModule("typst-nano", learning_rate=1e-4, schedule="cosine", warmup_steps=10)
+    >>> module.learning_rate.at(9, total_steps=100)
+    0.0001
+    >>> trainer = Trainer(max_epochs=3, accumulate_grad_batches=4)  # doctest: +SKIP
+    >>> trainer.fit(module, TypstDataModule(path="pairs.json"))  # doctest: +SKIP
+
     Args:
         base_model: hub name or directory of the base model.
         revision: branch, tag or commit on the hub.

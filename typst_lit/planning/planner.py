@@ -23,7 +23,10 @@ PASSES = {"none": 2.0, "selective": 2.9, "full": 3.0, "offload": 3.0}
 
 
 class Device(NamedTuple):
-    """An accelerator as a plan sees it.
+    """A device to plan for.
+
+    >>> DEVICES["t4"].bf16
+    False
 
     Attributes:
         gib: memory that a process can use for tensors: without its CUDA context and the allocator's gaps.
@@ -50,7 +53,7 @@ DEVICES = {
 
 
 class PlanOption(NamedTuple):
-    """One way to run a step, and what it takes.
+    """One way to run a step, and what it takes; for an example see `best_option`.
 
     Attributes:
         policy: what the backward pass recomputes.
@@ -67,7 +70,7 @@ class PlanOption(NamedTuple):
 
 @dataclass(frozen=True)
 class FitSpec:
-    """What is fitted, on which data.
+    """What is fitted, on which data; for an example see `Planner`.
 
     Attributes:
         training: what is trained.
@@ -83,7 +86,17 @@ class FitSpec:
 
 
 class Planner:
-    """Predicts the peak memory and time of a fit's steps, from two fake steps per policy."""
+    """Predicts the peak memory and time of a fit's steps, from two fake steps per policy.
+
+    >>> from transformers import Qwen3Config
+    >>> config = Qwen3Config(vocab_size=100, hidden_size=64, intermediate_size=96, num_hidden_layers=1, head_dim=16)
+    >>> planner = Planner(FitSpec(TrainingSpec(config, adapter=None, use_4bit=False), max_length=512, mean_length=300))
+    >>> planner.peak_bytes("full", 512) < planner.peak_bytes("full", 1024)
+    True
+
+    Args:
+        spec: what is fitted.
+    """
 
     def __init__(self, spec: FitSpec) -> None:
         self.spec = spec
