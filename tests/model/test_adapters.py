@@ -20,8 +20,9 @@ from transformers import PreTrainedModel
 from typst_lit.data.prompts import ReportPrompt
 from typst_lit.errors import UserError
 from typst_lit.inference.generator import Generator
-from typst_lit.model.adapters import attach_adapter, save_weights
+from typst_lit.model.adapters import attach_adapter
 from typst_lit.model.backbones import PretrainedBackbone
+from typst_lit.model.saving import save_weights
 
 WEIGHTS = "adapter_model.safetensors"
 

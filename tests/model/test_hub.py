@@ -1,4 +1,4 @@
-"""Base models by their hub name, from a local server: the loading code is the usual one."""
+"""Base models by their hub name, from a local server: the loading code is not changed."""
 
 from __future__ import annotations
 

@@ -79,7 +79,7 @@ def test_accumulation_gives_the_gradient_of_the_whole_batch(tiny_model, batch_si
         torch.testing.assert_close(accumulated[name], expected[name], rtol=2e-4, atol=1e-7)
 
 
-def test_the_gradient_is_that_of_the_mean_over_all_labelled_tokens(tiny_model) -> None:
+def test_the_gradient_is_that_of_the_mean_over_all_labeled_tokens(tiny_model) -> None:
     torch.manual_seed(0)
     keep = KeepGradients()
     adapter = LoraConfig(r=4, target_modules="attention", init_lora_weights=False)
@@ -271,8 +271,8 @@ def test_any_peft_method_trains_and_is_loaded_by_plain_peft(tiny_model, tmp_path
     from peft import PeftModel
 
     from typst_lit.data.prompts import ReportPrompt
-    from typst_lit.model.adapters import save_weights
     from typst_lit.model.backbones import PretrainedBackbone, keep_differentiable
+    from typst_lit.model.saving import save_weights
 
     module, data, trainer = build(tiny_model, {"max_steps": 3}, adapter=adapter, learning_rate=1e-2)
     trainer.fit(module, data)
@@ -290,8 +290,9 @@ def test_any_peft_method_trains_and_is_loaded_by_plain_peft(tiny_model, tmp_path
 
 def test_pissa_needs_16_bits_and_is_loaded_as_it_was_saved(tiny_model, tmp_path) -> None:
     from typst_lit.data.prompts import ReportPrompt
-    from typst_lit.model.adapters import load_adapter, save_weights
+    from typst_lit.model.adapters import load_adapter
     from typst_lit.model.backbones import PretrainedBackbone
+    from typst_lit.model.saving import save_weights
 
     adapter = LoraConfig(r=4, init_lora_weights="pissa", target_modules="attention")
     module, data, trainer = build(tiny_model, adapter=adapter)

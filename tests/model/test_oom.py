@@ -23,14 +23,14 @@ def examples(lengths: list[int]) -> list[Example]:
     return result
 
 
-def batch_of(lengths: list[int], packed: bool) -> Batch:
+def build_batch(lengths: list[int], packed: bool) -> Batch:
     collate: Any = PackingCollator() if packed else Collator(0, 100)
     return collate(examples(lengths))
 
 
 @pytest.mark.parametrize("packed", [False, True])
 def test_split_batches_contain_the_batch(packed) -> None:
-    batch = batch_of([30, 8, 9, 10, 11], packed)
+    batch = build_batch([30, 8, 9, 10, 11], packed)
     for num_splits in (1, 2, 3, 5, 9):
         parts = split_batch(batch, num_splits)
         assert len(parts) <= min(num_splits, 5) and (num_splits in (2, 3)) <= (len(parts) > 1)
@@ -65,7 +65,7 @@ def test_loss_and_gradients_are_those_of_the_unsplit_batch(tiny_model, packed, n
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     for parameter in parameters:  # LoRA's B starts at 0, which would leave A without a gradient
         parameter.data = torch.randn_like(parameter) * 0.1
-    batch = batch_of([20, 7, 13, 40], packed)
+    batch = build_batch([20, 7, 13, 40], packed)
     plain, count = module.summed_loss(batch)
     (plain / 8).backward()
     expected = [parameter.grad.clone() for parameter in parameters]

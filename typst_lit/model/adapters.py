@@ -1,12 +1,9 @@
-"""PEFT adapters: attaching, checking, loading and saving them."""
+"""PEFT adapters: attaching, checking, finding and loading them."""
 
 from __future__ import annotations
 
 import copy
 import json
-import os
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +12,14 @@ from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model_state_dict
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors import SafetensorError, safe_open
 from torch import nn
-from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from typst_lit._compat.peft import add_adapter, load_saved_adapter
 from typst_lit.data.prompts import PromptTemplate, template_from
 from typst_lit.data.table import cache_key
 from typst_lit.errors import UserError
-from typst_lit.files import fsync_directory, sha256
+from typst_lit.files import sha256
+from typst_lit.model.saving import CHECKSUMS, METADATA_FILE
 
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
 TARGET_PRESETS: dict[str, list[str]] = {
@@ -29,9 +27,6 @@ TARGET_PRESETS: dict[str, list[str]] = {
     "attention+mlp": [*ATTENTION, "gate_proj", "up_proj", "down_proj"],
 }  # "all-linear" is PEFT's own: every linear layer but the head
 PISSA_HINT = "PiSSA starts from weights that are not quantized: use `model.use_4bit=false`."
-METADATA_FILE = "typst_lit.json"
-CARD_FILE = "README.md"
-CHECKSUMS = "sha256"  # key in the metadata: of the weights next to it, and of those that they are about to replace
 DAMAGED_HINT = "Copy the adapter's directory again, or use the `best` or `last` one next to it."
 CONVERT_COMMAND = (  # weights_only: no code in the file is run
     'python -c "import torch, safetensors.torch as s; '
@@ -287,56 +282,6 @@ def num_virtual_tokens(model: nn.Module) -> int:
 def trainable_names(model: nn.Module) -> set[str]:
     """Returns the names of the trained parameters."""
     return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-
-
-def save_weights(
-    model: nn.Module,
-    directory: Path,
-    tokenizer: PreTrainedTokenizerBase,
-    template: PromptTemplate,
-    card: str,
-) -> None:
-    """Saves an adapter (or a model without one) in safetensors, with tokenizer, template and model card.
-
-    Everything is written to a temporary directory next to the target and moved file by file, the weights last: a
-    reader, or a crash, finds the old weights or the new ones, never half of either.
-
-    Raises:
-        UserError: when it can't be written. The adapter that was there before is intact.
-    """
-    directory.mkdir(parents=True, exist_ok=True)
-    for stale in directory.parent.glob(f".{directory.name}-*"):  # of a save that was killed
-        shutil.rmtree(stale, ignore_errors=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
-    # By default, PEFT asks the hub at every save whether the frozen embeddings should be saved too.
-    options = {"save_embedding_layers": False} if isinstance(model, PeftModel) else {}
-    try:
-        model.save_pretrained(str(scratch), **options)  # type: ignore[operator]
-        tokenizer.save_pretrained(str(scratch))
-        metadata = {"template": template.describe(), CHECKSUMS: _checksums(scratch, directory)}
-        (scratch / METADATA_FILE).write_text(json.dumps(metadata, indent=2) + "\n", "utf-8")
-        (scratch / CARD_FILE).write_text(card, "utf-8")
-        for file in sorted(scratch.iterdir(), key=lambda path: path.suffix == ".safetensors"):
-            with file.open("rb") as stream:
-                os.fsync(stream.fileno())
-            file.replace(directory / file.name)
-        fsync_directory(directory)
-    except Exception as error:
-        # Where the disk is full, the libraries below raise SafetensorError, or a plain Exception.
-        if not isinstance(error, OSError) and "os error" not in str(error):
-            raise
-        raise UserError(
-            f"{directory} could not be written ({error}). What was there before is intact.",
-            hint="Free some space, or use another `run_dir`.",
-        ) from error
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-
-
-def _checksums(new: Path, old: Path) -> list[str]:
-    # The metadata is moved before the weights: for a moment it is next to the old ones.
-    files = [directory / SAFETENSORS_WEIGHTS_NAME for directory in (new, old)]
-    return list(dict.fromkeys(sha256(file) for file in files if file.is_file()))
 
 
 def describe_adapter(model: nn.Module) -> str:

@@ -54,8 +54,8 @@ def keep_differentiable(model: nn.Module) -> None:
 def avoid_math_attention(device: torch.device) -> None:
     """Keeps transformers' attention from holding length x length scores on GPUs before Ampere.
 
-    There, torch has no fused kernel for grouped heads: asked for one, as transformers does wherever there is no mask,
-    it takes the math kernel. With keys and values repeated, it takes the memory-efficient one.
+    There, torch has no fused kernel for grouped heads. Called with them, as transformers does wherever there is no
+    mask, it takes the math kernel. With keys and values repeated, it takes the memory-efficient one.
     """
     if device.type == "cuda" and torch.cuda.get_device_capability(device)[0] < 8:
         never_use_gqa_kernels()

@@ -39,7 +39,7 @@ def last_hidden_states(
 def summed_loss(
     model: PreTrainedModel | PeftModel, batch: Batch, activation_checkpointing: ActivationCheckpointing
 ) -> tuple[Tensor, Tensor]:
-    """Returns the loss (scalar, fp32) summed over the batch's labelled tokens, and the number of these tokens."""
+    """Returns the loss (scalar, fp32) summed over the batch's labeled tokens, and the number of these tokens."""
     head: Any = model.get_output_embeddings()
     hidden = last_hidden_states(model, batch, activation_checkpointing)
     return chunked_cross_entropy(hidden, batch.labels, head, batch.target_positions)

@@ -1,4 +1,4 @@
-"""The training loss: cross-entropy summed over labelled tokens, from hidden states and the head."""
+"""The training loss: cross-entropy summed over labeled tokens, from hidden states and the head."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FP16_GRADIENT_SCALE = 1024.0  # else the gradients of tokens that are all but ce
 def chunked_cross_entropy(
     hidden: Tensor, labels: Tensor, head: nn.Module, positions: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Returns the loss of predicting each labelled token from the one before, summed, and the number of such tokens.
+    """Returns the loss of predicting each labeled token from the one before, summed, and the number of such tokens.
 
     Rows without a label never reach the head, and the others pass it in chunks, so that never more than ``CHUNK_ROWS``
     rows of logits exist.

@@ -275,7 +275,7 @@ class TypstModule(LightningModule):
     # Steps
 
     def summed_loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Returns the loss summed over the batch's labelled tokens, and the number of these tokens."""
+        """Returns the loss summed over the batch's labeled tokens, and the number of these tokens."""
         return forward.summed_loss(self.model, batch, self.gradient_checkpointing)
 
     def on_train_start(self) -> None:
@@ -347,7 +347,7 @@ class TypstModule(LightningModule):
         return False
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Turns the accumulated sum of gradients into the mean over all labelled tokens of the step, and logs it.
+        """Turns the accumulated sum of gradients into the mean over all labeled tokens of the step, and logs it.
 
         Raises:
             UserError: when the step guard stops the run.

@@ -165,7 +165,7 @@ def measure_fake_step(
     policy: ActivationCheckpointing,
     batch_size: int,
     length: int,
-    labelled_fraction: float = 1.0,
+    labeled_fraction: float = 1.0,
 ) -> StepMemory:
     """Returns the memory that a step would hold.
 
@@ -174,7 +174,7 @@ def measure_fake_step(
         policy: what the backward pass recomputes. "offload" is measured as "full".
         batch_size: samples of the micro-batch.
         length: tokens of each.
-        labelled_fraction: share of the tokens that the loss is computed on.
+        labeled_fraction: share of the tokens that the loss is computed on.
 
     >>> from transformers import Qwen3Config
     >>> config = Qwen3Config(vocab_size=100, hidden_size=64, intermediate_size=96, num_hidden_layers=1, head_dim=16)
@@ -192,7 +192,7 @@ def measure_fake_step(
     with mode:
         for tensor in (*model.parameters(), *model.buffers()):
             memory.add(tensor)
-        batch = _fake_batch(batch_size, length, labelled_fraction)
+        batch = _fake_batch(batch_size, length, labeled_fraction)
         phases: list[int] = []
         with memory:
             for _ in range(2):  # from the second step on, the optimizer has its state
@@ -241,9 +241,9 @@ def _paged_state_buffer(parameter: Tensor, dtype: torch.dtype = torch.float32) -
     return torch.zeros(0 if on_host else parameter.numel(), dtype=dtype)
 
 
-def _fake_batch(batch_size: int, length: int, labelled_fraction: float) -> Batch:
+def _fake_batch(batch_size: int, length: int, labeled_fraction: float) -> Batch:
     ids = torch.zeros(batch_size, length, dtype=torch.long)
-    num_targets = max(1, int(labelled_fraction * batch_size * (length - 1)))
+    num_targets = max(1, int(labeled_fraction * batch_size * (length - 1)))
     lengths = [length] * batch_size
     return Batch(ids, ids, lengths, [0] * batch_size, [""] * batch_size, target_positions=torch.arange(num_targets))
 

@@ -61,7 +61,7 @@ def fit_spec(module: TypstModule, data: TypstDataModule, dtype: torch.dtype) -> 
     data.template = data.template or module.adapter_template  # there is no trainer yet to take it from
     data.load(TrainerFn.FITTING)
     lengths, prompt_lengths = data.train_lengths
-    labelled_fraction = float(1 - prompt_lengths.sum() / max(1, lengths.sum())) if data.completion_only_loss else 1.0
+    labeled_fraction = float(1 - prompt_lengths.sum() / max(1, lengths.sum())) if data.completion_only_loss else 1.0
     training = TrainingSpec(
         module.backbone.load_config(module.base_model, module.revision, module.trust_remote_code),
         load_adapter_config(module.adapter_path) if module.adapter_path else module.adapter,
@@ -74,7 +74,7 @@ def fit_spec(module: TypstModule, data: TypstDataModule, dtype: torch.dtype) -> 
         training,
         max_length=int(data.length_limit or lengths.max()),
         mean_length=float(lengths.mean()),
-        labelled_fraction=min(1.0, max(0.05, labelled_fraction)),
+        labeled_fraction=min(1.0, max(0.05, labeled_fraction)),
     )
 
 

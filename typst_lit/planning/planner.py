@@ -76,13 +76,13 @@ class FitSpec:
         training: what is trained.
         max_length: tokens of the longest sample.
         mean_length: mean tokens of a sample.
-        labelled_fraction: share of the tokens that the loss is computed on.
+        labeled_fraction: share of the tokens that the loss is computed on.
     """
 
     training: TrainingSpec
     max_length: int
     mean_length: float
-    labelled_fraction: float = 1.0
+    labeled_fraction: float = 1.0
 
 
 class Planner:
@@ -106,7 +106,7 @@ class Planner:
         """Returns the peak memory of a step on ``num_tokens`` tokens."""
         if policy not in self._probes:
             short, long = (
-                measure_fake_step(self.spec.training, policy, 1, length, self.spec.labelled_fraction)
+                measure_fake_step(self.spec.training, policy, 1, length, self.spec.labeled_fraction)
                 for length in PROBE_LENGTHS
             )
             self._probes[policy] = short, long
@@ -140,7 +140,7 @@ class Planner:
         layers, head = self._num_weights
         config = self.spec.training.config
         attention = 2 * self.spec.mean_length * config.hidden_size * config.num_hidden_layers  # causal: half of it
-        flops_per_token = 2 * PASSES[policy] * (layers + attention) + 4 * head * self.spec.labelled_fraction
+        flops_per_token = 2 * PASSES[policy] * (layers + attention) + 4 * head * self.spec.labeled_fraction
         return num_tokens * flops_per_token / (device.tflops * 1e12 * utilization)
 
     def options(self, device: Device, utilization: float = 0.4) -> list[PlanOption]:

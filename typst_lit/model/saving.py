@@ -1,0 +1,72 @@
+"""Saving what was trained, so that neither a crash nor a full disk damages what was saved before."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from peft import PeftModel
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from typst_lit.data.prompts import PromptTemplate
+from typst_lit.errors import UserError
+from typst_lit.files import fsync_directory, sha256
+
+METADATA_FILE = "typst_lit.json"
+CARD_FILE = "README.md"
+CHECKSUMS = "sha256"  # key in the metadata: of the weights next to it, and of those that they are about to replace
+
+
+def save_weights(
+    model: nn.Module,
+    directory: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    template: PromptTemplate,
+    card: str,
+) -> None:
+    """Saves an adapter (or a model without one) in safetensors, with tokenizer, template and model card.
+
+    Everything is written to a temporary directory next to the target and moved file by file, the weights last: a
+    reader, or a crash, finds the old weights or the new ones, never half of either.
+
+    Raises:
+        UserError: when it can't be written. The adapter that was there before is intact.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    for stale in directory.parent.glob(f".{directory.name}-*"):  # of a save that was killed
+        shutil.rmtree(stale, ignore_errors=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
+    # By default, PEFT asks the hub at every save whether the frozen embeddings should be saved too.
+    options = {"save_embedding_layers": False} if isinstance(model, PeftModel) else {}
+    try:
+        model.save_pretrained(str(scratch), **options)  # type: ignore[operator]
+        tokenizer.save_pretrained(str(scratch))
+        metadata = {"template": template.describe(), CHECKSUMS: _checksums(scratch, directory)}
+        (scratch / METADATA_FILE).write_text(json.dumps(metadata, indent=2) + "\n", "utf-8")
+        (scratch / CARD_FILE).write_text(card, "utf-8")
+        for file in sorted(scratch.iterdir(), key=lambda path: path.suffix == ".safetensors"):
+            with file.open("rb") as stream:
+                os.fsync(stream.fileno())
+            file.replace(directory / file.name)
+        fsync_directory(directory)
+    except Exception as error:
+        # Where the disk is full, the libraries below raise SafetensorError, or a plain Exception.
+        if not isinstance(error, OSError) and "os error" not in str(error):
+            raise
+        raise UserError(
+            f"{directory} could not be written ({error}). What was there before is intact.",
+            hint="Free some space, or use another `run_dir`.",
+        ) from error
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _checksums(new: Path, old: Path) -> list[str]:
+    # The metadata is moved before the weights: for a moment it is next to the old ones.
+    files = [directory / SAFETENSORS_WEIGHTS_NAME for directory in (new, old)]
+    return list(dict.fromkeys(sha256(file) for file in files if file.is_file()))
