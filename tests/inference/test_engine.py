@@ -217,3 +217,18 @@ def test_text_is_reported_as_it_grows_and_a_retry_does_not_repeat_it(engine, exp
     assert [completion.text for completion in engine.complete(requests)] == expected
     assert failed and texts[-1] == expected[0] and len(set(texts)) == len(texts)
     assert sorted(texts, key=len) == texts
+
+
+def test_requests_of_two_adapters_take_turns_and_never_share_a_step(engine, expected) -> None:
+    decoder: Any = engine.decoder
+    adapters_by_step, activated = [], []
+    step = decoder.step
+
+    def recording_step() -> None:
+        adapters_by_step.append({request.adapter for request in decoder.requests})
+        step()
+
+    decoder.step, decoder.set_adapter = recording_step, activated.append
+    requests = [Request(prompt, SETTINGS, adapter="ab"[index // 2 % 2]) for index, prompt in enumerate(PROMPTS)]
+    assert [completion.text for completion in engine.complete(requests)] == expected
+    assert all(len(adapters) == 1 for adapters in adapters_by_step) and activated == ["a", "b", "a", "b"]

@@ -191,8 +191,10 @@ def test_an_abandoned_iteration_leaves_nothing_running(able_adapter, able_pairs)
         assert generator._compilers._work_queue.empty()
 
 
-def test_the_functions_of_the_common_script(able_adapter, able_pairs, tmp_path) -> None:
+def test_the_functions_of_the_common_script(able_adapter, able_pairs, tmp_path, capfd) -> None:
+    capfd.readouterr()
     model, tokenizer = load_model_and_tokenizer("typst-nano", able_adapter, use_4bit=True)
+    assert "it/s" not in capfd.readouterr().err  # no progress bars
     source = inference_from_dict(model, tokenizer, able_pairs[0]["input"])
     assert isinstance(source, str) and "#" in source
     records = tmp_path / "records.json"

@@ -139,28 +139,27 @@ class Engine:
 
     def _step(self) -> bool:
         """Decodes some tokens of every running request; returns False when there is nothing to decode."""
-        self._drop_cancelled()
-        self._admit()
-        if not self._running:
-            self._restore_if_idle()
-            return bool(self._waiting)
         try:
-            self.decoder.step()
+            self._drop_cancelled()
+            self._admit()
+            if self._running:
+                self.decoder.step()
+            for request in list(self._running):
+                self._report(request)
         except torch.AcceleratorError as error:
             self._lose_device(error)
             raise
         except Exception as error:
             failure = _without_traceback(error)
         else:
-            for request in list(self._running):
-                self._report(request)
-            self._restore_if_idle()
-            return True
+            if not self._running and not self._waiting:
+                self._max_running = self.batch_size
+            return bool(self._running or self._waiting)
         self._recover(failure)  # outside of the except block, which holds the tensors of the step
         return True
 
     def _report(self, request: Request) -> None:
-        """Hands on what a step gave."""
+        """Passes on what a step gave: text so far, or the completion."""
         if request.on_text and request.num_generated > request.num_reported:
             request.num_reported = request.num_generated
             try:
@@ -186,9 +185,8 @@ class Engine:
                 self._adapter = request.adapter
                 request.started_at = time.monotonic()
                 self.decoder.add([request])
-            except torch.AcceleratorError as error:
-                self._running.append(request)
-                self._lose_device(error)
+            except torch.AcceleratorError:
+                self._running.append(request)  # so that it fails with the others
                 raise
             except Exception as error:
                 failure = _without_traceback(error)
@@ -232,7 +230,12 @@ class Engine:
         if is_out_of_memory(error):
             self._reduce_batch_size(len(running), error)
         else:
-            log.warning("Decoding %d documents failed (%s). Retrying them one by one.", len(running), error)
+            log.warning(
+                "Decoding %d documents failed (%s: %s). Retrying them one by one.",
+                len(running),
+                type(error).__name__,
+                error,
+            )
             for request in running:
                 request.isolated = True
         self._retry(running)
@@ -240,17 +243,13 @@ class Engine:
     def _reduce_batch_size(self, num_requests: int, error: Exception) -> None:
         self._max_running = max(1, num_requests // 2)
         log.warning(
-            "Out of memory while decoding %d documents (%s). Continuing with %d.",
+            "Out of memory while decoding %d documents (%s). Retrying with a batch size of %d.",
             num_requests,
             str(error).partition("\n")[0],
             self._max_running,
         )
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-
-    def _restore_if_idle(self) -> None:
-        if not self._running and not self._waiting:
-            self._max_running = self.batch_size
 
     def _retry(self, requests: Sequence[Request]) -> None:
         for request in requests:

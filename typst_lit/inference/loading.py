@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.utils import enable_progress_bars
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
 
 from typst_lit.data.prompts import PromptTemplate, ReportPrompt
 from typst_lit.errors import UserError
@@ -162,12 +165,27 @@ def load_model(spec: ModelSpec) -> LoadedModel:
     backbone = PretrainedBackbone()
     tokenizer = backbone.load_tokenizer(spec.base_model, None, False)
     log.info("Loading %s%s ...", spec.base_model, " in 4 bits" if spec.use_4bit else "")
-    model: Any = backbone.load_model(spec.base_model, None, False, spec.use_4bit, device)
+    with _without_loading_bar():
+        model: Any = backbone.load_model(spec.base_model, None, False, spec.use_4bit, device)
     for name, path in spec.adapters.items():
         model = load_adapter(model, path, trainable=False, name=name)
     if spec.merge:
         model = model.merge_and_unload()
     return LoadedModel(model.eval(), tokenizer, spec.templates, spec.identity)
+
+
+@contextmanager
+def _without_loading_bar() -> Iterator[None]:
+    """Hides the progress bar for reading weights from the disk; that of a download stays."""
+    if not transformers_logging.is_progress_bar_enabled():
+        yield
+        return
+    transformers_logging.disable_progress_bar()
+    enable_progress_bars()
+    try:
+        yield
+    finally:
+        transformers_logging.enable_progress_bar()
 
 
 def resolve_adapter(names: Iterable[str | None], adapter: str | None) -> str | None:
