@@ -84,9 +84,13 @@ def test_gguf_is_loaded_again_and_generates_the_same(run, able_adapter, able_pai
 
 
 SHAPE = {
-    "vocab_size": 512, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "vocab_size": 512,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
     "num_key_value_heads": 2,
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("tied", [True, False])

@@ -2,18 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
 from typst_lit.typesetting.repairs import repair
-from typst_lit.typesetting.typesetter import Typesetter
-
-
-@pytest.fixture(scope="module")
-def typesetter() -> Iterator[Typesetter]:
-    with Typesetter(workers=1) as typesetter:
-        yield typesetter
 
 
 @pytest.mark.parametrize(
@@ -30,7 +21,7 @@ def typesetter() -> Iterator[Typesetter]:
         ("Some _word", ["line 1, column 6: escaped a stray _"], "Some _word"),
         ("Some `word", ["line 1, column 6: escaped a stray `"], "Some `word"),
         ("Some ] text", ["line 1, column 6: escaped a stray ]"], "Some ] text"),
-        ("$ ab = c $", ['line 1, column 3: quoted ab in the formula'], "ab = 𝑐"),
+        ("$ ab = c $", ["line 1, column 3: quoted ab in the formula"], "ab = 𝑐"),
         ("#text(fill: red)[\n  Red.\n\nNext.", ["line 2, column 7: closed the [ of line 1"], "Red.\nNext."),
         ("#align(center)[#text(9pt)[Small]\n\nNext.", ["line 1, column 33: closed the [ of line 1"], "Small\nNext."),
         (
@@ -41,14 +32,16 @@ def typesetter() -> Iterator[Typesetter]:
         (
             "*One #foo @bar $5.\n\nNext _one.",
             [
-                "line 1, column 1: escaped a stray *", "line 1, column 17: escaped a stray $",
-                "line 3, column 6: escaped a stray _", "line 1, column 7: escaped a stray #",
+                "line 1, column 1: escaped a stray *",
+                "line 1, column 17: escaped a stray $",
+                "line 3, column 6: escaped a stray _",
+                "line 1, column 7: escaped a stray #",
                 "line 1, column 13: escaped a stray @",
             ],
             "*One #foo @bar $5.\nNext _one.",
         ),
     ],
-)  # fmt: skip
+)
 def test_stray_marks_and_open_brackets(typesetter, source, repairs, text) -> None:
     broken = typesetter.compile(source)
     assert not broken.ok
@@ -80,11 +73,17 @@ def test_a_document_that_was_cut_off(typesetter, source, description, text) -> N
 @pytest.mark.parametrize(
     "source",
     [
-        '#panic("no")', "#table(columns: 2, columns: 3)[a]", "#figure(image(", "*One\n\n#panic()", '#text("abc)[x]',
-        "#let f(x) = f(x + 1)\n#f(1)", '#read("secret")', "$ x $ #bar()",
+        '#panic("no")',
+        "#table(columns: 2, columns: 3)[a]",
+        "#figure(image(",
+        "*One\n\n#panic()",
+        '#text("abc)[x]',
+        "#let f(x) = f(x + 1)\n#f(1)",
+        '#read("secret")',
+        "$ x $ #bar()",
         "$ x $ and #{foo}",
     ],
-)  # fmt: skip
+)
 def test_a_document_whose_repair_is_a_guess_is_unchanged(typesetter, source) -> None:
     broken = typesetter.compile(source)
     assert not broken.ok

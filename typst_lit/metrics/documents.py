@@ -176,8 +176,8 @@ class Invention(DocumentMetric):
     higher_is_better = False
 
     def score(self, document: Document) -> float | None:
-        given = "\n".join(str(value) for value in document.fields.values())
-        return functional.invention(given, document.result.page_texts, document.reference_pages)
+        record_text = "\n".join(str(value) for value in document.fields.values())
+        return functional.invention(record_text, document.result.page_texts, document.reference_pages)
 
 
 class FieldPresence(DocumentMetric):

@@ -36,29 +36,29 @@ def words(text: str) -> list[str]:
     return _WORD.findall(_HYPHEN.sub("", normalized))
 
 
-def content_fidelity(given: str, shown: str) -> float | None:
+def content_fidelity(record_text: str, document_text: str) -> float | None:
     """Returns how much of a record's text the document shows, in order: recall over words.
 
-    The score is the length of the longest common subsequence of the words of ``given`` and ``shown``, divided by the
-    number of words of ``given``. Names of image files in ``given`` do not count, because the document shows the image
-    and not its name.
+    The score is the length of the longest common subsequence of their words, divided by the number of words of the
+    record. Names of image files in the record do not count, because the document shows the image and not its name.
 
-    Why: a document must say what its record says. Range: 0 (nothing) to 1 (everything); None when nothing is given.
+    Why: a document must say what its record says. Range: 0 (nothing) to 1 (everything); None when the record has no
+    words.
     Blind to: text that was added or repeated (see `invention`), punctuation, letter case, and paragraph breaks. A word
     that is broken over two lines without a hyphen, such as a URL, counts as missing.
 
     Args:
-        given: the record's text.
-        shown: the text of the document's pages.
+        record_text: the record's long text.
+        document_text: the text of the document's pages.
 
     >>> content_fidelity("The cat sat on the mat.", "The cat\\nsat on a mat.")
     0.8333333333333334
     """
-    expected = words(_IMAGE_FILE.sub(" ", given))
-    return LCSseq.similarity(expected, words(shown)) / len(expected) if expected else None
+    expected = words(_IMAGE_FILE.sub(" ", record_text))
+    return LCSseq.similarity(expected, words(document_text)) / len(expected) if expected else None
 
 
-def invention(given: str, pages: Sequence[PageText], reference: Sequence[PageText] = ()) -> float | None:
+def invention(record_text: str, pages: Sequence[PageText], reference: Sequence[PageText] = ()) -> float | None:
     """Returns the hallucination rate: the share of the rendered words that come from neither record nor template.
 
     A word may occur as often as in the record or as often as in the reference, whichever is more. What the reference
@@ -71,7 +71,7 @@ def invention(given: str, pages: Sequence[PageText], reference: Sequence[PageTex
     the template count as invented.
 
     Args:
-        given: all values of the record as one text.
+        record_text: all values of the record as one text.
         pages: the document's pages.
         reference: the pages of the reference, if there is one.
 
@@ -80,7 +80,7 @@ def invention(given: str, pages: Sequence[PageText], reference: Sequence[PageTex
     0.2
     """
     shown = _word_counts(pages)
-    allowed = Counter(words(given)) | _word_counts(reference)
+    allowed = Counter(words(record_text)) | _word_counts(reference)
     num_shown = shown.total()
     return (shown - allowed).total() / num_shown if num_shown else None
 

@@ -25,6 +25,8 @@ MAX_DOCUMENTS_WITH_IMAGES = 100  # the worst ones; with more, the HTML file woul
 MAX_IMAGES_PER_DOCUMENT = 12
 WEBP_QUALITY = 60
 REPORT_FILES = ("report.html", "report.json")
+# Names in the HTML file of metrics that are acronyms
+TITLES = {"chrf": "chrF", "bleu": "BLEU", "rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L"}
 
 
 @dataclass
@@ -173,6 +175,7 @@ class Report:
             columns=[name for name in self.scorer.metrics if name in scored and name != "compile_rate"],
             entries=entries,
             meanings={name: _meaning(metric) for name, metric in self.scorer.metrics.items()},
+            titles=TITLES,
             max_with_images=MAX_DOCUMENTS_WITH_IMAGES,
         )
 

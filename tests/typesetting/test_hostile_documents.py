@@ -1,0 +1,69 @@
+"""Documents that attack the compiler or the machine: each fails in time, and no other document is affected."""
+
+from __future__ import annotations
+
+from typst_lit.typesetting.typesetter import Typesetter
+
+# name: (source, alternatives of what the error must say)
+HOSTILE = {
+    "read absolute": ('#read("/etc/passwd")', "file not found"),
+    "read parent": ('#read("../../../../etc/passwd")', "escape"),
+    "read environment": ('#read("/proc/self/environ")', "file not found"),
+    "read folder": ('#read(".")', "is a directory"),
+    "image absolute": ('#image("/etc/passwd")', "file not found"),
+    "include": ('#include "/etc/passwd"', "file not found"),
+    "json": ('#json("/etc/passwd")', "file not found"),
+    "read in eval": ('#eval("read(\\"/etc/passwd\\")")', "file not found"),
+    "svg link": ("#image(bytes(\"<svg xmlns='http://www.w3.org/2000/svg'><image href='/etc/passwd'/></svg>\"))", "SVG"),
+    "package": ('#import "@preview/cetz:0.3.0"', "packages can't be imported"),
+    "local package": ('#import "@local/mine:0.1.0"', "packages can't be imported"),
+    "endless for": ("#for i in range(100000) { for j in range(100000) { } }", "longer than"),
+    "endless while": ("#let x = 1\n#while x > 0 { x += 1 }", "infinite"),
+    "recursion": ("#let f(x) = f(x + 1)\n#f(1)", "depth exceeded"),
+    "nested": ("$" + "sqrt(" * 5000 + ")" * 5000 + "$", "depth exceeded"),
+    "unclosed": ("[" * 3_000_000, "nested too deeply|memory|longer than"),
+    "array bomb": ("#let a = (0,)\n#for i in range(60) { a = a + a }", "memory|longer than"),
+    "string bomb": ('#let s = "aaaaaaaa"\n#for i in range(60) { s = s + s }\n#s', "memory|longer than"),
+    "repeat bomb": ('#("a" * 100000000000)', "memory|longer than"),
+    "content bomb": ("#let c = [aaaa]\n#for i in range(40) { c = c + c }\n#c", "memory|longer than"),
+    "long text": ("#lorem(100000000)", "longer than|memory"),
+    "huge page": ("#set page(width: 100000pt, height: 100000pt)\nx", "max_page_pt"),
+    "endless page": ("#set page(height: auto)\n#v(100000pt)\nx", "max_page_pt"),
+    "ten thousand pages": ("#for i in range(10000) [x #pagebreak()]", "10001 pages"),
+    "large source": ("word " * 2_000_000, "max_source_mib"),
+    "not UTF-8": (b"\xff\xfe= A", "not valid Unicode"),
+    "half a surrogate": ("\ud800", "not valid Unicode"),
+    "panic": ('#panic("stop")', "panicked with: stop|stop"),
+    "name too long": ('#image("' + "a" * 300 + '.png")', "name too long"),
+    "file as folder": ('#image("a.png")\n#image("a.png/b.png")', "directory"),
+    "too many files": ('#for i in range(1000) { image("p" + str(i) + ".png") }', "file not found: p200.png"),
+}
+# A WebAssembly module by hand: a memory, and a function `f` that loops forever.
+WASM_LOOP = bytes.fromhex(
+    "0061736d01000000" "0105016000017f" "03020100" "0503010001" "070e02066d656d6f727902000166" "0000"
+    "0a0b010900" "03400c000b" "41000b"
+)  # fmt: skip
+HOSTILE["plugin"] = (f"#plugin(bytes(({', '.join(map(str, WASM_LOOP))}))).f()", "longer than")
+HARMLESS = {
+    "NUL": "a\0b",
+    "NUL in code": '#let x = "\\u{0}"\n#x',
+    "layout that never settles": '#let s = state("x", 0)\n#context s.update(s.final() + 1)\n#context s.final()',
+    "show rule on itself": '#show "a": it => [a a]\na',
+    "entity bomb": '#xml(bytes("<!DOCTYPE a [<!ENTITY b \\"aaaa\\"><!ENTITY c \\"&b;&b;&b;\\">]><a>&c;</a>"))\nx',
+}
+
+
+def test_hostile_documents_fail_in_time_and_affect_no_other() -> None:
+    good = "= Still here"
+    sources = [piece for source, _ in HOSTILE.values() for piece in (source, good)] + list(HARMLESS.values())
+    with Typesetter(workers=2, timeout_s=3, memory_mib=1024) as typesetter:
+        results = list(typesetter.compile_many(sources, ppi=36))
+    hostile, others = results[: 2 * len(HOSTILE) : 2], results[1 : 2 * len(HOSTILE) : 2]
+    assert all(result.ok for result in others)
+    for (name, (_, errors)), result in zip(HOSTILE.items(), hostile, strict=True):
+        assert not result.ok and result.pdf == b"" and result.pages == () and result.text == "", name
+        assert any(part in result.error for part in errors.split("|")), (name, result.error)
+        assert "root:" not in str(result.diagnostics), name
+    for name, result in zip(HARMLESS, results[2 * len(HOSTILE) :], strict=True):
+        assert result.ok, (name, result.error)
+    assert max(result.seconds for result in results) < 3 + 1 + 2  # two more, because the start of a process counts here
