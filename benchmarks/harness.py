@@ -17,10 +17,11 @@ from typing import Any
 import torch
 
 GIB = 2**30
+RESULT = "trial result: "  # starts the line of a process's output that has its result
 
 
 def run_trial(module: str, options: Mapping[str, Any], env: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """Runs ``python -m module --trial OPTIONS`` and returns the result that it prints as JSON.
+    """Runs ``python -m module --trial OPTIONS`` and returns the result that it prints.
 
     Running out of memory is a result, ``{"out_of_memory": True}``, also where the system kills the process. Of a
     process that fails otherwise, ``{"error": ...}`` has the last line that it printed.
@@ -41,7 +42,7 @@ def run_ranks(
         command += ["torch.distributed.run", "--standalone", "--nproc-per-node", str(world_size), "-m"]
     command += [module, "--trial", json.dumps(options)]
     process = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **(env or {})})
-    results = [dict(json.loads(line)) for line in process.stdout.splitlines() if line.startswith("{")]
+    results = [dict(json.loads(line.partition(RESULT)[2])) for line in process.stdout.splitlines() if RESULT in line]
     if process.returncode in (-9, 137) or any("out_of_memory" in result for result in results):
         return [{"out_of_memory": True}]
     if process.returncode or len(results) != max(1, world_size):
@@ -61,7 +62,7 @@ def is_trial(args: Sequence[str], trial: Callable[[dict[str, Any]], dict[str, An
         if not is_out_of_memory(error):
             raise
         result = {"out_of_memory": True}
-    print(json.dumps(result), flush=True)
+    print(f"{RESULT}{json.dumps(result)}", flush=True)
     return True
 
 

@@ -226,7 +226,7 @@ def trial(options: dict[str, Any]) -> dict[str, Any]:
     from typst_lit.callbacks.memory_profiler import MemoryMeter
     from typst_lit.data.encoding import Encoder
     from typst_lit.data.prompts import ReportPrompt
-    from typst_lit.exporting.merging import mean_loss
+    from typst_lit.exporting.comparison import mean_loss
 
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     tokenizer = AutoTokenizer.from_pretrained(options["model"])
