@@ -319,7 +319,7 @@ def test_validate_can_use_a_checkpoint_and_never_ignores_one(run, fit_args) -> N
 def test_resuming_with_another_adapter_says_so(run, fit_args) -> None:
     assert run(*fit_args, "--trainer.max_steps", 1).status == 0
     result = run(*fit_args, "--ckpt_path", "last", "--model.adapter.r", 4)
-    assert result.status == 1 and "made with another adapter" in result.err and "lora_A" in result.err
+    assert result.status == 1 and "saved with another adapter" in result.err and "lora_A" in result.err
 
 
 def test_a_damaged_checkpoint_says_so(run, fit_args, tmp_path) -> None:
@@ -372,7 +372,7 @@ def test_a_base_model_that_is_not_there(run, fit_args, tmp_path) -> None:
         assert "model.base_model" in result.err and name in result.err
 
 
-def test_warm_up_longer_than_the_run_is_shrunk_with_a_warning(run, fit_args) -> None:
+def test_a_warm_up_longer_than_the_run_is_shortened_with_a_warning(run, fit_args) -> None:
     result = run(*fit_args, "--model.warmup_steps", 100)
     assert result.status == 0 and "shortened to 1" in result.err
 
@@ -487,7 +487,7 @@ def test_a_cut_off_document_is_said_to_be_one(run, fitted, tmp_path, pairs) -> N
 
 @pytest.mark.parametrize(
     ("adapter", "message"),
-    [("nowhere", "no such folder"), (".", "no adapter there"), ("pickled", "safetensors")],
+    [("nowhere", "is not a directory"), (".", "contains no adapter"), ("pickled", "safetensors")],
 )
 def test_adapters_that_cannot_be_used(run, fitted, tmp_path, adapter, message) -> None:
     (tmp_path / "pickled").mkdir()
@@ -505,7 +505,7 @@ def test_adapters_that_cannot_be_used(run, fitted, tmp_path, adapter, message) -
 def test_an_adapter_of_another_base_model(run, fitted, tmp_path) -> None:
     from benchmarks.nano.tiny_model import make_tiny_model
 
-    fitted[2] = make_tiny_model(tmp_path / "larger", ["other text"], vocabulary=512, hidden=128)
+    fitted[2] = make_tiny_model(tmp_path / "larger", ["other text"], vocab_size=512, hidden_size=128)
     result = run(*fitted, SAMPLES)
     assert result.status == 1 and "does not fit the base model" in result.err and "--model.base_model" in result.err
 

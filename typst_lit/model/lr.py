@@ -126,9 +126,9 @@ class LearningRate:
         num_warmup_steps = self.num_warmup_steps(total_steps)
         if self.warmup_ratio is None and num_warmup_steps < self.warmup_steps:
             log.warning(
-                "The run has only %d steps, and the warm-up %d: it is shortened to %d. Set `model.warmup_steps`, or "
-                "`model.warmup_ratio=0.05`.",
-                total_steps,
+                "The warm-up (%d) is not shorter than the run (optimizer steps: %d): it is shortened to %d. Set "
+                "`model.warmup_steps`, or `model.warmup_ratio=0.05`.",
                 self.warmup_steps,
+                total_steps,
                 num_warmup_steps,
             )
