@@ -27,6 +27,6 @@ def test_what_is_not_there_is_named(tmp_path, run) -> None:
 def test_typesetting_options_are_taken(tmp_path, run) -> None:
     (tmp_path / "a.typ").write_text("#for i in range(5) [x #pagebreak()]")
     result = run("compile", tmp_path, "--typesetting.max_pages", 3)
-    assert result.status == 1 and "6 pages, but only 3 are allowed" in result.out
+    assert result.status == 1 and "6 pages, but the maximum is 3" in result.out
     error = run("compile", tmp_path, "--typesetting.timeout_s", 0).err
     assert "typesetting.timeout_s" in error and "must be between 0.1 and" in error

@@ -110,7 +110,7 @@ def test_a_panic_of_the_compiler_fails_the_document_and_restarts_the_process(tmp
         def compile_with_warnings(self, source: bytes) -> None:
             raise PanicError("index out of bounds")
 
-    worker = Worker(WorkerSettings(root=str(tmp_path)))
+    worker = Worker(tmp_path, WorkerSettings())
     worker.compiler = Broken()  # type: ignore[assignment]
     answer = worker.compile(b"= A", None)
     assert not answer["ok"] and answer["needs_restart"] and "index out of bounds" in answer["diagnostics"][0].message

@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 import weakref
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from multiprocessing.connection import Connection
 
 from typst_lit.errors import UserError
@@ -46,7 +46,7 @@ class CompilerProcess:
     It starts with `ensure_running`, and is replaced after `MAX_COMPILES_PER_PROCESS` documents or when it has died.
 
     Args:
-        settings: limits and paths; the process gets a new temporary directory as its ``root``.
+        settings: limits and paths. Documents can only read a new temporary directory.
     """
 
     def __init__(self, settings: WorkerSettings) -> None:
@@ -103,8 +103,8 @@ class CompilerProcess:
         self._num_compiled = 0
         self._finalizer = weakref.finalize(self, _terminate, self._process, self._connection, self._root)
         try:
-            settings = asdict(replace(self._settings, root=self._root.name))
-            self._connection.send_bytes(json.dumps(settings).encode())
+            start = {"root": self._root.name, "settings": asdict(self._settings)}
+            self._connection.send_bytes(json.dumps(start).encode())
             if not self._connection.poll(STARTUP_TIMEOUT_S):
                 raise ProcessDiedError(f"it did not answer within {STARTUP_TIMEOUT_S:g} s")
             self.isolation = json.loads(self._connection.recv_bytes())

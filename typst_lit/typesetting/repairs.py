@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+from typst_lit.errors import plural
 from typst_lit.typesetting.results import CompileResult, Diagnostic, line_start
 from typst_lit.typesetting.typesetter import Typesetter
 
@@ -211,5 +212,5 @@ def _remove_end(source: str) -> Iterator[Edit]:
     """Yields edits that cut the source at one of its last five blank lines."""
     for blank in [*re.finditer(r"\n[ \t]*\n", source)][-1:-6:-1]:
         num_lines = source.count("\n", blank.end()) + 1
-        description = f"removed the unfinished end ({num_lines} line{'s' * (num_lines != 1)})"
+        description = f"removed the unfinished end ({plural(num_lines, 'line')})"
         yield Edit(blank.start(), len(source), "\n", description)

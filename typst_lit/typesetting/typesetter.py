@@ -144,7 +144,7 @@ class Typesetter:
         else:
             size_mib = len(encoded) / 2**20
             if size_mib > self.max_source_mib:
-                problem = f"the source has {size_mib:.1f} MiB, but only {self.max_source_mib} MiB are allowed"
+                problem = f"the source has {size_mib:.1f} MiB, but the maximum is {self.max_source_mib} MiB"
                 result = _failure(problem, "the limit is `typesetting.max_source_mib`")
             else:
                 result = self._compile_in_process(encoded, ppi)

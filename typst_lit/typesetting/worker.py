@@ -1,7 +1,8 @@
 """The child process that compiles: it gives up its privileges, then compiles one document after another.
 
-Started by `process.CompilerProcess`. It communicates over an inherited socket. It receives its settings as JSON, then
-for each document a JSON message and the source; it answers with a JSON message, the PDF and the page images.
+Started by `process.CompilerProcess`. It communicates over an inherited socket. It receives its root directory and its
+settings as JSON, then for each document a JSON message and the source; it answers with a JSON message, the PDF and the
+page images.
 """
 
 from __future__ import annotations
@@ -34,9 +35,8 @@ _STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
 
 @dataclass(frozen=True)
 class WorkerSettings:
-    """The settings of a worker: those of `Typesetter`, and ``root``, the only directory that documents can read."""
+    """The settings of `Typesetter` that a worker needs."""
 
-    root: str = ""
     memory_mib: int = 2048
     max_pages: int = 500
     max_page_pt: float = 5000.0
@@ -49,18 +49,19 @@ class WorkerSettings:
 def main(descriptor: int) -> None:
     """Compiles documents until the other end of the socket is closed."""
     connection = Connection(descriptor)
-    settings = WorkerSettings(**json.loads(connection.recv_bytes()))
+    start = json.loads(connection.recv_bytes())
+    root, settings = Path(start["root"]), WorkerSettings(**start["settings"])
     os.set_blocking(2, False)  # a full stderr pipe must not block the compiler
     network = drop_network()  # before any thread starts, because threads make it impossible
     memory = limit_resources(settings.memory_mib)
-    worker = Worker(settings)
+    worker = Worker(root, settings)
     connection.send_bytes(json.dumps({"network": network, "memory": memory}).encode())
     while True:
         try:
             request = json.loads(connection.recv_bytes())
             source = connection.recv_bytes()
         except EOFError:
-            shutil.rmtree(settings.root, ignore_errors=True)
+            shutil.rmtree(root, ignore_errors=True)
             return
         limit_cpu_time(request["cpu_s"])
         answer = worker.compile(source, request["ppi"])
@@ -117,14 +118,15 @@ class Worker:
     """The compiler and the directory that is all it can read.
 
     Args:
-        settings: with an empty directory as ``root``.
+        root: an empty directory, the only one that documents can read.
+        settings: limits, and what is copied to the root on demand.
     """
 
-    def __init__(self, settings: WorkerSettings) -> None:
+    def __init__(self, root: Path, settings: WorkerSettings) -> None:
         import typst  # after the process has limited its resources
 
         self.settings = settings
-        self.root = Path(settings.root).resolve()
+        self.root = root.resolve()
         packages = self.root / ".packages"
         packages.mkdir()
         self.typst = typst
@@ -298,7 +300,7 @@ class CompileTask:
 
 def _check_limit(setting: str, value: float, limit: float, what: str) -> None:
     if value > limit:
-        message = f"{value:.0f} {what}, but only {limit:.10g} are allowed"
+        message = f"{value:.0f} {what}, but the maximum is {limit:.10g}"
         raise DocumentError(Diagnostic("error", message, hint=f"the limit is `typesetting.{setting}`"))
 
 
