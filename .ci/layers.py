@@ -15,9 +15,9 @@ LAYERS = [
     ["_compat", "_lazy", "errors", "files", "plugins", "progress", "version"],
     ["data", "typesetting", "metrics.functional"],
     ["model"],
-    ["inference", "metrics"],
+    ["inference", "metrics", "reporting"],
     ["callbacks", "planning"],
-    ["exporting", "reporting", "serving"],
+    ["exporting", "serving"],
     ["cli"],
     ["__main__"],
 ]

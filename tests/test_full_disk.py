@@ -69,7 +69,7 @@ def test_a_prediction_on_a_full_disk_resumes_where_it_stopped(run, fit_args, tin
     root = disk("size=24k")
     args = [
         "predict", "--model.base_model", tiny_model, "--data.predict_path", SAMPLES, "--run_dir", root,
-        "--model.generation.max_tokens", 300, "--model.generation.temperature", 0, "--trainer.accelerator", "cpu",
+        "--generation.max_tokens", 300, "--generation.temperature", 0, "--trainer.accelerator", "cpu",
         "--data.eval_batch_size", 2,
     ]  # fmt: skip
     stopped = run(*args)

@@ -186,7 +186,7 @@ def test_fields_of_ten_megabytes(tmp_path) -> None:
 
 SETTINGS = [
     "model.base_model", "model.use_4bit", "model.adapter", "model.adapter.r", "model.learning_rate", "model.schedule",
-    "model.generation.temperature", "model.metrics", "data.path", "data.batch_size", "data.max_length", "data.source",
+    "generation.temperature", "model.metrics", "data.path", "data.batch_size", "data.max_length", "data.source",
     "data.template", "data.val_fraction", "data.num_workers", "trainer.max_epochs", "trainer.precision",
     "trainer.callbacks", "trainer.accumulate_grad_batches", "model.warmup_steps", "model.warmup_ratio",
     "watchdog.spike",

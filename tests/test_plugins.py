@@ -97,7 +97,7 @@ model:
     class_path: peft.IA3Config
     init_args: {target_modules: [k_proj, v_proj, down_proj], feedforward_modules: [down_proj]}
   metrics: {mean_length: MeanLength}
-  generation: {max_tokens: 5}
+generation: {max_tokens: 5}
 trainer:
   callbacks:
   - class_path: PrintSteps

@@ -26,7 +26,7 @@ def learned(tmp_path_factory, tiny_model) -> Path:
         "--model.use_4bit", "false", "--trainer.accumulate_grad_batches", "1", "--trainer.max_epochs", "4",
         "--model.warmup_steps", "1", "--model.learning_rate", "1e-2", "--eval.every_n_epochs", "2",
         "--eval.records", "2",
-        "--model.generation.max_tokens", "40", "--trainer.accelerator", "cpu",
+        "--generation.max_tokens", "40", "--trainer.accelerator", "cpu",
     ]  # fmt: skip
     assert main(args) == 0
     return run_dir
@@ -55,7 +55,7 @@ def test_fit_logs_scores_and_pages_every_n_epochs(learned) -> None:
 def test_validate_scores_a_few_and_test_all(learned, run, tmp_path) -> None:
     base = [
         "--data.path", SAMPLES, "--model.base_model", learned / "model" / "best", "--model.adapter", "null",
-        "--model.use_4bit", "false", "--run_dir", tmp_path, "--model.generation.max_tokens", 30,
+        "--model.use_4bit", "false", "--run_dir", tmp_path, "--generation.max_tokens", 30,
         "--trainer.accelerator", "cpu",
     ]  # fmt: skip
     validated = run("validate", *base, "--eval.records", 2)
@@ -79,7 +79,7 @@ def test_predict_compiles_when_asked(learned, run, tmp_path, pairs) -> None:
     args = [
         "predict", "--data.predict_path", records, "--model.base_model", learned / "model" / "best",
         "--model.adapter", "null", "--model.use_4bit", "false", "--run_dir", tmp_path, "--trainer.accelerator", "cpu",
-        "--model.generation.max_tokens", 25, "--model.generation.temperature", 0,
+        "--generation.max_tokens", 25, "--generation.temperature", 0,
     ]  # fmt: skip
     result = run(*args, "--predict.compile", "true")
     assert result.status == 0, result.err
@@ -106,8 +106,8 @@ def test_two_processes_report_what_one_does(learned, tmp_path) -> None:
     for number, devices in enumerate((1, 2)):
         args = [
             "test", "--data.test_path", SAMPLES, "--model.base_model", learned / "model" / "best",
-            "--model.adapter", "null", "--model.use_4bit", "false", "--model.generation.temperature", 0,
-            "--model.generation.max_tokens", 40, "--data.eval_batch_size", 1, "--trainer.accelerator", "cpu",
+            "--model.adapter", "null", "--model.use_4bit", "false", "--generation.temperature", 0,
+            "--generation.max_tokens", 40, "--data.eval_batch_size", 1, "--trainer.accelerator", "cpu",
             "--trainer.devices", devices, "--trainer.strategy", "ddp", "--run_dir", tmp_path / str(number),
         ]  # fmt: skip
         command = [sys.executable, "-m", "typst_lit", *map(str, args)]

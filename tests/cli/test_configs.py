@@ -26,7 +26,7 @@ def test_the_command_in_its_head_runs(run, tiny_model, tmp_path, config) -> None
     assert str(config) in command
     result = run(
         *command, "--model.base_model", tiny_model, "--run_dir", tmp_path, "--trainer.max_steps", 1,
-        "--trainer.accelerator", "cpu", "--model.generation.max_tokens", 20,
+        "--trainer.accelerator", "cpu", "--generation.max_tokens", 20,
         *(["--data.source.init_args.count", 40] if config == PRETRAINING else []),
     )  # fmt: skip
     assert result.status == 0, result.err

@@ -213,7 +213,7 @@ def test_another_field_set_comes_from_the_configuration(run, fit_args, tmp_path)
         fit_args[4],
         "--run_dir",
         tmp_path / "run",
-        "--model.generation.max_tokens",
+        "--generation.max_tokens",
         3,
         "--trainer.accelerator",
         "cpu",

@@ -1,24 +1,30 @@
-"""Generate, compile and score documents of held-out records: some while training goes on, all of them in a test."""
+"""Documents of held-out records, generated, compiled and scored: a few during training, all of them in a test."""
 
 from __future__ import annotations
 
 import logging
 import math
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
+from torchmetrics import Metric
 
+from typst_lit.callbacks.base import datamodule, typst_module
+from typst_lit.callbacks.generation import build_generator
 from typst_lit.callbacks.page_previews import show_pages
 from typst_lit.data.dataset import Pair
 from typst_lit.errors import UserError
+from typst_lit.inference.attempts import GeneratedDocument
+from typst_lit.inference.generator import Generator
+from typst_lit.inference.records import InputRecord
+from typst_lit.inference.sampling import GenerationSettings
 from typst_lit.metrics.documents import Candidate, Document
 from typst_lit.metrics.scoring import Scorer
-from typst_lit.progress import LOG_INTERVAL_S
+from typst_lit.model.module import TypstModule
 from typst_lit.reporting.report import Report
 from typst_lit.typesetting.typesetter import Typesetter
 
@@ -28,16 +34,28 @@ log = logging.getLogger(__name__)
 class Evaluation(Callback):
     """Generates documents for held-out records, compiles and scores them.
 
-    In `fit` and `validate` it takes a few records, always the same, from all over the validation set, logs their scores
-    as ``val_<metric>``, and shows their pages, sources and diagnostics in TensorBoard. In `test` it takes the whole
-    set, logs ``test_<metric>``, and writes ``report.html`` and ``report.json``.
+    In ``fit`` and ``validate`` it takes a few records, always the same, from all over the validation set, logs their
+    scores as ``val_<metric>``, and shows their pages, sources and diagnostics in TensorBoard. In ``test`` it takes the
+    whole set, logs ``test_<metric>``, and writes ``report.html`` and ``report.json``.
+
+    It needs a `TypstModule` and a `TypstDataModule`. While the base model is sharded, nothing is generated.
 
     Args:
-        every_n_epochs: in fit, after how many epochs; it happens with the next validation. 0 for never.
-        records: how many records in fit and validate; 0 for none.
-        test_records: how many in test; by default all.
-        report_dir: where test writes its report; by default ``test`` in the run directory.
+        every_n_epochs: in fit, epochs between two evaluations, each with the next validation; 0 for none.
+        records: number of records in fit and validate; 0 for none.
+        test_records: number of records in test; by default all.
+        report_dir: directory of the report of test; by default ``test`` in the run directory.
+        generation: how to sample.
         typesetter: what compiles.
+
+    Raises:
+        UserError: if a number is negative.
+
+    Example:
+        >>> from typst_lit import GenerationSettings
+        >>> from typst_lit.callbacks import Evaluation
+        >>> Evaluation(records=8, generation=GenerationSettings(temperature=0)).records
+        8
     """
 
     def __init__(
@@ -46,17 +64,20 @@ class Evaluation(Callback):
         records: int = 4,
         test_records: int | None = None,
         report_dir: str | None = None,
+        generation: GenerationSettings | None = None,
         typesetter: Typesetter | None = None,
     ) -> None:
         for name, value in (("every_n_epochs", every_n_epochs), ("records", records), ("test_records", test_records)):
             if value is not None and value < 0:
-                raise UserError(f"eval.{name} must be 0 or more, not {value}.")
+                raise UserError(f"must be 0 or more, not {value}.", setting=f"eval.{name}")
         self.every_n_epochs = every_n_epochs
         self.records = records
         self.test_records = test_records
         self.report_dir = report_dir
+        self.generation = generation or GenerationSettings()
         self.typesetter = typesetter or Typesetter()
-        self._evaluated_at = 0.0  # epochs that training had seen by then
+        self._generator: Generator | None = None
+        self._evaluated_at = 0.0  # epochs trained at the last evaluation
 
     def state_dict(self) -> dict[str, Any]:
         return {"evaluated_at": self._evaluated_at}
@@ -66,22 +87,24 @@ class Evaluation(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage != "predict" and self.records and self.every_n_epochs:
-            self.typesetter.isolation()  # what can't be started should say so now, not after an epoch
+            self.typesetter.isolation()  # if processes can't be started, say so now, not after an epoch
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._generator = None
 
     # Fit and validate
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        module: Any = pl_module
+        module = typst_module(pl_module)
         if not self.records or trainer.sanity_checking or not self._due(trainer):
             return
-        if module.is_sharded:  # all processes pass a layer together, and documents end at different lengths
-            log.info("No documents are generated while the base model is divided among processes.")
+        if module.is_sharded:  # all ranks pass a layer together, and documents end at different lengths
+            log.info("No documents are generated while the base model is sharded.")
             return
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        scorer = self._scorer(pl_module)
-        pairs = data.held_out("val", self.records)
-        documents = [document for _, document in self._documents(trainer, pl_module, scorer, pairs)]
-        self._log(pl_module, scorer, "val", len(pairs))
+        scorer = self._scorer(module)
+        pairs = datamodule(trainer).held_out("val", self.records)
+        documents = [document for _, document in self._documents(trainer, module, scorer, pairs)]
+        self._log(module, scorer, "val", len(pairs))
         if isinstance(trainer.logger, TensorBoardLogger):
             show_pages(trainer.logger.experiment, documents, trainer.global_step)
 
@@ -100,21 +123,20 @@ class Evaluation(Callback):
     # Test
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        module, data = typst_module(pl_module), datamodule(trainer)
         pairs = [] if self.test_records == 0 else data.held_out("test", self.test_records)
         if not pairs:
             return
-        scorer = self._scorer(pl_module)
-        module: Any = pl_module
+        scorer = self._scorer(module)
         about = {"model": module.base_model, "adapter": module.adapter_path or "none", "data": data.test_origin}
         report = Report(scorer, about)
-        for index, document in self._documents(trainer, pl_module, scorer, pairs):
+        for index, document in self._documents(trainer, module, scorer, pairs):
             report.add(document, index)
-        values = self._log(pl_module, scorer, "test", len(pairs))
+        values = self._log(module, scorer, "test", len(pairs))
         if trainer.world_size > 1:
-            everywhere: list[Any] = [None] * trainer.world_size
-            torch.distributed.all_gather_object(everywhere, report.entries)
-            for rank, entries in enumerate(everywhere):
+            entries_by_rank: list[Any] = [None] * trainer.world_size
+            torch.distributed.all_gather_object(entries_by_rank, report.entries)
+            for rank, entries in enumerate(entries_by_rank):
                 if rank != trainer.global_rank:
                     report.merge(entries)
         if trainer.is_global_zero:
@@ -123,52 +145,58 @@ class Evaluation(Callback):
 
     # Both
 
-    def _scorer(self, pl_module: LightningModule) -> Scorer:
-        module: Any = pl_module
-        for metric in module.metrics.values():
+    def _scorer(self, module: TypstModule) -> Scorer:
+        metrics = {name: cast(Metric, metric) for name, metric in module.metrics.items()}
+        for metric in metrics.values():
             metric.reset()
-        scorer = Scorer(self.typesetter, module.metrics)
+        scorer = Scorer(self.typesetter, metrics)
         for metric in scorer.metrics.values():
-            metric.to(pl_module.device)  # where the processes' backend can add up
+            metric.to(module.device)  # the device on which ranks can sum their states
         return scorer
 
     def _documents(
-        self, trainer: Trainer, pl_module: LightningModule, scorer: Scorer, pairs: Sequence[Pair]
+        self, trainer: Trainer, module: TypstModule, scorer: Scorer, pairs: Sequence[Pair]
     ) -> Iterator[tuple[int, Document]]:
-        """Yields the scored documents of this process's share of the records, with their places."""
+        """Yields the scored documents of this rank's share of the pairs, in order, with their indices in ``pairs``."""
         share = range(trainer.global_rank, len(pairs), trainer.world_size)
         log.info("Generating documents for %d held-out records ...", len(pairs))
-        candidates = self._candidates(trainer, pl_module, [pairs[index] for index in share])
+        if self._generator is None:  # one for all evaluations: each drafts from the documents of those before
+            self._generator = build_generator(module, datamodule(trainer), self.generation)
+        candidates = self._candidates(self._generator, [pairs[index] for index in share])
         yield from zip(share, scorer.score(candidates), strict=True)
 
-    def _candidates(self, trainer: Trainer, pl_module: LightningModule, pairs: Sequence[Pair]) -> Iterator[Candidate]:
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        module: Any = pl_module
-        told = time.monotonic()
-        for start in range(0, len(pairs), data.eval_batch_size):
-            batch = pairs[start : start + data.eval_batch_size]
-            completions = module.complete(data.encoder.prompts([pair.fields for pair in batch]))
-            if time.monotonic() - told > LOG_INTERVAL_S:
-                told = time.monotonic()
-                log.info("  %d of %d generated", start + len(batch), len(pairs))
-            for pair, completion in zip(batch, completions, strict=True):
-                yield Candidate(
-                    origin=pair.origin,
-                    fields=pair.fields,
-                    body_field=data.prompt_template.body_field,
-                    source=completion.text,
-                    reference=pair.reference,
-                    finish_reason=completion.finish_reason,
-                )
+    def _candidates(self, generator: Generator, pairs: Sequence[Pair]) -> Iterator[Candidate]:
+        body_field = generator.encoder().template.body_field
+        documents = generator.generate([InputRecord(pair.fields, pair.origin) for pair in pairs])
+        for pair, document in zip(pairs, _in_order(documents), strict=True):
+            yield Candidate(
+                origin=pair.origin,
+                fields=pair.fields,
+                body_field=body_field,
+                source=document.source,
+                reference=pair.reference,
+                finish_reason=document.finish_reason,
+            )
 
     @staticmethod
-    def _log(pl_module: LightningModule, scorer: Scorer, stage: str, count: int) -> dict[str, float]:
+    def _log(module: TypstModule, scorer: Scorer, stage: str, num_documents: int) -> dict[str, float]:
         values = scorer.compute()
         for name, value in values.items():
-            # The metrics have added up all processes already; averaging equal values keeps Lightning from warning.
-            pl_module.log(f"{stage}_{name}", value, sync_dist=True)
-        compiled = round(values.get("compile_rate", 0.0) * count)
-        shown = [f"{compiled} of {count} documents compile"]
-        shown += [f"{name} {values[name]:.3f}" for name in ("fidelity", "page_similarity") if name in values]
-        log.info("%s.", ", ".join(shown))
+            # The metrics are summed over all ranks already; averaging equal values only keeps Lightning from warning.
+            module.log(f"{stage}_{name}", value, sync_dist=True)
+        num_compiled = round(values.get("compile_rate", 0.0) * num_documents)
+        summary = [f"{num_compiled} of {num_documents} documents compile"]
+        summary += [f"{name} {values[name]:.3f}" for name in ("fidelity", "page_similarity") if name in values]
+        log.info("%s.", ", ".join(summary))
         return values
+
+
+def _in_order(documents: Iterator[GeneratedDocument]) -> Iterator[GeneratedDocument]:
+    """Yields documents in the order of their indices: the sums of the metrics then do not depend on the batch size."""
+    early: dict[int, GeneratedDocument] = {}
+    index = 0
+    for document in documents:
+        early[document.index] = document
+        while index in early:
+            yield early.pop(index)
+            index += 1

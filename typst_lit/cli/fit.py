@@ -34,6 +34,7 @@ from typst_lit.cli.messages import Flags, use_flags
 from typst_lit.cli.parser import explain_parse_error
 from typst_lit.data.datamodule import TypstDataModule
 from typst_lit.errors import UsageError, UserError
+from typst_lit.inference.sampling import GenerationSettings
 from typst_lit.model.backbones import compute_dtype
 from typst_lit.model.module import TypstModule
 from typst_lit.model.step_guard import StepGuard
@@ -121,8 +122,10 @@ class TypstCLI(LightningCLI):
             parser.add_lightning_class_args(callback, group)
         parser.add_class_arguments(StepGuard, "watchdog")
         parser.link_arguments("watchdog", "model.step_guard", apply_on="instantiate")
+        parser.add_class_arguments(GenerationSettings, "generation")
         parser.add_class_arguments(Typesetter, "typesetting")
         for group in ("eval", "predict"):
+            parser.link_arguments("generation", f"{group}.generation", apply_on="instantiate")
             parser.link_arguments("typesetting", f"{group}.typesetter", apply_on="instantiate")
         if self.command == "fit":
             parser.add_argument(
@@ -221,6 +224,8 @@ class TypstCLI(LightningCLI):
 
     def predict(self, model: TypstModule, **kwargs: Any) -> None:
         """Runs the trainer's predict without collecting what the writer has put on the disk."""
+        writer = next(callback for callback in self.trainer.callbacks if isinstance(callback, PredictionWriter))  # type: ignore[attr-defined]
+        model.generate_documents = writer.generate
         self.trainer.predict(model, return_predictions=False, **kwargs)
 
 

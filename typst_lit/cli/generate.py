@@ -15,7 +15,7 @@ from jsonargparse import ActionYesNo, ArgumentParser, Namespace
 from typst_lit.cli.parser import CommandParser
 from typst_lit.data.sources import SUFFIXES
 from typst_lit.errors import UserError
-from typst_lit.inference.outputs import file_name
+from typst_lit.inference.outputs import write_document
 from typst_lit.typesetting.typesetter import Typesetter
 
 if TYPE_CHECKING:
@@ -196,10 +196,7 @@ def _generate(generator: Generator, source: Path, output: Path, config: Namespac
         failed += document.compiled is False
         log.info("%s", _line(document.index, document))
         if writes:
-            file = folder / file_name(document.index, document.input)
-            file.write_text(document.source, "utf-8")
-            if config.pdf and document.result:
-                document.result.save_pdf(file.with_suffix(".pdf"))
+            write_document(document, folder, config.pdf)
 
     generator.generate_file(source, output, config.adapter, config.overwrite, write)
     if config.output:

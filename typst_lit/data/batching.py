@@ -112,11 +112,18 @@ def empty_batch() -> Batch:
     return Batch(ids, labels, [], [], [], target_positions=target_positions(labels))
 
 
-class PromptBatch(NamedTuple):
-    """Records to generate for: their indices in the data set, and the ids of their prompts, not padded."""
+class RecordBatch(NamedTuple):
+    """Records to generate documents for.
+
+    Attributes:
+        indices: of the records in the data set.
+        records: their fields.
+        origins: where they come from.
+    """
 
     indices: list[int]
-    prompts: list[list[int]]
+    records: list[dict[str, Any]]
+    origins: list[str]
 
 
 class Collator:

@@ -21,7 +21,7 @@ from typst_lit.data.batching import (
     LengthGroupedSampler,
     PackedSampler,
     PackingCollator,
-    PromptBatch,
+    RecordBatch,
 )
 from typst_lit.data.dataset import Pair, TokenizedDataset, read_pairs
 from typst_lit.data.encoding import Encoder, Example
@@ -38,6 +38,7 @@ from typst_lit.data.tokenization import tokenize
 from typst_lit.errors import UserError
 
 log = logging.getLogger(__name__)
+BATCHES_PER_PREDICT_STEP = 4
 
 
 class TypstDataModule(LightningDataModule):
@@ -145,7 +146,6 @@ class TypstDataModule(LightningDataModule):
         self.seed = seed
         self.tokenizer: PreTrainedTokenizerBase | None = None
         self.length_limit: int | None = None  # the value of max_length once the data is loaded
-        self.predict_start = 0  # index of the first record that still needs a prediction
         self._tables: dict[str, Dataset] = {}
         self._position = TrainingPosition()
 
@@ -263,21 +263,23 @@ class TypstDataModule(LightningDataModule):
 
     # Records to generate for
 
-    def predict_dataloader(self) -> DataLoader[list[int]]:
-        indices = range(self.predict_start, len(self._tables["predict"]))
-        return DataLoader(indices, batch_size=self.eval_batch_size, collate_fn=self._prompts)  # type: ignore[arg-type]
+    def predict_dataloader(self) -> DataLoader[RecordBatch]:
+        indices = range(len(self._tables["predict"]))
+        # More than are decoded at the same time: as soon as a document is done, the next record of the batch follows.
+        batch_size = BATCHES_PER_PREDICT_STEP * self.eval_batch_size
+        return DataLoader(indices, batch_size=batch_size, collate_fn=self._record_batch)  # type: ignore[arg-type]
 
-    def _prompts(self, indices: Sequence[int]) -> PromptBatch:
-        return PromptBatch(list(indices), self.encoder.prompts([self.record(index) for index in indices]))
-
-    def record(self, index: int) -> dict[str, Any]:
-        """Returns the fields of one record to generate for."""
-        row = self._tables["predict"][index]
-        return {field.name: row[field.name] for field in self.prompt_template.fields}
+    def _record_batch(self, indices: Sequence[int]) -> RecordBatch:
+        rows = self._tables["predict"].select(indices)
+        return RecordBatch(list(indices), self._fields(rows), list(rows["origin"]))
 
     def predict_records(self) -> list[dict[str, Any]]:
         """Returns the fields of all records to generate for, in order."""
-        return [self.record(index) for index in range(len(self._tables["predict"]))]
+        return self._fields(self._tables["predict"])
+
+    def _fields(self, table: Dataset) -> list[dict[str, Any]]:
+        names = [field.name for field in self.prompt_template.fields]
+        return [{name: row[name] for name in names} for row in table]
 
     # Loaders
 

@@ -6,7 +6,6 @@ the best attempt counts.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,7 +23,7 @@ from typst_lit.inference.attempts import Attempts, DocumentTask, GeneratedDocume
 from typst_lit.inference.decoder import BaseDecoder, Decoder, eos_token_ids
 from typst_lit.inference.engine import Engine
 from typst_lit.inference.loading import ModelSpec, load_model, provenance, resolve_adapter, resolve_model
-from typst_lit.inference.outputs import ResultFile
+from typst_lit.inference.outputs import RecordResults
 from typst_lit.inference.records import InputRecord, read_records, validate_record, validate_records
 from typst_lit.inference.sampling import DEFAULT_BATCH_SIZE, GenerationSettings
 from typst_lit.progress import Every
@@ -399,31 +398,11 @@ class Generator:
             UserError: when the list has results of other records, or was made with different settings; before anything
                 is generated.
         """
-        file = ResultFile(Path(output_file))
-        provenance = self.provenance(adapter)
-        results = {} if overwrite else _by_record(file.resume(provenance))
-        keys = [_key(record.fields) for record in records]
-        if unmatched := results.keys() - set(keys):
-            raise UserError(f"{output_file}: contains {len(unmatched)} results of other records.", hint=ResultFile.HINT)
-        file.start(list(results.values()), provenance)
-        indices = {key: index for index, key in reversed([*enumerate(keys)])}  # a record may occur several times
-        missing = sorted(index for key, index in indices.items() if key not in results)
-        if results:
-            log.info("%d of %d documents already exist.", len(indices) - len(missing), len(indices))
-        for document in self._documents([records[index] for index in missing], adapter):
-            index = missing[document.index]
-            results[keys[index]] = document.to_json()
-            file.append([results[keys[index]]])
+        fields = [record.fields for record in records]
+        results = RecordResults(output_file, fields, self.provenance(adapter), overwrite)
+        for document in self._documents([records[index] for index in results.missing], adapter):
+            document = replace(document, index=results.missing[document.index])
+            results.add(document.index, document.to_json())
             if on_document:
-                on_document(replace(document, index=index))
-        ordered = [results[key] for key in keys]
-        file.write(ordered)
-        return ordered
-
-
-def _by_record(results: Sequence[Any]) -> dict[str, dict[str, Any]]:
-    return {_key(result.get("input")): result for result in results if isinstance(result, dict)}
-
-
-def _key(record: object) -> str:
-    return json.dumps(record, sort_keys=True, ensure_ascii=False)
+                on_document(document)
+        return results.finish()

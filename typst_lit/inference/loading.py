@@ -119,14 +119,21 @@ def resolve_model(
         templates = {None: next(iter(templates.values()))}
     # without an adapter, a fully fine-tuned or merged model may bring its template
     templates = templates or {None: adapter_template(Path(base)) or ReportPrompt()}
-    identity = {
-        "base_model": base,
+    identity = model_identity(base, use_4bit, adapters, merge, engine)
+    return ModelSpec(base, use_4bit, merge, engine, adapters, templates, identity)
+
+
+def model_identity(
+    base_model: str, use_4bit: bool, adapters: Mapping[str, Path], merge: bool = False, engine: str = "builtin"
+) -> dict[str, Any]:
+    """Returns a model and its adapters as plain values, which change when the weights do; see `ModelSpec`."""
+    return {
+        "base_model": base_model,
         "use_4bit": use_4bit,
         "merge": merge,
         "adapters": {name: adapter_key(path) for name, path in adapters.items()},
         **({} if engine == "builtin" else {"engine": engine}),
     }
-    return ModelSpec(base, use_4bit, merge, engine, adapters, templates, identity)
 
 
 def _template(adapter: Path) -> PromptTemplate:

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from typst_lit.data.sources import FileSource
 from typst_lit.errors import UserError
 from typst_lit.files import atomic_write
+
+if TYPE_CHECKING:
+    from typst_lit.inference.attempts import GeneratedDocument
+
+log = logging.getLogger(__name__)
 
 
 class ResultFile:
@@ -102,6 +108,78 @@ class ResultFile:
                     hint="Free some disk space, and run the same command again.",
                 ) from error
         self.count += len(results)
+
+
+class RecordResults:
+    """The results of a list of records in a `ResultFile`. Those that a file already has are not generated again.
+
+    Args:
+        path: the file.
+        records: the fields of each record; a record that occurs several times has one result.
+        provenance: what the results depend on in addition to their records.
+        overwrite: start again where results exist.
+
+    Attributes:
+        missing: the indices of the records that have no result in the file when this is created.
+
+    Raises:
+        UserError: when the file has results of other records, or with another provenance.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as directory:
+        ...     results = RecordResults(f"{directory}/results.json", [{"title": "A"}, {"title": "B"}], {"seed": 0})
+        ...     results.add(1, {"input": {"title": "B"}, "generated_output": "= B"})
+        ...     RecordResults(f"{directory}/results.json", [{"title": "A"}, {"title": "B"}], {"seed": 0}).missing
+        [0]
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        records: Sequence[Mapping[str, Any]],
+        provenance: Mapping[str, Any],
+        overwrite: bool = False,
+    ) -> None:
+        self.file = ResultFile(Path(path))
+        self._keys = [_key(record) for record in records]
+        existing = [] if overwrite else self.file.resume(provenance)
+        self._by_key = {_key(result.get("input")): result for result in existing if isinstance(result, dict)}
+        if unmatched := self._by_key.keys() - set(self._keys):
+            raise UserError(f"{path}: contains {len(unmatched)} results of other records.", hint=ResultFile.HINT)
+        self.file.start(list(self._by_key.values()), provenance)
+        indices = {key: index for index, key in reversed([*enumerate(self._keys)])}
+        self.missing = sorted(index for key, index in indices.items() if key not in self._by_key)
+        if self._by_key:
+            log.info("%d of %d documents already exist.", len(indices) - len(self.missing), len(indices))
+
+    def add(self, index: int, result: dict[str, Any]) -> None:
+        """Appends the result of a record to the file."""
+        self._by_key[self._keys[index]] = result
+        self.file.append([result])
+
+    def finish(self) -> list[dict[str, Any]]:
+        """Writes the results in the order of their records, and returns them."""
+        results = [self._by_key[key] for key in self._keys if key in self._by_key]
+        self.file.write(results)
+        return results
+
+
+def _key(record: object) -> str:
+    return json.dumps(record, sort_keys=True, ensure_ascii=False)
+
+
+def write_document(document: GeneratedDocument, directory: Path, pdf: bool = False) -> Path:
+    """Writes a document as a ``.typ`` file, and its PDF, if it compiled and one is asked for.
+
+    Returns:
+        The path of the ``.typ`` file; see `file_name`.
+    """
+    path = directory / file_name(document.index, document.input)
+    path.write_text(document.source, "utf-8")
+    if pdf and document.result is not None:
+        document.result.save_pdf(path.with_suffix(".pdf"))
+    return path
 
 
 def _encode(result: Any) -> bytes:

@@ -35,8 +35,8 @@ def test_it_copies_records_into_documents_that_compile(run, tmp_path) -> None:
     pairs.write_text("".join(json.dumps(row.value) + "\n" for row in source.rows()))
     result = run(
         "test", "--data.test_path", pairs, "--model.base_model", "typst-nano", "--model.adapter", "null",
-        "--model.use_4bit", "false", "--run_dir", tmp_path, "--model.generation.temperature", 0,
-        "--model.generation.repetition_penalty", 1, "--trainer.accelerator", "cpu", "--data.eval_batch_size", 12,
+        "--model.use_4bit", "false", "--run_dir", tmp_path, "--generation.temperature", 0,
+        "--generation.repetition_penalty", 1, "--trainer.accelerator", "cpu", "--data.eval_batch_size", 12,
     )  # fmt: skip
     assert result.status == 0, result.err
     scores = json.loads((tmp_path / "test" / "report.json").read_text())["scores"]

@@ -1,0 +1,43 @@
+"""Documents from the model of a trainer: a `Generator` over what it has loaded."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from typst_lit.data.datamodule import TypstDataModule
+from typst_lit.data.prompts import PromptTemplate
+from typst_lit.inference.generator import Generator
+from typst_lit.inference.loading import model_identity
+from typst_lit.inference.sampling import GenerationSettings
+from typst_lit.model.adapters import adapter_directory
+from typst_lit.model.module import TypstModule
+from typst_lit.typesetting.typesetter import Typesetter
+
+
+def trained_model_identity(module: TypstModule) -> dict[str, Any]:
+    """Returns a module's weights as plain values; the same as ``typst-lit generate`` has for them."""
+    adapters = {"default": adapter_directory(module.adapter_path)} if module.adapter_path else {}
+    identity = model_identity(module.base_model, module.use_4bit, adapters)
+    return {**identity, "revision": module.revision} if module.revision else identity
+
+
+def build_generator(
+    module: TypstModule,
+    data: TypstDataModule,
+    settings: GenerationSettings,
+    typesetter: Typesetter | None = None,
+    max_attempts: int = 1,
+) -> Generator:
+    """Returns a generator over a module's loaded model.
+
+    Args:
+        module: what has loaded the model.
+        data: what has the prompt template, and the batch size (``eval_batch_size``).
+        settings: how to sample.
+        typesetter: what compiles; None compiles nothing.
+        max_attempts: how often a document is generated, until it compiles.
+    """
+    templates: dict[str | None, PromptTemplate] = {None: data.prompt_template}
+    return Generator(
+        module.model, module.tokenizer, templates, settings, typesetter, max_attempts, data.eval_batch_size
+    )
