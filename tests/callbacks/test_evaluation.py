@@ -16,7 +16,7 @@ from typst_lit.errors import UserError
 
 @pytest.fixture(scope="module")
 def learned(tmp_path_factory, tiny_model) -> Path:
-    """A run directory whose model has learned something of the samples, so that some of what it writes compiles."""
+    """A run directory whose model was trained on the samples, so that some of what it writes compiles."""
     from typst_lit.cli import main
 
     run_dir = tmp_path_factory.mktemp("learned")
@@ -45,9 +45,9 @@ def test_fit_logs_scores_and_pages_every_n_epochs(learned) -> None:
     validated = [event.step for event in events(learned).Scalars("val_loss")]
     assert len(validated) == 4
     assert {"document_1/pages", "document_2/pages"} == set(tags["images"])
-    pictures = events(learned).Images("document_1/pages")
-    assert [picture.step - 1 for picture in pictures] == [validated[1], validated[3]]  # steps done, last step's index
-    assert pictures[0].width > pictures[0].height / 2  # beside its reference
+    images = events(learned).Images("document_1/pages")
+    assert [image.step - 1 for image in images] == [validated[1], validated[3]]  # steps done, index of the last step
+    assert images[0].width > images[0].height / 2  # next to its reference
     texts = [tag for tag in tags["tensors"] if tag.startswith("document_1/")]
     assert sorted(texts) == ["document_1/diagnostics/text_summary", "document_1/source/text_summary"]
 
@@ -73,7 +73,7 @@ def test_validate_scores_a_few_and_test_all(learned, run, tmp_path) -> None:
     assert few.status == 0 and len(json.loads((tmp_path / "few" / "report.json").read_text())["documents"]) == 3
 
 
-def test_predict_compiles_when_asked(learned, run, tmp_path, pairs) -> None:
+def test_predict_compiles_by_default(learned, run, tmp_path, pairs) -> None:
     records = tmp_path / "new.json"
     records.write_text(json.dumps([pair["input"] for pair in pairs[:3]]))
     args = [
@@ -81,27 +81,27 @@ def test_predict_compiles_when_asked(learned, run, tmp_path, pairs) -> None:
         "--model.adapter", "null", "--model.use_4bit", "false", "--run_dir", tmp_path, "--trainer.accelerator", "cpu",
         "--generation.max_tokens", 25, "--generation.temperature", 0,
     ]  # fmt: skip
-    result = run(*args, "--predict.compile", "true")
+    result = run(*args)
     assert result.status == 0, result.err
-    folder = tmp_path / "predictions"
-    written = json.loads((folder / "predictions.json").read_text())
-    sources = sorted(folder.glob("*.typ"))
-    assert len(written) == len(sources) == 3
-    for item, source in zip(written, sources, strict=True):
-        assert item["compiled"] == source.with_suffix(".pdf").is_file() == (item["pages"] > 0)
-        assert item["compiled"] or item["diagnostics"]
-    other = run(*args)
-    assert other.status == 1 and "different settings (compile)" in other.err
+    directory = tmp_path / "predictions"
+    results = json.loads((directory / "predictions.json").read_text())
+    sources = sorted(directory.glob("*.typ"))
+    assert len(results) == len(sources) == 3
+    for document, source in zip(results, sources, strict=True):
+        assert document["compiled"] == source.with_suffix(".pdf").is_file() == (document["pages"] > 0)
+        assert document["compiled"] or document["diagnostics"]
+    different = run(*args, "--predict.compile", "false")
+    assert different.status == 1 and "different settings (compile)" in different.err
 
 
-def test_wrong_settings_are_named() -> None:
+def test_invalid_settings_are_named() -> None:
     for name in ("every_n_epochs", "records", "test_records"):
         with pytest.raises(UserError, match=f"eval.{name}"):
             Evaluation(**{name: -1})
 
 
 @pytest.mark.slow
-def test_two_processes_report_what_one_does(learned, tmp_path) -> None:
+def test_two_processes_report_the_same_as_one(learned, tmp_path) -> None:
     reports = []
     for number, devices in enumerate((1, 2)):
         args = [
@@ -111,9 +111,9 @@ def test_two_processes_report_what_one_does(learned, tmp_path) -> None:
             "--trainer.devices", devices, "--trainer.strategy", "ddp", "--run_dir", tmp_path / str(number),
         ]  # fmt: skip
         command = [sys.executable, "-m", "typst_lit", *map(str, args)]
-        # As many threads in both, as the order of a sum decides between tokens that are nearly as likely
+        # The same number of threads in both: the order of a sum decides between tokens of nearly equal probability.
         one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(command, capture_output=True, text=True, check=False, env=one_thread)
-        assert done.returncode == 0, done.stderr
+        process = subprocess.run(command, capture_output=True, text=True, check=False, env=one_thread)
+        assert process.returncode == 0, process.stderr
         reports.append(json.loads((tmp_path / str(number) / "test" / "report.json").read_text()))
     assert reports[0] == reports[1] and len(reports[0]["documents"]) == 12

@@ -103,3 +103,12 @@ def test_a_call_is_retried_while_memory_can_be_reduced() -> None:
         run_with_oom_fallback(compute, lambda: False)
     with pytest.raises(ZeroDivisionError):
         run_with_oom_fallback(lambda: 1 // 0, lambda: True)
+
+
+def test_out_of_memory_is_recognized_through_causes() -> None:
+    assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
+    assert is_out_of_memory(RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"))
+    wrapped = ValueError("step failed")
+    wrapped.__cause__ = MemoryError()
+    assert is_out_of_memory(wrapped)
+    assert not is_out_of_memory(ValueError("something else"))
