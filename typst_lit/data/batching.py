@@ -353,22 +353,22 @@ def best_fit_decreasing(lengths: Sequence[int], capacity: int) -> list[list[int]
     [[0, 2], [1, 3, 4], [5]]
     """
     rows: list[list[int]] = []
-    open_rows: dict[int, list[int]] = {}  # rows by the room that is left in them
-    rooms: list[int] = []  # its keys, ascending
+    open_rows: dict[int, list[int]] = {}  # rows by the capacity that is left in them
+    capacities_left: list[int] = []  # its keys, ascending
     for item, length in enumerate(lengths):
-        index = bisect_left(rooms, length)
-        if index == len(rooms):
+        index = bisect_left(capacities_left, length)
+        if index == len(capacities_left):
             rows.append([])
-            row, room = len(rows) - 1, capacity
+            row, capacity_left = len(rows) - 1, capacity
         else:
-            room = rooms[index]
-            row = open_rows[room].pop()
-            if not open_rows[room]:
-                del open_rows[room], rooms[index]
+            capacity_left = capacities_left[index]
+            row = open_rows[capacity_left].pop()
+            if not open_rows[capacity_left]:
+                del open_rows[capacity_left], capacities_left[index]
         rows[row].append(item)
-        left = room - length
-        if left:
-            if left not in open_rows:
-                insort(rooms, left)
-            open_rows.setdefault(left, []).append(row)
+        capacity_left -= length
+        if capacity_left:
+            if capacity_left not in open_rows:
+                insort(capacities_left, capacity_left)
+            open_rows.setdefault(capacity_left, []).append(row)
     return rows

@@ -19,7 +19,7 @@ class TimeoutDataLoader(DataLoader[Any]):
     The dataset has a method ``origin(index)``, and iterating over the batch sampler again gives the same batches.
 
     DataLoader's own ``timeout`` does not cover the transfer of tensors: they come over a connection to the worker, and
-    if the whole worker is stopped, the training process waits for it forever.
+    if the worker process is stopped, the training process waits for it forever.
 
     Args:
         args: the arguments of DataLoader.
