@@ -104,7 +104,7 @@ def test_the_loss_falls_when_all_weights_are_trained(run, fit_args, tmp_path) ->
         pytest.param(5, False, 1, [], id="after an epoch", marks=pytest.mark.slow),
         pytest.param(6, False, 1, [], id="one step after an epoch", marks=pytest.mark.slow),
         pytest.param(
-            6, False, 1, ["--data.num_workers", 3, "--data.packing", "true", "--data.max_length", 700],
+            4, False, 1, ["--data.num_workers", 3, "--data.packing", "true", "--data.max_length", 700],
             id="one step after an epoch, packed, workers", marks=pytest.mark.slow,
         ),
         pytest.param(
