@@ -66,22 +66,22 @@ class Writer:
     def _is_allowed(self, word: str) -> bool:
         return is_held_out(word) == self.unseen
 
-    def common(self, kind: str) -> str:
-        """Returns a common word of a kind: one of the ``nouns``, ``verbs``, ``adjectives`` or ``adverbs``."""
-        return self._new_or_repeated(kind, lambda: self._draw_common(kind))
+    def common(self, word_class: str) -> str:
+        """Returns a common word of a class: ``nouns``, ``verbs``, ``adjectives`` or ``adverbs``."""
+        return self._new_or_repeated(word_class, lambda: self._draw_common(word_class))
 
-    def _new_or_repeated(self, kind: str, make: Callable[[], str]) -> str:
+    def _new_or_repeated(self, word_class: str, make: Callable[[], str]) -> str:
         if not self.hard:
             return make()
-        used = self._used[kind]
+        used = self._used[word_class]
         if not used or self.rng.random() < 0.5:
             used.append(make())
             return used[-1]
         return self.rng.choice(used)
 
-    def _draw_common(self, kind: str) -> str:
+    def _draw_common(self, word_class: str) -> str:
         while True:
-            word = self.rng.choice(WORD_LISTS[kind])
+            word = self.rng.choice(WORD_LISTS[word_class])
             if self.hard and self.rng.random() < 0.5:
                 word = self._altered(word)
             if self._is_allowed(word):
@@ -127,10 +127,10 @@ class Writer:
         """Returns a number as people write them."""
         rng = self.rng
         value = rng.choice((rng.randint(2, 20), rng.randint(20, 999), rng.randint(1000, 99999)))
-        kind = rng.random()
-        if kind < 0.15:
+        draw = rng.random()
+        if draw < 0.15:
             return f"{value / 10:.1f}"
-        if kind < 0.25:
+        if draw < 0.25:
             return f"{rng.randint(1, 100)} %"
         return str(value)
 

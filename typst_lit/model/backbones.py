@@ -26,15 +26,26 @@ from typst_lit._compat.transformers import never_use_gqa_kernels
 from typst_lit.errors import UserError
 from typst_lit.model import qwen1
 
+AUTOCAST_DTYPES = {"16-mixed": torch.float16, "bf16-mixed": torch.bfloat16}
 
-def compute_dtype(device: torch.device) -> torch.dtype:
+
+def compute_dtype(device: torch.device, precision: str | None = None) -> torch.dtype:
     """Returns the dtype of matrix products: bf16 on GPUs that have it, fp16 on older ones, fp32 on the CPU.
+
+    Args:
+        device: where they run.
+        precision: that of the trainer. On a GPU, ``16-mixed`` and ``bf16-mixed`` decide. Weights of another dtype than
+            autocast's would promote the hidden states to fp32.
 
     >>> compute_dtype(torch.device("cpu"))
     torch.float32
+    >>> compute_dtype(torch.device("cuda"), "16-mixed")
+    torch.float16
     """
     # Not torch.cuda.is_bf16_supported: that is also true where bf16 is only emulated.
     if device.type == "cuda":
+        if precision in AUTOCAST_DTYPES:
+            return AUTOCAST_DTYPES[precision]
         return torch.bfloat16 if torch.cuda.get_device_capability(device)[0] >= 8 else torch.float16
     return torch.float32
 

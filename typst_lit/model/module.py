@@ -196,6 +196,10 @@ class TypstModule(LightningModule):
         """The device of this rank in the trainer's strategy, or else the one the module is on."""
         return self.trainer.strategy.root_device if self._has_trainer else self.device
 
+    @property
+    def _compute_dtype(self) -> torch.dtype:
+        return compute_dtype(self.load_device, str(self.trainer.precision) if self._has_trainer else None)
+
     def prepare_data(self) -> None:
         """Downloads the base model once per machine, before all its ranks load it."""
         self.backbone.fetch(self.base_model, self.revision)
@@ -231,7 +235,7 @@ class TypstModule(LightningModule):
             self.trust_remote_code,
             self.use_4bit,
             torch.device("cpu") if self.is_sharded else self.load_device,
-            compute_dtype(self.load_device),
+            self._compute_dtype,
         )
         if directory:
             log.info("Adapter: %s", directory)
@@ -252,7 +256,7 @@ class TypstModule(LightningModule):
         if self.is_sharded:
             shard_layers(base_model(self.model), self.load_device)
         ignore_frozen_in_ddp(self)
-        backend = attention_backend(self.load_device, compute_dtype(self.load_device), packed=packing)
+        backend = attention_backend(self.load_device, self._compute_dtype, packed=packing)
         log.info("%s. Attention kernel: %s.", describe_adapter(self.model), backend)
 
     @property
