@@ -31,8 +31,11 @@ class Server:
     def __init__(self, *flags: object, **environment: str) -> None:
         self.process = subprocess.Popen(
             [sys.executable, "-m", "typst_lit", "serve", "--port", "0", *map(str, flags)],
-            stderr=subprocess.PIPE, text=True, cwd=ROOT, env={**os.environ, **environment},
-        )  # fmt: skip
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+            env={**os.environ, **environment},
+        )
         self.log: list[str] = []
         assert self.process.stderr is not None
         for line in self.process.stderr:

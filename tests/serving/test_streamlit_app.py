@@ -17,6 +17,8 @@ from typing import Any
 import pytest
 from playwright.sync_api import expect, sync_playwright
 
+from tests.serving.test_app import GREEDY
+
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
@@ -25,13 +27,8 @@ def address(able_adapter, tmp_path_factory) -> Iterator[str]:
     errors = tmp_path_factory.mktemp("page") / "errors.txt"
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    process = subprocess.Popen(
-        [
-            sys.executable, "-m", "typst_lit", "app", "--model", able_adapter, "--port", str(port),
-            "--temperature", "0", "--repetition-penalty", "1", "--max-tokens", "1200",
-        ],
-        stdout=subprocess.DEVNULL, stderr=errors.open("w"),
-    )  # fmt: skip
+    command = [sys.executable, "-m", "typst_lit", "app", "--model", able_adapter, "--port", str(port), *GREEDY]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=errors.open("w"))
     for _ in range(600):
         time.sleep(0.1)
         try:

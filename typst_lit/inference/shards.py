@@ -1,8 +1,8 @@
 """Results in shards: a directory of ``part-00000.jsonl``, ... and a manifest that lists them with checksums.
 
 A shard has the results of N consecutive records, one per line, and its name follows from its index. It is written
-atomically, so that generating it twice does no harm. A shard that the manifest does not list, or whose SHA-256 is
-another, is generated again.
+atomically, so that generating it twice does no harm. A shard that the manifest does not list, or whose SHA-256 differs,
+is generated again.
 """
 
 from __future__ import annotations

@@ -90,9 +90,8 @@ def test_invalid_records_have_their_errors_as_results(run, cluster, tiny_model, 
     too_long = json.loads(valid[0])
     too_long["input"]["contents_txt"] = "word " * 60_000  # longer than the model's context: an error of decoding
     source.write_text("\n".join([valid[0], '{"starting_page": 1}', "{", json.dumps(too_long), valid[1]]) + "\n")
-    result = run(
-        "generate", "--base-model", tiny_model, *FLAGS, "--input", source, "--engine", "ray", "--output", output,
-    )  # fmt: skip
+    command = ["generate", "--engine", "ray", "--base-model", tiny_model, *FLAGS]
+    result = run(*command, "--input", source, "--output", output)
     assert result.status == 0 and "3 of 5 records have no document" in result.err
     lines = read_lines(output)
     assert ["error" in line for line in lines] == [False, True, True, True, False]
@@ -108,10 +107,9 @@ def test_model_that_cannot_be_loaded_stops_the_job(run, cluster, tmp_path, tiny_
     for file in tiny_model.iterdir():
         if file.suffix != ".safetensors":
             (model / file.name).write_bytes(file.read_bytes())
-    result = run(
-        "generate", "--base-model", model, *FLAGS, "--input", source, "--engine", "ray", "--output", tmp_path / "out",
-    )  # fmt: skip
-    assert result.status == 1 and "could be loaded from the folder" in result.err and "Traceback" not in result.err
+    command = ["generate", "--engine", "ray", "--base-model", model, *FLAGS]
+    result = run(*command, "--input", source, "--output", tmp_path / "out")
+    assert result.status == 1 and "could not be loaded from the directory" in result.err and "Traceback" not in result.err
 
 
 @pytest.mark.parametrize(
@@ -135,10 +133,9 @@ def test_missing_ray_is_reported_with_its_extra(run, tmp_path, tiny_model, monke
     for name in [name for name in sys.modules if name == "ray" or name.startswith("ray.")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "ray", None)
-    result = run(
-        "generate", "--engine", "ray", "--base-model", tiny_model, "--no-4bit", "--output", tmp_path / "out",
-        "--input", write_records(tmp_path / "in.jsonl", 1),
-    )  # fmt: skip
+    source = write_records(tmp_path / "in.jsonl", 1)
+    command = ["generate", "--engine", "ray", "--base-model", tiny_model, "--no-4bit"]
+    result = run(*command, "--input", source, "--output", tmp_path / "out")
     assert result.status == 1 and "pip install 'typst-lit[ray]'" in result.err
 
 
@@ -167,9 +164,8 @@ def test_killed_node_loses_and_repeats_nothing(run, tiny_model, tmp_path) -> Non
 
         killer = threading.Thread(target=kill, daemon=True)
         killer.start()
-        result = run(
-            *command, "--engine", "ray", "--ray-address", cluster.address, "--output", output, "--shard-size", 4,
-        )  # fmt: skip
+        command += ["--engine", "ray", "--ray-address", cluster.address, "--shard-size", 4]
+        result = run(*command, "--output", output)
         killer.join(30)
     finally:
         ray.shutdown()
@@ -188,10 +184,8 @@ def test_killed_job_is_resumed(run, tiny_model, tmp_path) -> None:
     """The job, its actors and its Ray processes get SIGKILL when 3 shards exist."""
     ray.shutdown()
     source, output = write_records(tmp_path / "in.jsonl", 24), tmp_path / "out"
-    command = [
-        "generate", "--base-model", tiny_model, *FLAGS, "--input", source, "--engine", "ray", "--output", output,
-        "--shard-size", 2,
-    ]  # fmt: skip
+    command = ["generate", "--engine", "ray", "--base-model", tiny_model, *FLAGS]
+    command += ["--input", source, "--output", output, "--shard-size", 2]
     program = [sys.executable, "-m", "typst_lit", *map(str, command)]
     job = subprocess.Popen(program, start_new_session=True, stderr=subprocess.DEVNULL)
     while len(list(output.glob("part-*.jsonl"))) < 3:
