@@ -109,7 +109,9 @@ def test_model_that_cannot_be_loaded_stops_the_job(run, cluster, tmp_path, tiny_
             (model / file.name).write_bytes(file.read_bytes())
     command = ["generate", "--engine", "ray", "--base-model", model, *FLAGS]
     result = run(*command, "--input", source, "--output", tmp_path / "out")
-    assert result.status == 1 and "could not be loaded from the directory" in result.err and "Traceback" not in result.err
+    assert (
+        result.status == 1 and "could not be loaded from the directory" in result.err and "Traceback" not in result.err
+    )
 
 
 @pytest.mark.parametrize(
