@@ -68,7 +68,7 @@ def fit_typst_lit(options: Mapping[str, Any], pairs: Sequence[Pair]) -> Fitted:
     from lightning.pytorch import Callback, Trainer
     from peft import LoraConfig
 
-    from typst_lit.cli.fit import default_precision
+    from typst_lit.cli.trainer import default_precision
     from typst_lit.data.datamodule import TypstDataModule
     from typst_lit.data.sources import RecordSource, Row
     from typst_lit.model.module import TypstModule

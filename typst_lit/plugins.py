@@ -7,6 +7,7 @@ A local file needs no entry point: its classes are named by their dotted path.
 
 from __future__ import annotations
 
+import sys
 from importlib.metadata import entry_points
 
 from typst_lit.errors import UserError
@@ -17,9 +18,13 @@ GROUP = "typst_lit.plugins"
 def load_plugins() -> list[str]:
     """Imports every installed plugin and returns their names.
 
+    From then on, modules in the working directory can be imported too, so that local classes have a dotted path.
+
     Raises:
-        UserError: when one can't be imported.
+        UserError: when a plugin can't be imported.
     """
+    if "" not in sys.path:
+        sys.path.insert(0, "")
     names = []
     for entry in entry_points(group=GROUP):
         package = entry.dist.name if entry.dist else entry.value
@@ -28,7 +33,7 @@ def load_plugins() -> list[str]:
         except Exception as error:
             raise UserError(
                 f"the plugin '{entry.name}' of the package {package} can't be loaded: {type(error).__name__}: {error}. "
-                f"Mend it, or remove it with `pip uninstall {package}`."
+                f"Fix it, or remove it with `pip uninstall {package}`."
             ) from error
         names.append(entry.name)
     return names

@@ -11,9 +11,9 @@ def test_options_of_a_parser() -> None:
     parser = ArgumentParser()
     parser.add_argument("path")
     parser.add_argument("-c", "--config", action="config")
-    parser.add_argument("--overwrite", action=ActionYesNo(no_prefix="no-"), default=False)
+    parser.add_argument("--overwrite", action=ActionYesNo(no_prefix="no-"), default=False, help="Start again.")
     parser.add_class_arguments(Option, "data", skip={"flags"})
     found = {option.name: option for option in options(parser)}
     assert found["config"].flags == ["-c", "--config"] and "path" not in found and "help" not in found
-    assert found["overwrite"] == Option("overwrite", ["--overwrite", "--no-overwrite"], True, False)
+    assert found["overwrite"] == Option("overwrite", ["--overwrite", "--no-overwrite"], True, False, "Start again.")
     assert found["data"].is_group and not found["data.name"].is_group

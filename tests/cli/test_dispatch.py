@@ -2,6 +2,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
+
+import pytest
+
+from typst_lit.cli.dispatch import COMMANDS, summary
 
 
 def test_help_and_version_load_nothing_heavy() -> None:
@@ -21,10 +26,26 @@ def test_runs_as_a_module() -> None:
     assert done.returncode == 0 and done.stdout.startswith("typst-lit ")
 
 
-def test_unknown_command_names_the_known_ones(run) -> None:
+def test_help_is_quick() -> None:
+    seconds = []
+    for _ in range(3):
+        started = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "typst_lit", "--help"], capture_output=True, check=True)
+        seconds.append(time.perf_counter() - started)
+    assert min(seconds) < 0.5
+
+
+def test_every_command_has_a_summary_and_a_help(run) -> None:
+    for name in COMMANDS:
+        assert summary(name), name
+        result = run(name, "--help")
+        assert result.status == 0 and result.out.startswith(f"usage: typst-lit {name}"), name
+
+
+def test_an_unknown_command_gets_the_nearest_known_one(run) -> None:
     result = run("fti")
     assert result.status == 2
-    assert "no command 'fti'" in result.err and "fit" in result.err
+    assert "no command 'fti'. Did you mean fit?" in result.err and "generate" in result.err
 
 
 def test_unknown_option_fails_without_a_traceback(run) -> None:
@@ -42,7 +63,24 @@ def test_an_unknown_option_suggests_the_nearest_and_prints_no_usage_page(run, tm
     assert result.status == 2 and "batchsize" in result.err and len(result.err.splitlines()) < 12
 
 
-def test_a_folder_that_cannot_be_written_is_one_message(run, tmp_path) -> None:
+@pytest.mark.parametrize(
+    ("flags", "hint"),
+    [
+        (["--trainer.default_root_dir", "run"], "Use --run_dir."),
+        (["--trainer.default_root_dir=run"], "Use --run_dir."),
+        (["--optimizer", "SGD"], "--model.optimizer"),
+        (["--optimizer.lr", "0.1"], "--model.learning_rate"),
+        (["--lora_r", "8"], "Use --model.adapter.r."),
+        (["--batch_size", "8"], "Did you mean --data.batch_size"),
+        (["--learning-rate", "1e-4"], "Did you mean --model.learning_rate"),
+    ],
+)  # fmt: skip
+def test_flags_of_other_programs_are_refused_with_the_flag_to_use(run, flags, hint) -> None:
+    result = run("fit", *flags)
+    assert result.status == 2 and hint in result.err and len(result.err.splitlines()) < 5
+
+
+def test_a_directory_that_cannot_be_written_is_one_message(run, tmp_path) -> None:
     (tmp_path / "file").write_text("")
     result = run(
         "predict", "--data.predict_path", tmp_path / "new.json", "--run_dir", tmp_path / "file" / "run",
@@ -66,4 +104,4 @@ def test_completion_script_knows_commands_and_options(run, tmp_path) -> None:
 
 def test_completion_of_an_unknown_shell(run) -> None:
     result = run("completion", "cmd")
-    assert result.status == 1 and "bash" in result.err
+    assert result.status == 2 and "bash" in result.err

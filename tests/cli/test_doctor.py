@@ -8,7 +8,7 @@ from packaging.requirements import Requirement
 from typst_lit.cli import doctor
 
 
-def test_the_doctor_tells_what_works(run) -> None:
+def test_the_report_has_what_works(run) -> None:
     result = run("doctor")
     assert result.status == 0 and torch.__version__.split("+")[0] in result.out
     lines = {line.split()[0]: line for line in result.out.splitlines() if line.startswith("  ")}
@@ -19,13 +19,13 @@ def test_the_doctor_tells_what_works(run) -> None:
     assert "not reached" in lines["access"] and "HF_HUB_OFFLINE" in result.out  # the tests run without a network
 
 
-def test_the_doctor_speaks_json(run) -> None:
+def test_the_findings_as_json(run) -> None:
     result = run("doctor", "--json")
     assert result.status == 0, result.err
-    findings = {(item["room"], item["name"]): item for item in json.loads(result.out)}
-    assert findings["training", "4-bit"] == {"room": "training", "name": "4-bit", "found": "works", "mend": None}
+    findings = {(item["section"], item["name"]): item for item in json.loads(result.out)}
+    assert findings["training", "4-bit"] == {"section": "training", "name": "4-bit", "found": "works", "fix": None}
     assert findings["packages", "torch"]["found"] == torch.__version__
-    assert findings["hub", "access"]["mend"]
+    assert findings["hub", "access"]["fix"]
 
 
 def test_versions_that_do_not_fit_are_named_with_the_command(run, monkeypatch) -> None:
@@ -33,12 +33,12 @@ def test_versions_that_do_not_fit_are_named_with_the_command(run, monkeypatch) -
     bad = {"lightning": "2.6.2", "jsonargparse": "5.0.0"}
     monkeypatch.setattr(doctor, "version", lambda name: bad.get(name) or real(name))
     result = run("doctor")
-    mended = [line.split("'")[1] for line in result.out.splitlines() if "-> pip install '" in line]
-    assert {Requirement(line).name for line in mended} == set(bad)
-    assert all(not Requirement(line).specifier.contains(bad[Requirement(line).name]) for line in mended)
+    fixes = [line.split("'")[1] for line in result.out.splitlines() if "-> pip install '" in line]
+    assert {Requirement(fix).name for fix in fixes} == set(bad)
+    assert all(not Requirement(fix).specifier.contains(bad[Requirement(fix).name]) for fix in fixes)
 
 
-def test_four_bits_that_do_not_work_are_found(run, monkeypatch) -> None:
+def test_broken_4bit_layers_are_found(run, monkeypatch) -> None:
     import bitsandbytes
 
     def broken(*args: object, **options: object) -> None:

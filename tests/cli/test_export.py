@@ -144,7 +144,7 @@ def test_the_hub_directory_has_a_card_and_is_uploaded_only_on_request(run, able_
 
 def test_what_cannot_be_exported_is_an_error(run, able_adapter, tmp_path) -> None:
     none = run("export", "--model", tmp_path, "--to", "merged", "--output", tmp_path / "out")
-    assert none.status == 1 and "no adapter there" in none.err
+    assert none.status == 1 and "contains no adapter" in none.err
     other = tmp_path / "other.json"
     other.write_text(json.dumps([{"input": {"a": 1}, "output": "x"}]))
     fields = run("export", "--model", able_adapter, "--to", "merged", "--output", tmp_path / "out", "--records", other)

@@ -17,7 +17,7 @@ from tests.conftest import SAMPLES
 
 
 def outside(*args: object) -> subprocess.CompletedProcess[str]:
-    """Runs the command line in a process of its own, for faults that would kill this one."""
+    """Runs the command line in a process of its own, for failures that would kill this one."""
     return subprocess.run(
         [sys.executable, "-m", "typst_lit", *map(str, args)], capture_output=True, text=True, check=False
     )
@@ -39,19 +39,19 @@ def same(one: object, other: object) -> bool:
     return one == other
 
 
-def test_a_fit_leaves_everything_it_promises(run, fit_args, tmp_path) -> None:
+def test_a_fit_writes_every_file_it_promises(run, fit_args, tmp_path) -> None:
     result = run(*fit_args)
     assert result.status == 0, result.err
     directory = tmp_path / "run"
     for name in ("best", "last"):
-        held = {path.name for path in (directory / "adapter" / name).iterdir()}
+        files = {path.name for path in (directory / "adapter" / name).iterdir()}
         assert {
             "adapter_config.json",
             "adapter_model.safetensors",
             "tokenizer.json",
             "typst_lit.json",
             "README.md",
-        } <= held
+        } <= files
     card = (directory / "adapter/best/README.md").read_text()
     assert "val_loss" in card and "4-bit NF4" in card and str(fit_args[4]) in card
     assert not list((directory / "adapter").glob(".*")) and not list((directory / "checkpoints").glob(".*"))
@@ -179,18 +179,18 @@ def test_the_command_line_wins_over_the_checkpoint(run, fit_args, tmp_path) -> N
     assert checkpoint["global_step"] == 12
 
 
-def test_a_run_directory_is_never_overwritten_in_silence(run, fit_args, tmp_path) -> None:
+def test_a_run_directory_is_never_overwritten(run, fit_args, tmp_path) -> None:
     assert run(*fit_args, "--trainer.max_steps", 1).status == 0
     weights = tmp_path / "run/adapter/best/adapter_model.safetensors"
     before = weights.stat().st_mtime_ns
     result = run(*fit_args)
     assert result.status == 1 and weights.stat().st_mtime_ns == before
     assert f"--model.adapter_path {weights.parent}" in result.err and "--ckpt_path last" in result.err
-    going_on = run(*fit_args, "--model.adapter_path", weights.parent, "--run_dir", tmp_path / "more")
-    assert going_on.status == 0, going_on.err
+    further = run(*fit_args, "--model.adapter_path", weights.parent, "--run_dir", tmp_path / "more")
+    assert further.status == 0, further.err
 
 
-def test_going_on_from_an_adapter_starts_with_its_weights(run, fit_args, tmp_path) -> None:
+def test_training_an_adapter_further_starts_with_its_weights(run, fit_args, tmp_path) -> None:
     from safetensors.torch import load_file
 
     assert run(*fit_args, "--model.learning_rate", 1e-2).status == 0
@@ -205,22 +205,22 @@ def test_going_on_from_an_adapter_starts_with_its_weights(run, fit_args, tmp_pat
         torch.testing.assert_close(second[name], first[name])
 
 
-def test_resuming_what_is_not_there(run, fit_args, tmp_path) -> None:
+def test_resuming_without_a_checkpoint_names_the_runs_that_have_one(run, fit_args, tmp_path) -> None:
     result = run(*fit_args, "--ckpt_path", "last")
-    assert result.status == 1 and "there is no whole checkpoint" in result.err
+    assert result.status == 1 and "contains no intact checkpoint" in result.err
     assert run(*fit_args, "--trainer.max_steps", 1).status == 0
     result = run(*fit_args, "--run_dir", tmp_path / "other", "--ckpt_path", "last")
     assert result.status == 1 and str(tmp_path / "run") in result.err  # the run that has one
 
 
-def test_a_checkpoint_of_another_run_does_not_lift_the_overwrite_check(run, fit_args, tmp_path) -> None:
+def test_a_checkpoint_of_another_run_does_not_disable_the_overwrite_check(run, fit_args, tmp_path) -> None:
     assert run(*fit_args, "--trainer.max_steps", 1).status == 0
     assert run(*fit_args, "--trainer.max_steps", 1, "--run_dir", tmp_path / "other").status == 0
     result = run(*fit_args, "--ckpt_path", tmp_path / "other/checkpoints/last.ckpt")
     assert result.status == 1 and "would overwrite" in result.err
 
 
-def test_a_finished_run_says_that_nothing_is_left(run, fit_args) -> None:
+def test_resuming_a_finished_run_reports_that_nothing_is_left(run, fit_args) -> None:
     assert run(*fit_args).status == 0
     again = run(*fit_args, "--ckpt_path", "last")
     assert again.status == 0 and "Nothing was left to train" in again.err
@@ -235,7 +235,7 @@ def test_early_stopping_follows_the_command_line_when_resumed(run, fit_args) -> 
     assert "validation at step 16" not in resumed.err
 
 
-def test_a_changed_batch_size_is_said_when_resuming(run, fit_args) -> None:
+def test_a_changed_batch_size_is_reported_when_resuming(run, fit_args) -> None:
     assert run(*fit_args).status == 0
     result = run(*fit_args, "--ckpt_path", "last", "--trainer.max_epochs", 4, "--data.batch_size", 4)
     assert result.status == 0 and "continues in another order" in result.err, result.err
@@ -244,7 +244,7 @@ def test_a_changed_batch_size_is_said_when_resuming(run, fit_args) -> None:
 def stopped_by(
     number: int, args: list[object], moment: str = "step 1/", **environment: str
 ) -> subprocess.CompletedProcess[str]:
-    """Runs a fit of many epochs in a process of its own and sends it a signal when it says a certain line."""
+    """Runs a fit of many epochs in a process of its own and sends it a signal when it prints a certain line."""
     process = subprocess.Popen(
         [sys.executable, "-m", "typst_lit", *map(str, args), "--trainer.max_epochs", "1000"],
         stderr=subprocess.PIPE, text=True, env={**os.environ, **environment},
@@ -259,10 +259,10 @@ def stopped_by(
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(run, fit_args, tmp_path, number, status) -> None:
-    # The schedule shall not depend on the last step, which is not known yet.
+def test_a_signal_finishes_the_step_saves_and_prints_how_to_resume(run, fit_args, tmp_path, number, status) -> None:
+    # A schedule that does not depend on the last step, which is not known yet.
     fit_args = [*fit_args, "--model.schedule", "constant", "--model.warmup_steps", 3]
-    fit_args += ["--trainer.check_val_every_n_epoch", 1000]  # a validation is not finished first
+    fit_args += ["--trainer.check_val_every_n_epoch", 1000]  # no validation that would have to be finished first
     stopped = stopped_by(number, [*fit_args, "--checkpoint.every_n_steps", 10**6])
     assert stopped.returncode == status and "Traceback" not in stopped.stderr
     step = int(re.findall(r"after step (\d+), which is saved", stopped.stderr)[0])
@@ -281,7 +281,7 @@ def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(run, fit_args, t
     assert same(one["state_dict"], other["state_dict"]) and same(one["optimizer_states"], other["optimizer_states"])
 
 
-def test_a_validation_is_not_finished_first(run, fit_args) -> None:
+def test_a_signal_does_not_wait_for_a_validation(run, fit_args) -> None:
     endless = ["--eval.every_n_epochs", 1, "--generation.max_tokens", 4000]
     stopped = stopped_by(signal.SIGTERM, [*fit_args, *endless], "Generating documents")
     assert stopped.returncode == 143 and "Traceback" not in stopped.stderr, stopped.stderr
@@ -289,7 +289,7 @@ def test_a_validation_is_not_finished_first(run, fit_args) -> None:
     assert not stopped.stderr.rstrip().endswith("--ckpt_path last")
 
 
-def test_under_slurm_the_job_is_queued_again_and_goes_on(run, fit_args, tmp_path, monkeypatch) -> None:
+def test_under_slurm_the_job_is_queued_again_and_resumes(run, fit_args, tmp_path, monkeypatch) -> None:
     scontrol = tmp_path / "bin/scontrol"
     scontrol.parent.mkdir()
     scontrol.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/called\n')
@@ -310,19 +310,19 @@ def test_validate_can_use_a_checkpoint_and_never_ignores_one(run, fit_args) -> N
     loss = re.findall(r"val_loss (\d+\.\d+)", fitted.err)[1]
     measured = run("validate", *args[1:], "--ckpt_path", "last")
     assert measured.status == 0 and "│" in measured.out
-    found = float(re.findall(r"val_loss[^\d]+(\d+\.\d+)", measured.out)[0])
-    assert found == pytest.approx(float(loss), abs=2e-3)  # evaluation uses the faster, rounder 4-bit kernel
+    value = float(re.findall(r"val_loss[^\d]+(\d+\.\d+)", measured.out)[0])
+    assert value == pytest.approx(float(loss), abs=2e-3)  # evaluation uses the faster, rounder 4-bit kernel
     missing = run("validate", *args[1:], "--run_dir", "nowhere", "--ckpt_path", "last")
-    assert missing.status == 1 and "there is no whole checkpoint" in missing.err
+    assert missing.status == 1 and "contains no intact checkpoint" in missing.err
 
 
-def test_resuming_with_another_adapter_says_so(run, fit_args) -> None:
+def test_resuming_with_another_adapter_is_an_error(run, fit_args) -> None:
     assert run(*fit_args, "--trainer.max_steps", 1).status == 0
     result = run(*fit_args, "--ckpt_path", "last", "--model.adapter.r", 4)
     assert result.status == 1 and "saved with another adapter" in result.err and "lora_A" in result.err
 
 
-def test_a_damaged_checkpoint_says_so(run, fit_args, tmp_path) -> None:
+def test_a_damaged_checkpoint_is_an_error(run, fit_args, tmp_path) -> None:
     path = tmp_path / "run/checkpoints/mine.ckpt"
     path.parent.mkdir(parents=True)
     path.write_bytes(b"not a checkpoint")
@@ -330,18 +330,18 @@ def test_a_damaged_checkpoint_says_so(run, fit_args, tmp_path) -> None:
     assert result.status == 1 and "is not a checkpoint" in result.err and "Traceback" not in result.err
 
 
-def test_a_damaged_checkpoint_is_passed_over_for_the_one_before_it(run, fit_args, tmp_path) -> None:
+def test_a_damaged_checkpoint_is_skipped_for_the_one_before_it(run, fit_args, tmp_path) -> None:
     flags = ["--checkpoint.every_n_steps", 1, "--checkpoint.keep", 3]
     assert run(*fit_args, *flags, "--trainer.max_steps", 3).status == 0
     damaged = sorted((tmp_path / "run/checkpoints").glob("*-step-3.ckpt"))
     for path in damaged:
         path.write_bytes(path.read_bytes()[:-100])
     result = run(*fit_args, "--ckpt_path", "last")
-    assert result.status == 0 and "passed over" in result.err and all(path.name in result.err for path in damaged)
+    assert result.status == 0 and "is skipped" in result.err and all(path.name in result.err for path in damaged)
     assert "Resuming after step 2" in result.err
 
 
-def test_a_file_asks_for_a_checkpoint_and_copies_go_elsewhere(run, fit_args, tmp_path) -> None:
+def test_a_file_requests_a_checkpoint_and_copies_are_saved_elsewhere(run, fit_args, tmp_path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run/SAVE").touch()
     drive = tmp_path / "drive"
@@ -352,20 +352,20 @@ def test_a_file_asks_for_a_checkpoint_and_copies_go_elsewhere(run, fit_args, tmp
     assert resumed.status == 0 and "Resuming after step 3" in resumed.err, resumed.err
 
 
-def test_out_of_memory_says_what_to_lower_in_order(run, fit_args) -> None:
+def test_out_of_memory_lists_what_to_lower_in_order(run, fit_args) -> None:
     result = run(*fit_args, "--data.batch_size", 4, *callback("OutOfMemory"))
     assert result.status == 1 and "Traceback" not in result.err
-    wanted = [
+    flags = [
         "--data.batch_size 1 --trainer.accumulate_grad_batches 4", "--data.max_length", "--model.adapter.r 8",
         "--model.adapter.target_modules",
     ]  # fmt: skip
-    places = [result.err.index(flag) for flag in wanted]
-    assert places == sorted(places)
-    for number, flag in enumerate(wanted, start=1):
+    positions = [result.err.index(flag) for flag in flags]
+    assert positions == sorted(positions)
+    for number, flag in enumerate(flags, start=1):
         assert f"{number}. {flag}" in result.err
 
 
-def test_a_base_model_that_is_not_there(run, fit_args, tmp_path) -> None:
+def test_a_base_model_that_does_not_exist(run, fit_args, tmp_path) -> None:
     for name in ("/nowhere/model", "nobody/no-such-model", str(tmp_path)):
         result = run(*fit_args, "--model.base_model", name)
         assert result.status == 1 and "Traceback" not in result.err
@@ -384,7 +384,7 @@ def test_validate_measures_without_training(run, fit_args, tmp_path) -> None:
     assert not (tmp_path / "run" / "adapter").exists()
 
 
-def test_test_feeds_metrics_with_generated_sources(run, fit_args) -> None:
+def test_test_updates_metrics_with_generated_sources(run, fit_args) -> None:
     result = run(
         "test", *fit_args[1:], "--model.metrics", '{"edits": {"class_path": "torchmetrics.text.EditDistance"}}',
         "--generation.max_tokens", 5,
@@ -394,7 +394,7 @@ def test_test_feeds_metrics_with_generated_sources(run, fit_args) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_train_as_one_does_with_the_double_batch(fit_args, tmp_path) -> None:
+def test_two_processes_train_like_one_with_twice_the_batch_size(fit_args, tmp_path) -> None:
     from safetensors.torch import load_file
 
     args = [*fit_args, "--model.adapter.lora_dropout", 0, "--model.learning_rate", 1e-2]
@@ -440,7 +440,7 @@ def without_seconds(results):
     return [{key: value for key, value in result.items() if key != "seconds"} for result in results]
 
 
-def test_predict_takes_one_record_a_pair_or_a_list(run, fitted, tmp_path, pairs) -> None:
+def test_predict_accepts_a_record_a_pair_or_a_list(run, fitted, tmp_path, pairs) -> None:
     record = pairs[0]["input"]
     for number, content in enumerate((record, {"input": record}, [{"input": record}, record])):
         path = tmp_path / f"new{number}.json"
@@ -455,7 +455,7 @@ def test_predict_takes_one_record_a_pair_or_a_list(run, fitted, tmp_path, pairs)
         assert source.read_text("utf-8") == found[0]["generated_output"]
 
 
-def test_an_interrupted_prediction_goes_on_where_it_stopped(run, fitted, tmp_path, pairs) -> None:
+def test_an_interrupted_prediction_resumes_where_it_stopped(run, fitted, tmp_path, pairs) -> None:
     straight = tmp_path / "straight.json"
     assert run(*fitted, SAMPLES, "--predict.output", straight).status == 0
     stopped = outside(*fitted, SAMPLES, *callback("KillWhilePredicting", batches=2))
@@ -483,7 +483,7 @@ def test_a_prediction_never_mixes_settings_or_records(run, fitted, tmp_path, pai
     assert len(results(tmp_path)) == 1
 
 
-def test_a_cut_off_document_is_said_to_be_one(run, fitted, tmp_path, pairs) -> None:
+def test_a_cut_off_document_is_reported(run, fitted, tmp_path, pairs) -> None:
     result = run(*fitted, SAMPLES)
     assert "cut off at 6 tokens" in result.err and "--generation.max_tokens" in result.err
     assert all(item.get("finish_reason") == "length" for item in results(tmp_path))
@@ -497,11 +497,11 @@ def test_adapters_that_cannot_be_used(run, fitted, tmp_path, adapter, message) -
     (tmp_path / "pickled").mkdir()
     (tmp_path / "pickled/adapter_config.json").write_text("{}")
     (tmp_path / "pickled/adapter_model.bin").write_bytes(b"")
-    place = next(i for i, a in enumerate(fitted) if a == "--model.adapter_path") + 1
-    folder = tmp_path / "empty" if adapter == "." else tmp_path / adapter
+    index = next(i for i, a in enumerate(fitted) if a == "--model.adapter_path") + 1
+    directory = tmp_path / "empty" if adapter == "." else tmp_path / adapter
     if adapter == ".":
-        folder.mkdir()
-    fitted[place] = folder
+        directory.mkdir()
+    fitted[index] = directory
     result = run(*fitted, SAMPLES)
     assert result.status == 1 and message in result.err and "Traceback" not in result.err
 
@@ -520,7 +520,7 @@ def test_generation_settings_out_of_range(run, fitted, setting, value) -> None:
     assert result.status != 0 and setting in result.err and "Traceback" not in result.err
 
 
-def test_records_to_predict_are_checked_too(run, fitted, tmp_path) -> None:
+def test_records_to_predict_are_validated(run, fitted, tmp_path) -> None:
     path = tmp_path / "new.json"
     path.write_text('[{"starting_page": -1}]')
     result = run(*fitted, path)

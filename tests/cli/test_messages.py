@@ -47,7 +47,7 @@ def test_lightning_commands_have_dotted_flags(message, translated) -> None:
 )  # fmt: skip
 def test_small_commands_have_flags_without_groups(message, kebab_case, snake_case) -> None:
     for args, translated in ((["--top-p", "1"], kebab_case), (["--top_p=1"], snake_case)):
-        flags = Flags.from_parser(generate.parser(), args, has_groups=False)
+        flags = Flags.from_parser(generate.generate.parser(), args, has_groups=False)
         assert flags.translate(message) == translated
 
 
@@ -56,7 +56,7 @@ def failing_command(monkeypatch):
     """Makes a command fail with a `UserError`, after a warning of the same setting."""
 
     def replace(command):
-        from typst_lit.cli import fit, generate
+        from typst_lit.cli import fit, model_arguments
 
         def fail(*args: object) -> None:
             logging.getLogger("typst_lit.model").warning("Not enough `generation.max_tokens`.")
@@ -65,7 +65,7 @@ def failing_command(monkeypatch):
         if command == "fit":
             monkeypatch.setattr(fit.TypstCLI, "before_instantiate_classes", fail)
         else:
-            monkeypatch.setattr(generate, "load", fail)
+            monkeypatch.setattr(model_arguments.ModelArguments, "validate", fail)
 
     return replace
 
@@ -89,5 +89,5 @@ def test_settings_stay_where_no_command_runs_yet(run, monkeypatch) -> None:
     def fail(args: object) -> None:
         raise UserError("is wrong.", setting="model.use_4bit")
 
-    monkeypatch.setitem(dispatch.COMMANDS, "doctor", ("", fail))
+    monkeypatch.setattr(dispatch, "load_command", lambda name: fail)
     assert "error: `model.use_4bit`: is wrong." in run("doctor").err

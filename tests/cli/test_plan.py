@@ -1,4 +1,4 @@
-"""Plans: what is printed, what is written, and a fit that goes by one."""
+"""Plans: what is printed, what is written, and a fit that uses one."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def plan_args(fit_args) -> list[str]:
     return ["plan", *fit_args[1:]]
 
 
-def test_a_plan_is_printed_and_written_and_fit_takes_it(run, plan_args, fit_args, tmp_path) -> None:
+def test_a_plan_is_printed_and_written_and_fit_uses_it(run, plan_args, fit_args, tmp_path) -> None:
     overlay = tmp_path / "plan.yaml"
     planned = run(*plan_args, "--device", "t4", "--write", overlay, "--trainer.accumulate_grad_batches", 4)
     assert planned.status == 0, planned.err
@@ -35,7 +35,7 @@ def test_a_plan_is_printed_and_written_and_fit_takes_it(run, plan_args, fit_args
     assert saved["data"]["batch_size"] == 8 and saved["model"]["gradient_checkpointing"] == "none"
 
 
-def test_what_cannot_be_planned_is_said(run, plan_args, tmp_path) -> None:
+def test_what_cannot_be_planned_is_refused(run, plan_args, tmp_path) -> None:
     small = run(*plan_args, "--device", "t4", "--gib", 0.801)
     assert small.status == 1 and "nothing fits into 0.0 GiB" in small.err and "--data.max_length" in small.err
     unknown = run(*plan_args, "--device", "toaster")
@@ -64,7 +64,7 @@ def test_a_batch_that_does_not_fit_is_split_and_nothing_is_lost(tiny_model, tmp_
         "--trainer.max_epochs", 3, "--model.warmup_steps", 1, "--data.batch_size", 4, "--trainer.accelerator", "cpu",
         "--eval.every_n_epochs", 0, "--plan", "auto", "--model.adapter.lora_dropout", 0,
     ]  # fmt: skip
-    # Fixed: memory that is freed goes back to the system, which is what the limit looks at.
+    # A fixed threshold: freed memory is returned to the system, which is what the limit counts.
     env = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(2**16), "OMP_NUM_THREADS": "1"}
 
     def fit(name: str, *more: str) -> tuple[str, dict]:
@@ -74,9 +74,9 @@ def test_a_batch_that_does_not_fit_is_split_and_nothing_is_lost(tiny_model, tmp_
         return done.stderr, torch.load(tmp_path / name / "checkpoints/last.ckpt", weights_only=True)
 
     _, free = fit("free")
-    told, held = fit("held", "--trainer.callbacks+=tests.fault_injection.ShrinkMemory")
-    assert re.search(r"Memory ran out at step \d\. From here on, each batch is split into 2", told)
-    assert "Traceback" not in told and held["num_splits"] >= 2 and free["num_splits"] == 1
-    assert held["global_step"] == free["global_step"]
+    log, limited = fit("held", "--trainer.callbacks+=tests.fault_injection.ShrinkMemory")
+    assert re.search(r"Memory ran out at step \d\. From here on, each batch is split into 2", log)
+    assert "Traceback" not in log and limited["num_splits"] >= 2 and free["num_splits"] == 1
+    assert limited["global_step"] == free["global_step"]
     for name, weight in free["state_dict"].items():
-        torch.testing.assert_close(held["state_dict"][name], weight, rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(limited["state_dict"][name], weight, rtol=1e-3, atol=1e-5)

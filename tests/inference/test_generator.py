@@ -277,13 +277,13 @@ def test_generate_prints_and_reads_standard_input(run, able_adapter, able_pairs,
         (["--temperature", "3"], "--temperature: must be from 0 to 2, not 3.0"),
         (["--top-p", "0"], "--top-p: must be above 0"),
         (["--max-tokens", "0"], "--max-tokens: must be 1 or more"),
-        (["--attempts", "0"], "--attempts must be 1 or more"),
+        (["--attempts", "0"], "--attempts: must be 1 or more"),
         (["--repetition-penalty", "0.5"], "--repetition-penalty: must be from 1 to 2"),
         (["--model", "nowhere"], "nowhere is not a directory"),
         (["--base-model", "no/where"], "no/where could not be loaded"),
         ([], "Name an adapter (--model) or a --base-model"),
         (["--base-model", "x", "--output", "a.txt"], "must be a .json file"),
-        (["--base-model", "x", "--pdf", "--no-compile"], "--pdf needs the documents compiled"),
+        (["--base-model", "x", "--pdf", "--no-compile"], "--pdf: needs compiled documents"),
         (["--model", "a", "b"], "several adapters need a name each"),
         (["--tempratur", "1"], "Did you mean --temperature"),
     ],
@@ -297,7 +297,7 @@ def test_wrong_flags_are_refused_with_a_hint(run, tmp_path, able_pairs, flags, m
 
 def test_invalid_input_is_reported_with_file_record_and_field(run, tmp_path, able_pairs, tiny_model) -> None:
     result = run("generate", "--input", tmp_path / "none.json", "--base-model", tiny_model, "--no-4bit")
-    assert result.status == 1 and "none.json: there is no such file" in result.err
+    assert result.status == 1 and "none.json: no such file" in result.err
     records = tmp_path / "my-records.json"
     records.write_text(json.dumps([able_pairs[0]["input"], {**able_pairs[1]["input"], "starting_page": "one"}]))
     result = run("generate", "--input", records, "--base-model", tiny_model, "--no-4bit")
@@ -311,7 +311,7 @@ def test_an_adapter_for_another_base_model_is_refused_by_name(
     records = tmp_path / "records.json"
     records.write_text(json.dumps(able_pairs[0]["input"]))
     result = run("generate", "--input", records, "--model", able_adapter, "--base-model", tiny_model, "--no-4bit")
-    assert result.status == 1 and "made for" in result.err and "--base-model" in result.err
+    assert result.status == 1 and "does not fit the base model" in result.err and "--base-model" in result.err
 
 
 def test_greedy_generation_with_the_adapter_of_a_run_directory(generator, able_adapter) -> None:

@@ -218,4 +218,4 @@ def test_public_hosts_need_a_token_and_requests_must_send_it(run, able_adapter, 
 def test_port_in_use_is_an_error(server, able_adapter, run) -> None:
     port = server.url.rsplit(":", 1)[1]
     result = run("serve", "--model", able_adapter, "--port", port)
-    assert result.status == 1 and f"--port {port}" in result.err and "Traceback" not in result.err
+    assert result.status == 1 and f"port {port}" in result.err and "Traceback" not in result.err

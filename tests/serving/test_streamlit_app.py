@@ -92,7 +92,7 @@ def test_invalid_records_and_cut_off_documents_are_reported(page, able_pairs, tm
 def test_invalid_arguments_are_reported_before_the_page_opens(run, tmp_path) -> None:
     for flags, message in (
         (["--temperature", 3], "--temperature: must be from 0 to 2"),
-        (["--model", tmp_path], "no adapter there"),
+        (["--model", tmp_path], "contains no adapter"),
         (["--prt", 1], "Did you mean --port"),
     ):
         result = run("app", *flags)

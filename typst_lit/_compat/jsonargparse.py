@@ -17,12 +17,14 @@ class Option(NamedTuple):
         flags: what is typed, the preferred spelling first.
         is_switch: whether it takes no value, as ``--overwrite`` and ``--no-overwrite``.
         is_group: whether it takes a file of settings for a group of other options, as ``--data``.
+        help: its help text.
     """
 
     name: str
     flags: Sequence[str]
     is_switch: bool
     is_group: bool
+    help: str = ""
 
 
 def options(parser: ArgumentParser) -> Iterator[Option]:
@@ -35,4 +37,6 @@ def options(parser: ArgumentParser) -> Iterator[Option]:
     for action in actions:
         if action.option_strings and action.dest in names and action.dest != "help":
             is_group = any(name.startswith(f"{action.dest}.") for name in names)
-            yield Option(action.dest, action.option_strings, isinstance(action, ActionYesNo), is_group)
+            yield Option(
+                action.dest, action.option_strings, isinstance(action, ActionYesNo), is_group, action.help or ""
+            )

@@ -4,35 +4,42 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-from collections.abc import Sequence
+from functools import partial
 
-from jsonargparse import ArgumentParser
-
-from typst_lit.cli.generate import add_model_arguments, check, load
-from typst_lit.cli.parser import CommandParser
+from typst_lit.cli.model_arguments import ModelArguments
+from typst_lit.cli.parser import Command
 from typst_lit.errors import UserError
+from typst_lit.inference.sampling import GenerationSettings
+from typst_lit.typesetting.typesetter import Typesetter
 
 log = logging.getLogger(__name__)
-NEEDED = ("streamlit", "pygments", "prometheus_client")
+REQUIRED = ("streamlit", "pygments", "prometheus_client")
 
 
-def parser() -> ArgumentParser:
-    """Returns the command's parser."""
-    made = CommandParser(prog="typst-lit app", description=run.__doc__)
-    add_model_arguments(made)
-    made.add_argument("--host", type=str, default="127.0.0.1", help="Address to listen on; others see the page, too.")
-    made.add_argument("--port", type=int, default=8501, help="Port to listen on.")
-    return made
+@Command
+def app(
+    *,
+    model: ModelArguments,
+    generation: GenerationSettings,
+    typesetting: partial[Typesetter],
+    host: str = "127.0.0.1",
+    port: int = 8501,
+) -> None:
+    """Open a web page that writes documents from records.
 
+    The page has the fields of a record, its document while it is generated, the typeset pages, and the files.
 
-def run(args: Sequence[str]) -> None:
-    """Opens a web page: a record's fields, its document as it is written, the typeset pages, and the files."""
-    made = parser()
-    check(made.instantiate_classes(made.parse_args(list(args))))
-    if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
-        raise UserError(f"the page needs {', '.join(missing)}: pip install 'typst-lit[app]'")
+    Args:
+        model: Which model generates.
+        generation: How it is sampled.
+        typesetting: The limits of each document.
+        host: Address to listen on. With another than this one, other machines can open the page as well.
+        port: Port to listen on.
+    """
+    model.validate()
+    if missing := [name for name in REQUIRED if importlib.util.find_spec(name) is None]:
+        raise UserError(f"the page needs {', '.join(missing)}.", hint="pip install 'typst-lit[app]'")
     from typst_lit.serving.web_page import serve_web_page
 
-    config = made.parse_args(list(args))
-    log.info("The page: http://%s:%d", config.host, config.port)
-    serve_web_page(lambda: load(made.instantiate_classes(config)), config.host, config.port)
+    log.info("The page: http://%s:%d", host, port)
+    serve_web_page(lambda: model.load(generation, typesetting()), host, port)

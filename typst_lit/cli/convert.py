@@ -1,42 +1,35 @@
-"""``typst-lit convert``: a first-generation Qwen as a Qwen2 folder, for every engine that knows Qwen2."""
+"""``typst-lit convert``: a first-generation Qwen as Qwen2, which every engine loads."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentParser
-
-from typst_lit.cli.parser import CommandParser
+from typst_lit.cli.parser import Command
 from typst_lit.errors import UserError
 
 
-def parser() -> ArgumentParser:
-    """Returns the command's parser."""
-    made = CommandParser(prog="typst-lit convert", description=run.__doc__)
-    made.add_argument("--base-model", type=str, required=True, help="Hub name or folder of the model.")
-    made.add_argument("--output", type=str, required=True, help="The folder to write; it must not hold a model yet.")
-    made.add_argument("--revision", type=str | None, default=None, help="Branch, tag or commit on the hub.")
-    return made
+@Command
+def convert(*, base_model: str, output: str, revision: str | None = None) -> None:
+    """Write a first-generation Qwen as Qwen2, for other engines.
 
-
-def run(args: Sequence[str]) -> None:
-    """Writes a base model in 16 bits, in the form that other engines load: safetensors, tokenizer, configuration."""
-    config = parser().parse_args(list(args))
-    out = Path(config.output)
+    Args:
+        base_model: Hub name or directory of the model.
+        output: The directory to write weights (16 bits), tokenizer and configuration to.
+        revision: Branch, tag or commit on the hub.
+    """
+    out = Path(output)
     if (out / "config.json").exists():
-        raise UserError(f"{out} holds a model already: name another --output.")
-
+        raise UserError(f"{out} already contains a model.", setting="output", hint="Name another directory.")
     import torch
 
     from typst_lit.model.backbones import PretrainedBackbone
 
     backbone = PretrainedBackbone()
-    tokenizer = backbone.load_tokenizer(config.base_model, config.revision, trust_remote_code=False)
+    tokenizer = backbone.load_tokenizer(base_model, revision, trust_remote_code=False)
     model: Any = backbone.load_model(
-        config.base_model, config.revision, trust_remote_code=False, use_4bit=False, device=torch.device("cpu")
+        base_model, revision, trust_remote_code=False, use_4bit=False, device=torch.device("cpu")
     )
     model.to(torch.bfloat16).save_pretrained(out)
     tokenizer.save_pretrained(out)
-    print(f"{config.base_model} as {type(model).__name__}: {out}")
+    print(f"{base_model} as {type(model).__name__}: {out}")

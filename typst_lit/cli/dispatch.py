@@ -1,80 +1,60 @@
-"""The command line. Nothing heavy is imported before a command is chosen."""
+"""`main` chooses a command. Nothing heavy is imported before."""
 
 from __future__ import annotations
 
-import errno
+import ast
+import difflib
 import importlib
-import logging
+import importlib.abc
+import inspect
 import os
-import shlex
 import sys
-import warnings
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 
-from typst_lit.cli.messages import Flags, translate, use_flags
-from typst_lit.errors import RunStopped, UsageError, UserError
+from typst_lit.cli.exceptions import exit_status
+from typst_lit.cli.logs import set_up_logging
+from typst_lit.cli.messages import Flags, use_flags
+from typst_lit.plugins import load_plugins
 from typst_lit.version import __version__
 
-
-def _train(command: str) -> Callable[[Sequence[str]], None]:
-    def run(args: Sequence[str]) -> None:
-        from typst_lit.cli import fit
-
-        fit.run(command, args)
-
-    return run
-
-
-def _small(module: str) -> Callable[[Sequence[str]], None]:
-    def run(args: Sequence[str]) -> None:
-        importlib.import_module(f"typst_lit.cli.{module}").run(args)
-
-    return run
-
-
-LOST_WORKER = (
-    "a DataLoader worker died ({}), most often because it ran out of memory. `data.num_workers=0` works without "
-    "workers. Resume from the last checkpoint with `ckpt_path=last`."
-)
-LOST_PROCESS = (
-    "error: another process of this run has ended ({}). Its own messages or its machine's log give the reason; often "
-    "it ran out of memory and was killed. Resume from the last checkpoint with `ckpt_path=last`."
-)
-COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], None]]] = {
-    "fit": ("train an adapter on pairs of record and Typst source", _train("fit")),
-    "validate": ("measure the loss on held-out pairs", _train("validate")),
-    "test": ("measure the loss, and metrics of the generated sources, on test pairs", _train("test")),
-    "plan": ("predict what a fit takes and choose its batch size", _small("plan")),
-    "predict": ("turn records into Typst source", _train("predict")),
-    "generate": ("turn records into Typst and PDF with an adapter, in few flags", _small("generate")),
-    "serve": ("serve documents over HTTP, in OpenAI's form as well", _small("serve")),
-    "app": ("open a web page that makes documents from records", _small("app")),
-    "lengths": ("show how long the samples are and what a maximum length would cost", _small("lengths")),
-    "score": ("compile and score documents that exist, and write a report", _small("score")),
-    "compile": ("turn Typst files into PDFs, safely", _small("compile")),
-    "export": ("write what was trained as merged weights, GGUF, for Ollama, vLLM or the hub", _small("export")),
-    "convert": ("write a first-generation Qwen as Qwen2, for other engines", _small("convert")),
-    "doctor": ("show what this machine can run", _small("doctor")),
-    "completion": ("print the shell completion script (bash, zsh, fish, tcsh)", _small("completion")),
+# Each function takes the arguments of its command line. Its summary is the first line of its docstring.
+COMMANDS = {
+    "fit": "typst_lit.cli.fit:fit",
+    "validate": "typst_lit.cli.fit:validate",
+    "test": "typst_lit.cli.fit:test",
+    "predict": "typst_lit.cli.fit:predict",
+    "plan": "typst_lit.cli.plan:plan",
+    "lengths": "typst_lit.cli.lengths:lengths",
+    "generate": "typst_lit.cli.generate:generate",
+    "serve": "typst_lit.cli.serve:serve",
+    "app": "typst_lit.cli.app:app",
+    "score": "typst_lit.cli.score:score",
+    "compile": "typst_lit.cli.compile:compile",
+    "export": "typst_lit.cli.export:export",
+    "convert": "typst_lit.cli.convert:convert",
+    "configs": "typst_lit.cli.configs:configs",
+    "doctor": "typst_lit.cli.doctor:doctor",
+    "completion": "typst_lit.cli.completion:completion",
 }
 
 
-def usage() -> str:
-    """Returns the help text of the command line."""
-    width = max(map(len, COMMANDS))
-    rows = "\n".join(f"  {name:<{width}}  {summary}" for name, (summary, _) in COMMANDS.items())
-    return (
-        "usage: typst-lit [--help] [--version] COMMAND ...\n\n"
-        "Teach a small language model to write Typst documents.\n\n"
-        f"commands:\n{rows}\n\n"
-        "`typst-lit COMMAND --help` shows a command's options. To begin:\n"
-        "  typst-lit fit --config configs/colab_t4.yaml --data.path pairs.json\n"
-        "  typst-lit generate --model runs/default --input records.json --output documents.json --pdf\n"
-    )
-
-
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command and returns the exit status: 0, or 1 after an error that the user can mend, or 2 for bad usage."""
+    """Runs a command.
+
+    Args:
+        argv: the arguments, the command first; by default those of the process.
+
+    Returns:
+        The exit status: 0; 1 after an error that the user can fix; 2 for a command line or configuration that can't be
+        parsed; 128 plus the signal's number for a run that a signal stopped.
+
+    Example:
+        >>> from typst_lit.cli import main
+        >>> main(["--version"])
+        typst-lit ...
+        0
+    """
     args = list(sys.argv[1:] if argv is None else argv)
     if not args or args[0] in ("-h", "--help"):
         print(usage(), end="")
@@ -83,143 +63,56 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"typst-lit {__version__}")
         return 0
     if args[0] not in COMMANDS:
-        print(f"typst-lit: there is no command '{args[0]}'. Commands: {', '.join(COMMANDS)}.", file=sys.stderr)
+        print(f"typst-lit: {unknown_command(args[0])}", file=sys.stderr)
         return 2
-    _set_up_logging()
-    use_flags(Flags())
+    # torch reads this once, before its first tensor: large CPU tensors are allocated in pages of 2 MiB, which is faster
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    set_up_logging()
+    use_flags(Flags())  # none, until the command has a parser
     try:
-        COMMANDS[args[0]][1](args[1:])
-    except RunStopped as stop:
-        resumed = ["--ckpt_path", "last"] if stop.resumable else []
-        again = shlex.join(["typst-lit", *_without_checkpoint(args), *resumed])
-        print(f"{translate(stop)}\nGo on with:\n  {again}", file=sys.stderr)
-        return stop.status
-    except UserError as error:
-        print(f"error: {translate(error)}", file=sys.stderr)
-        return 2 if isinstance(error, UsageError) else 1
-    except SystemExit as stop:
-        # Lightning turns Ctrl-C into sys.exit(1), and a SIGTERM into an exit of its own
-        if isinstance(stop.__context__, KeyboardInterrupt) or type(stop).__name__ == "SIGTERMException":
-            return _interrupted()
-        return stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 1
-    except KeyboardInterrupt:
-        return _interrupted()
-    except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # found when a stream writes: it has no name
-        if error.filename is None and not full:
+        load_plugins()
+        load_command(args[0])(args[1:])
+    except BaseException as error:
+        status = exit_status(error, args)
+        if status is None:
             raise
-        way_out = " Free some space, or name another place. What was finished before is whole." if full else ""
-        named = f"{error.filename}: " if error.filename else ""
-        print(f"error: {named}{error.strerror}.{way_out}", file=sys.stderr)
-        return 1
-    except Exception as error:
-        if isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker"):
-            # torch raises this wherever the main thread happens to be, on the way out of another fault as well
-            print(f"error: {translate(_cause(error) or LOST_WORKER.format(error))}", file=sys.stderr)
-            return 1
-        if _lost_process(error):
-            print(translate(LOST_PROCESS.format(str(error).strip().splitlines()[0])), file=sys.stderr)
-            return 1
-        if not _out_of_memory(error):
-            raise
-        print(f"error: out of memory: {str(error).strip().splitlines()[0]}", file=sys.stderr)
-        return 1
+        return status
     return 0
 
 
-def _lost_process(error: Exception) -> bool:
-    """Tells whether an error only says that another process of the run is gone."""
-    if "torch.distributed" not in sys.modules:
-        return False
-    from torch.distributed import DistError
-
-    ways = ("gloo", "Connection closed by peer", "Connection reset by peer", "Broken pipe")  # gloo raises RuntimeError
-    return isinstance(error, DistError) or (type(error) is RuntimeError and any(way in str(error) for way in ways))
+def load_command(name: str) -> Callable[[Sequence[str]], None]:
+    """Imports the module of a command and returns its function."""
+    module, _, function = COMMANDS[name].partition(":")
+    return getattr(importlib.import_module(module), function)
 
 
-def _without_checkpoint(args: Sequence[str]) -> list[str]:
-    """Returns a command's arguments without those that say where it goes on."""
-    kept, skip = [], False
-    for arg in args:
-        if not skip and not arg.startswith("--ckpt_path"):
-            kept.append(arg)
-        skip = arg == "--ckpt_path"
-    return kept
-
-
-def _interrupted() -> int:
-    print(
-        "interrupted. `fit` goes on from its last checkpoint with --ckpt_path last, `predict` when run again.",
-        file=sys.stderr,
+def usage() -> str:
+    """Returns the help text of the command line."""
+    width = max(map(len, COMMANDS))
+    rows = "\n".join(f"  {name:<{width}}  {summary(name)}" for name in COMMANDS)
+    return (
+        "usage: typst-lit [--help] [--version] COMMAND ...\n\n"
+        "Teach a small language model to write Typst documents.\n\n"
+        f"commands:\n{rows}\n\n"
+        "`typst-lit COMMAND --help` shows the options of a command. To begin:\n"
+        "  typst-lit fit --config colab_t4 --data.path pairs.json\n"
+        "  typst-lit generate --model runs/default --input records.json --output documents.json --pdf\n"
     )
-    return 130
 
 
-def _cause(error: BaseException) -> UserError | None:
-    """Returns the fault that was being handled when an exception came up, if it is one that says what to do."""
-    before = error.__context__
-    return before if before is None or isinstance(before, UserError) else _cause(before)
+def summary(command: str) -> str:
+    """Returns the first line of a command's docstring, read from the source so that nothing is imported."""
+    module, _, function = COMMANDS[command].partition(":")
+    spec = find_spec(module)
+    source = spec.loader.get_source(module) if spec and isinstance(spec.loader, importlib.abc.InspectLoader) else None
+    for node in ast.parse(source or "").body:
+        if isinstance(node, ast.FunctionDef) and node.name == function:
+            return inspect.cleandoc(ast.get_docstring(node) or "").split("\n")[0].rstrip(".")
+    return ""
 
 
-def _out_of_memory(error: Exception) -> bool:
-    if "typst_lit.model.oom" not in sys.modules:
-        return isinstance(error, MemoryError)
-    from typst_lit.model.oom import is_out_of_memory
-
-    return is_out_of_memory(error)
-
-
-def _set_up_logging() -> None:
-    """Shows this package's messages as plain text on standard error, from the first process of a run only."""
-    log = logging.getLogger("typst_lit")
-    if not log.handlers:
-        handler = logging.StreamHandler(_StandardError())
-        handler.setFormatter(_MessageFormatter())
-        log.addHandler(handler)
-        log.propagate = False
-    # bitsandbytes warns on import that an optional package for the CPU is not there
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    first = os.environ.get("LOCAL_RANK", "0") == "0" and os.environ.get("NODE_RANK", "0") == "0"
-    log.setLevel(logging.INFO if first else logging.ERROR)
-    _quiet_dependencies()
-    if not sys.stderr.isatty():
-        os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
-        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-        os.environ.setdefault("TQDM_DISABLE", "1")
-
-
-def _quiet_dependencies() -> None:
-    """Hides warnings that dependencies give about each other's code: the user can do nothing about them."""
-    for message in (
-        "`loftq_config` specified",  # PEFT, about its own default
-        "`is_gradient_checkpointing` is deprecated",  # PEFT, about transformers
-        "`gradient_checkpointing_enable` is deprecated",
-        r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # Lightning, torch
-        "Total length of `list` across ranks is zero",  # no validation data: asked for, or said elsewhere
-        ".*your dataloader is not resumable",  # the data module is
-        ".*does not have many workers",  # batches are ready-made rows of a table: a worker would only cost memory
-    ):  # fmt: skip
-        warnings.filterwarnings("ignore", message=message)
-    for name in (
-        "lightning.pytorch.utilities.rank_zero",
-        "lightning.fabric.utilities.seed",
-        "lightning.pytorch.trainer.connectors.checkpoint_connector",
-    ):
-        logging.getLogger(name).setLevel(logging.WARNING)
-
-
-class _MessageFormatter(logging.Formatter):
-    """Plain messages with the flags of the command that runs; warnings are marked."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        return ("warning: " if record.levelno == logging.WARNING else "") + translate(super().format(record))
-
-
-class _StandardError:
-    """Standard error as it is when a message comes, not as it was when logging was set up."""
-
-    def write(self, text: str) -> int:
-        return sys.stderr.write(text)
-
-    def flush(self) -> None:
-        sys.stderr.flush()
+def unknown_command(name: str) -> str:
+    """Returns what to say about a command that does not exist."""
+    nearest = difflib.get_close_matches(name, COMMANDS, n=2, cutoff=0.5)
+    hint = f"Did you mean {' or '.join(nearest)}? " if nearest else ""
+    return f"there is no command '{name}'. {hint}Commands: {', '.join(COMMANDS)}."

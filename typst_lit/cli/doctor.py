@@ -1,20 +1,18 @@
-"""``typst-lit doctor``: what this machine can run, what is wrong, and the command that mends it."""
+"""``typst-lit doctor``: what this machine can run, what is wrong, and the command that fixes it."""
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
+from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jsonargparse import ActionYesNo, ArgumentParser
-
-from typst_lit.cli.parser import CommandParser
+from typst_lit.cli.parser import Command
 from typst_lit.errors import UserError
 from typst_lit.typesetting.typesetter import Typesetter
 
@@ -23,52 +21,48 @@ if TYPE_CHECKING:
 
 GIB = 2**30
 PACKAGES = ("torch", "lightning", "transformers", "peft", "bitsandbytes", "torchmetrics", "jsonargparse", "typst")
-LEAST_DISK_GIB = 8  # Qwen3-1.7B in the hub's cache, and checkpoints
+MIN_DISK_GIB = 8  # Qwen3-1.7B in the hub's cache, and checkpoints
 BASE_MODEL = "Qwen/Qwen3-1.7B"
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at.
+    """What was found out about the machine.
 
     Attributes:
-        room: what it belongs to.
-        name: what was looked at.
-        found: what there is.
-        mend: the command, or else the way, that mends what is wrong; None when nothing is.
+        section: which part of the report it belongs to.
+        name: what was examined.
+        found: the state it is in.
+        fix: the command, or else the action, that fixes what is wrong; None when nothing is.
     """
 
-    room: str
+    section: str
     name: str
     found: str
-    mend: str | None = None
+    fix: str | None = None
 
 
-def parser() -> ArgumentParser:
-    """Returns the command's parser."""
-    made = CommandParser(prog="typst-lit doctor", description=run.__doc__)
-    made.add_argument("--json", action=ActionYesNo(no_prefix="no-"), default=False, help="Prints JSON.")
-    made.add_class_arguments(Typesetter, "typesetting")
-    return made
+@Command
+def doctor(*, json: bool = False, typesetting: Typesetter) -> None:
+    """Show what this machine can run, what is wrong, and the command that fixes it.
 
-
-def run(args: Sequence[str]) -> None:
-    """Prints what this machine can run, and what is missing."""
-    made = parser()
-    config = made.instantiate_classes(made.parse_args(list(args)))
-    findings = [*_machine(), *_packages(), *_training(), *_hub(), *_typesetting(config.typesetting)]
-    if config.json:
-        print(json.dumps([asdict(finding) for finding in findings], indent=2))
+    Args:
+        json: Print a JSON list of findings, each with section, name, found and fix.
+        typesetting: The limits of the document that is compiled.
+    """
+    findings = [*_machine(), *_packages(), *_training(), *_hub(), *_typesetting(typesetting)]
+    if json:
+        print(dumps([asdict(finding) for finding in findings], indent=2))
         return
-    for room in dict.fromkeys(finding.room for finding in findings):
-        print(room)
+    for section in dict.fromkeys(finding.section for finding in findings):
+        print(section)
         for finding in findings:
-            if finding.room == room:
+            if finding.section == section:
                 print(f"  {finding.name:<14}{finding.found}")
-                if finding.mend:
-                    print(f"  {'':<14}-> {finding.mend}")
-    wrong = sum(finding.mend is not None for finding in findings)
-    print("\nNothing is wrong." if not wrong else f"\n{wrong} to mend: the lines with ->.")
+                if finding.fix:
+                    print(f"  {'':<14}-> {finding.fix}")
+    num_wrong = sum(finding.fix is not None for finding in findings)
+    print("\nNothing is wrong." if not num_wrong else f"\n{num_wrong} to fix: the lines with ->.")
 
 
 def _machine() -> Iterator[Finding]:
@@ -78,48 +72,38 @@ def _machine() -> Iterator[Finding]:
     yield Finding("machine", "system", f"{platform.system()} {platform.machine()}, Python {platform.python_version()}")
     free = f"{memory.total / GIB:.0f} GiB ({memory.available / GIB:.0f} free)"
     yield Finding("machine", "processor", f"{os.cpu_count()} cores, {free}")
-    little = disk.free / GIB < LEAST_DISK_GIB
-    yield Finding(
-        "machine", "disk", f"{disk.free / GIB:.0f} GiB free here",
-        f"free some space: base model and checkpoints take up to {LEAST_DISK_GIB} GiB" if little else None,
-    )  # fmt: skip
+    fix = None
+    if disk.free / GIB < MIN_DISK_GIB:
+        fix = f"free some space: base model and checkpoints take up to {MIN_DISK_GIB} GiB"
+    yield Finding("machine", "disk", f"{disk.free / GIB:.0f} GiB free here", fix)
 
 
 def _packages() -> Iterator[Finding]:
     from packaging.requirements import Requirement
 
-    wanted = {}
+    requirements = {}
     for line in requires("typst-lit") or []:
         requirement = Requirement(line)
         if requirement.marker is None:
-            wanted[requirement.name.lower()] = requirement
+            requirements[requirement.name.lower()] = requirement
     for name in PACKAGES:
         try:
-            found = version(name)
+            installed = version(name)
         except PackageNotFoundError:
-            found = "not installed"
-        range_ = wanted.get(name)
-        fits = range_ is None or (found != "not installed" and range_.specifier.contains(found, prereleases=True))
-        yield Finding("packages", name, found, None if fits else f"pip install '{range_}'")
+            installed = "not installed"
+        required = requirements.get(name)
+        fits = required is None or (
+            installed != "not installed" and required.specifier.contains(installed, prereleases=True)
+        )
+        yield Finding("packages", name, installed, None if fits else f"pip install '{required}'")
 
 
 def _training() -> Iterator[Finding]:
     import torch
 
-    from typst_lit.model.attention import MATH, attention_backend
-    from typst_lit.model.backbones import compute_dtype
-
     devices = [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
     if not devices:
-        found, mend = "none: training runs on the CPU, which is slow for models above 0.5 billion parameters", None
-        if shutil.which("nvidia-smi") and torch.version.cuda is None:
-            found, mend = "there is one, but this torch is a CPU build", "pip install --force-reinstall torch"
-        elif shutil.which("nvidia-smi"):
-            found, mend = (
-                "there is one, but torch can't use it",
-                "nvidia-smi   (a driver that is older than torch's CUDA?)",
-            )
-        yield Finding("training", "GPU", found, mend)
+        yield _no_gpu()
     for device in devices:
         properties = torch.cuda.get_device_properties(device)
         free, _ = torch.cuda.mem_get_info(device)
@@ -127,22 +111,37 @@ def _training() -> Iterator[Finding]:
         capability = f"capability {properties.major}.{properties.minor}"
         yield Finding("training", f"GPU {device.index}", f"{properties.name}, {memory}, {capability}")
     for device in devices or [torch.device("cpu")]:
-        dtype = compute_dtype(device)
-        kernels = attention_backend(device, dtype), attention_backend(device, dtype, packed=True)
-        yield Finding("training", "precision", str(dtype).removeprefix("torch."))
-        yield Finding(
-            "training", "attention", f"{kernels[0]}; packed documents: {kernels[1]}",
-            "pip install --upgrade torch   (no fused attention kernel took the call)" if MATH in kernels else None,
-        )  # fmt: skip
-    fault = _four_bit_fault(devices[0] if devices else torch.device("cpu"))
-    yield Finding(
-        "training", "4-bit", fault or "works",
-        "pip install --upgrade bitsandbytes, or --model.use_4bit false" if fault else None,
-    )  # fmt: skip
+        yield from _kernels(device)
+    problem = _four_bit_problem(devices[0] if devices else torch.device("cpu"))
+    fix = "pip install --upgrade bitsandbytes, or --model.use_4bit false" if problem else None
+    yield Finding("training", "4-bit", problem or "works", fix)
 
 
-def _four_bit_fault(device: torch.device) -> str | None:
-    """Says why no 4-bit layer can be made and trained through; None when one can."""
+def _no_gpu() -> Finding:
+    import torch
+
+    found, fix = "none: training runs on the CPU, which is slow for models above 0.5 billion parameters", None
+    if shutil.which("nvidia-smi") and torch.version.cuda is None:
+        found, fix = "there is one, but this torch is a CPU build", "pip install --force-reinstall torch"
+    elif shutil.which("nvidia-smi"):
+        found = "there is one, but torch can't use it"
+        fix = "nvidia-smi   (is the driver older than torch's CUDA?)"
+    return Finding("training", "GPU", found, fix)
+
+
+def _kernels(device: torch.device) -> Iterator[Finding]:
+    from typst_lit.model.attention import MATH, attention_backend
+    from typst_lit.model.backbones import compute_dtype
+
+    dtype = compute_dtype(device)
+    kernels = attention_backend(device, dtype), attention_backend(device, dtype, packed=True)
+    yield Finding("training", "precision", str(dtype).removeprefix("torch."))
+    fix = "pip install --upgrade torch   (no fused attention kernel took the call)" if MATH in kernels else None
+    yield Finding("training", "attention", f"{kernels[0]}; packed documents: {kernels[1]}", fix)
+
+
+def _four_bit_problem(device: torch.device) -> str | None:
+    """Returns why a 4-bit layer can't be created and trained through; None when it can."""
     import torch
 
     try:
@@ -167,36 +166,34 @@ def _hub() -> Iterator[Finding]:
     yield Finding("hub", "models here", ", ".join(cached) or "none in the cache")
     try:
         HfApi().model_info(BASE_MODEL, timeout=5)
-    except Exception as error:  # whatever the network does, the answer is that it can't be reached
+    except Exception as error:  # of whatever kind: the hub can't be reached
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:100]
-        mend = "unset HF_HUB_OFFLINE, mend the network, or name a folder or typst-nano as base model"
-        yield Finding("hub", "access", f"not reached ({reason})", mend)
+        fix = "unset HF_HUB_OFFLINE, fix the network, or use a directory or typst-nano as base model"
+        yield Finding("hub", "access", f"not reached ({reason})", fix)
     else:
         yield Finding("hub", "access", "works")
 
 
 def _typesetting(typesetter: Typesetter) -> Iterator[Finding]:
+    import typst
+
     try:
         with typesetter:
-            granted = typesetter.isolation()
+            isolation = typesetter.isolation()
             works = typesetter.compile("= It works").ok
     except UserError as error:
         yield Finding("typesetting", "compiler", str(error), "pip install --upgrade typst")
         return
-    mend = None if works else "pip install --force-reinstall typst"
-    yield Finding("typesetting", "compiler", "works" if works else "does not work", mend)
-    yield Finding(
-        "typesetting", "network",
-        "cut off from documents (own namespace)" if granted["network"]
-        else "not cut off, as this system permits no namespaces; packages are not fetched all the same",
-    )  # fmt: skip
-    yield Finding(
-        "typesetting", "memory",
-        "limited" if granted["memory"] else "not limited: this system knows no limit of the address space",
-    )  # fmt: skip
-    import typst
-
+    fix = None if works else "pip install --force-reinstall typst"
+    yield Finding("typesetting", "compiler", "works" if works else "does not work", fix)
+    network = "cut off from documents (own namespace)"
+    if not isolation["network"]:
+        network = "not cut off, as this system permits no namespaces; packages are still not downloaded"
+    yield Finding("typesetting", "network", network)
+    memory = "limited" if isolation["memory"] else "not limited: this system can't limit the address space"
+    yield Finding("typesetting", "memory", memory)
     families = typst.Fonts(font_paths=typesetter.font_paths).families()
-    house = "Times New Roman"
-    has = house if house in families else f"no {house}, for which documents fall back to Libertinus Serif"
-    yield Finding("typesetting", "fonts", f"{len(families)} families; {has}")
+    font = "Times New Roman"
+    if font not in families:
+        font = f"no {font}, so documents that use it are set in Libertinus Serif"
+    yield Finding("typesetting", "fonts", f"{len(families)} families; {font}")

@@ -1,70 +1,75 @@
-"""``typst-lit export``: what was trained, in the forms that other engines take."""
+"""``typst-lit export``: what was trained, in the formats of other engines."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from jsonargparse import ActionYesNo, ArgumentParser
-
-from typst_lit.cli.parser import CommandParser
-from typst_lit.errors import UserError
+from typst_lit.cli.parser import Command
+from typst_lit.errors import UserError, plural
 
 if TYPE_CHECKING:
     from typst_lit.exporting.export import Export
 
 
-def parser() -> ArgumentParser:
-    """Returns the command's parser."""
-    made = CommandParser(prog="typst-lit export", description=run.__doc__)
-    made.add_argument("--model", type=str, required=True, help="A run's directory, or an adapter's or a model's.")
-    made.add_argument("--to", type=Literal["merged", "gguf", "ollama", "vllm", "hub"], required=True, help="For what.")
-    made.add_argument(
-        "--output", type=str, required=True, help="The folder to write; it must be empty or not be there."
-    )
-    made.add_argument("--base-model", type=str | None, default=None, help="By default what the adapter names.")
-    made.add_argument(
-        "--dtype", type=Literal["bfloat16", "float16", "float32"], default="bfloat16", help="Of --to merged."
-    )
-    made.add_argument("--gguf", type=Literal["f16", "q8_0"], default="f16", help="Kind of GGUF.")
-    made.add_argument("--shard-size", type=str, default="5GB", help="Largest file of the merged weights.")
-    made.add_argument("--records", type=str | None, default=None, help="Pairs to compare on; else the samples.")
-    made.add_argument(
-        "--check", action=ActionYesNo(no_prefix="no-"), default=True, help="Open the result again and compare."
-    )
-    made.add_argument("--repo", type=str | None, default=None, help="The hub repository of --to hub: owner/name.")
-    made.add_argument(
-        "--push", action=ActionYesNo(no_prefix="no-"), default=False, help="Really upload; else it is only prepared."
-    )
-    return made
+@Command
+def export(
+    *,
+    model: str,
+    to: Literal["merged", "gguf", "ollama", "vllm", "hub"],
+    output: str,
+    base_model: str | None = None,
+    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16",
+    gguf: Literal["f16", "q8_0"] = "f16",
+    shard_size: str = "5GB",
+    records: str | None = None,
+    check: bool = True,
+    repo: str | None = None,
+    push: bool = False,
+) -> None:
+    """Write a trained model as merged weights, GGUF, for Ollama, vLLM or the hub.
 
+    The result is loaded again and compared with the model that was exported.
 
-def run(args: Sequence[str]) -> None:
-    """Writes a model that was trained in the form another engine takes, opens it again and compares."""
-    config = parser().parse_args(list(args))
-    output = Path(config.output)
-    if config.to == "hub" and config.push:
-        _push(output, config.repo)
+    Args:
+        model: Directory of a run, of an adapter, or of a fully fine-tuned model.
+        to: The format.
+        output: The directory to write; it must be empty or not exist.
+        base_model: Hub name or directory of the base model; by default what the adapter names.
+        dtype: Type of the merged weights.
+        gguf: Type of the weights in a GGUF file.
+        shard_size: Maximum size of a file of merged weights.
+        records: Pairs to compare on; by default the samples of the package.
+        check: Load the result again and compare.
+        repo: The repository on the hub, OWNER/NAME.
+        push: Upload what an earlier export to the hub prepared.
+    """
+    path = Path(output)
+    if to == "hub" and push:
+        _push(path, repo)
         return
 
-    from typst_lit.exporting import export
+    from typst_lit.exporting import (
+        TrainedModel,
+        export_gguf,
+        export_merged,
+        export_ollama,
+        export_vllm,
+        prepare_for_hub,
+    )
 
-    trained = export.TrainedModel.find(config.model, config.base_model)
-    merging = (trained, output, config.dtype, config.shard_size, config.records, config.check)
-    if config.to == "hub":
-        export.prepare_for_hub(trained, Path(config.model), output, config.records, config.check)
-        _list_prepared(output, config.repo or "owner/name")
-    elif config.to == "merged":
-        _report("Merged", export.export_merged(*merging), config.dtype)
-    elif config.to == "vllm":
-        _report("Merged", export.export_vllm(*merging), config.dtype)
-    elif config.to == "gguf":
-        result = export.export_gguf(trained, output, config.gguf, config.records, config.check)
-        _report(f"GGUF ({config.gguf})", result, config.gguf)
+    trained = TrainedModel.find(model, base_model)
+    if to == "hub":
+        prepare_for_hub(trained, Path(model), path, records, check)
+        _list_prepared(path, repo or "OWNER/NAME")
+    elif to == "merged":
+        _report("Merged", export_merged(trained, path, dtype, shard_size, records, check), dtype)
+    elif to == "vllm":
+        _report("Merged", export_vllm(trained, path, dtype, shard_size, records, check), dtype)
+    elif to == "gguf":
+        _report(f"GGUF ({gguf})", export_gguf(trained, path, gguf, records, check), gguf)
     else:
-        result = export.export_ollama(trained, output, config.gguf, config.records, config.check)
-        _report("Modelfile", result, config.gguf)
+        _report("Modelfile", export_ollama(trained, path, gguf, records, check), gguf)
 
 
 def _report(title: str, result: Export, weights_format: str) -> None:
@@ -72,7 +77,7 @@ def _report(title: str, result: Export, weights_format: str) -> None:
     print(f"{title}: {result.path}")
     comparison = result.comparison
     if comparison:
-        print(f"On {comparison.num_documents} records: {comparison}.")
+        print(f"On {plural(comparison.num_documents, 'record')}: {comparison}.")
         if comparison.num_same < comparison.num_documents:
             print(
                 f"  ({weights_format} rounds the merged weights; where two tokens are almost equally likely, greedy "
@@ -96,5 +101,5 @@ def _push(output: Path, repository: str | None) -> None:
     from typst_lit.exporting.targets import push_to_hub
 
     if not repository:
-        raise UserError("--push needs the repository: --repo owner/name.")
+        raise UserError("needs a repository.", setting="push", hint="Name it with `repo=OWNER/NAME`.")
     print(f"Uploaded: {push_to_hub(output, repository)}")

@@ -2,47 +2,60 @@
 
 from __future__ import annotations
 
-import inspect
-import sys
-from collections.abc import Sequence
+import importlib.util
 from pathlib import Path
 
-from jsonargparse import ArgumentParser
+from transformers import PreTrainedTokenizerBase
 
-from typst_lit.cli.parser import CommandParser
+from typst_lit.cli.parser import Command
 from typst_lit.data.datamodule import TypstDataModule
 from typst_lit.model.backbones import Backbone, PretrainedBackbone
-from typst_lit.plugins import load_plugins
 
 
-def parser() -> ArgumentParser:
-    """Returns the command's parser."""
-    made = CommandParser(prog="typst-lit lengths", description=run.__doc__)
-    keep = {"path", "template", "source", "on_invalid", "num_proc", "cache_dir"}
-    others = set(inspect.signature(TypstDataModule).parameters) - keep
-    made.add_class_arguments(TypstDataModule, "data", skip=others, as_group=False)
-    made.add_argument("--model.base_model", type=str, default="Qwen/Qwen3-1.7B", help="Whose tokenizer counts.")
-    made.add_argument("--model.revision", type=str | None, default=None, help="Its branch, tag or commit.")
-    made.add_argument("--model.trust_remote_code", type=bool, default=False, help="Run code of its repository.")
-    made.add_argument("--model.backbone", type=Backbone | None, default=None, help="Another way to load the tokenizer.")
-    made.add_argument("--output", type=str, default="lengths.png", help="Where the histogram goes.")
-    return made
+class Tokenizer:
+    """Whose tokens are counted.
+
+    Args:
+        base_model: Hub name, directory, or a built-in name.
+        revision: Branch, tag or commit on the hub.
+        trust_remote_code: Run code of the model's repository.
+        backbone: Another way to load the tokenizer.
+    """
+
+    def __init__(
+        self,
+        base_model: str = "Qwen/Qwen3-1.7B",
+        revision: str | None = None,
+        trust_remote_code: bool = False,
+        backbone: Backbone | None = None,
+    ) -> None:
+        self.base_model = base_model
+        self.revision = revision
+        self.trust_remote_code = trust_remote_code
+        self.backbone = backbone or PretrainedBackbone()
+
+    def load(self) -> PreTrainedTokenizerBase:
+        """Loads the tokenizer."""
+        return self.backbone.load_tokenizer(self.base_model, self.revision, self.trust_remote_code)
 
 
-def run(args: Sequence[str]) -> None:
-    """Prints the token counts of a data set and draws their histogram."""
-    sys.path.insert(0, "")
-    load_plugins()
-    made = parser()
-    config = made.instantiate_classes(made.parse_args(list(args)))
-    data = TypstDataModule(**vars(config.data))
-    pairs = data.pairs()
-    backbone = config.model.backbone or PretrainedBackbone()
-    model = config.model
-    data.tokenizer = backbone.load_tokenizer(model.base_model, model.revision, model.trust_remote_code)
+@Command
+def lengths(*, data: TypstDataModule, model: Tokenizer, output: str = "lengths.png") -> None:
+    """Show how long the samples are, and what a maximum length would cost.
+
+    Args:
+        data: The pairs, with the same settings as fit.
+        model: Whose tokens are counted.
+        output: The image of the histogram; without matplotlib (pip install 'typst-lit[plot]') it is printed as text.
+    """
+    pairs = data.pairs()  # errors in the data are reported before the hub is asked for a tokenizer
+    data.tokenizer = model.load()
     report = data.length_report(pairs)
     print(report.text())
-    output = Path(config.output)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    report.draw(output)
-    print(f"\nhistogram: {output}")
+    if importlib.util.find_spec("matplotlib") is None:
+        print(f"\n{report.text_histogram()}\n\nhistogram as an image: pip install 'typst-lit[plot]'")
+        return
+    path = Path(output)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    report.draw(path)
+    print(f"\nhistogram: {path}")

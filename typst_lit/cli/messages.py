@@ -21,7 +21,13 @@ _SETTING = re.compile(r"`([A-Za-z_]\w*(?:\.\w+)*\+?)(?:=([^`]*))?`")
 # Groups whose settings are flags without a prefix in the small commands: `generation.max_tokens` is --max-tokens there
 _FLAT_GROUPS = ("model", "generation")
 # Settings that have another name in the small commands
-_OTHER_NAMES = {"model.adapter_path": "model", "predict.output": "output", "predict.overwrite": "overwrite"}
+_OTHER_NAMES = {
+    "model.adapter_path": "model",
+    "data.predict_path": "input",
+    "predict.output": "output",
+    "predict.overwrite": "overwrite",
+    "max_attempts": "attempts",
+}
 # Settings of fit whose name is that of another setting in the small commands: --adapter chooses one by its name there
 _FIT_ONLY = ("model.adapter", "model.optimizer", "model.metrics")
 

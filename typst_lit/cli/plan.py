@@ -1,4 +1,4 @@
-"""``typst-lit plan``: what fits, and the flags for it, with the same settings as `fit`."""
+"""``typst-lit plan``: which settings of `fit` fit into a device's memory."""
 
 from __future__ import annotations
 
@@ -13,60 +13,64 @@ from typst_lit.planning.from_config import fit_spec, format_settings, plan_setti
 from typst_lit.planning.planner import BATCH_SIZES, DEVICES, GIB, POLICIES, Device, Planner, PlanOption, best_option
 
 
+def plan(args: Sequence[str]) -> None:
+    """Predict the memory of a fit for each batch size, and recommend settings."""
+    PlanCLI(args).run()
+
+
 class PlanCLI(TypstCLI):
-    """The settings of `fit`, and what it would take instead of the fit."""
+    """The settings of `fit`, and a plan instead of the fit.
+
+    Args:
+        args: the arguments of the command line.
+    """
 
     def __init__(self, args: Sequence[str]) -> None:
         super().__init__("fit", args)
 
     def before_instantiate_classes(self) -> None:
-        """Nothing is written to the run directory, so nothing there can be lost."""
+        """Nothing is written to the run directory, so it may have another run."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         super().add_arguments_to_parser(parser)
+        parser.prog = "typst-lit plan"
         names = ", ".join(DEVICES)
-        parser.add_argument("--device", type=str, default="auto", help=f"auto, cpu, or one of: {names}.")
+        parser.add_argument("--device", type=str, default="auto", help=f"The device: auto, cpu, or one of {names}.")
         parser.add_argument(
-            "--gib", type=float | None, default=None, help="Memory to plan for, instead of the device's."
+            "--gib", type=float | None, default=None, help="Memory to plan for in GiB, instead of the device's."
         )
         parser.add_argument(
-            "--write", type=str | None, default=None, help="Writes the choice as an overlay, a YAML file."
+            "--write", type=str | None, default=None, help="Write the recommended settings to this YAML file."
         )
 
-    def _run_subcommand(self, subcommand: str) -> None:
-        config = self.config[subcommand]
-        device, dtype = resolve_device(config.device, config.gib)
-        module, data = self.model, self.datamodule
-        spec = fit_spec(module, data, dtype)
-        samples = data.batch_size * self.trainer.accumulate_grad_batches
-        print(f"{module.base_model}, samples of {spec.mean_length:.0f} tokens, at most {spec.max_length}.")
-        print(f"Device: {config.device}, {device.gib:.1f} GiB to use.\n")
+    def run(self) -> None:
+        """Prints the plan, and writes it if asked to."""
+        device, dtype = resolve_device(self.config.device, self.config.gib)
+        spec = fit_spec(self.model, self.datamodule, dtype)
+        samples = self.datamodule.batch_size * self.trainer.accumulate_grad_batches
+        print(f"{self.model.base_model}, samples of {spec.mean_length:.0f} tokens, at most {spec.max_length}.")
+        print(f"Device: {self.config.device}, {device.gib:.1f} GiB to use.\n")
         options = Planner(spec).options(device)
         print(table(options, device))
         overlay = plan_settings(best_option(options, device, samples), samples)
         print(f"\nFor {samples} samples per step: {translate(format_settings(overlay))}")
-        if config.write:
-            write_overlay(overlay, Path(config.write))
-            print(f"Written to {config.write}: give it to fit with --config {config.write}, after the others.")
+        if self.config.write:
+            write_overlay(overlay, Path(self.config.write))
+            print(f"Written to {self.config.write}: give it to fit with --config, after all other configurations.")
 
 
 def table(options: Sequence[PlanOption], device: Device) -> str:
-    """Returns the peaks as text: one row per policy, one column per batch size."""
-    by = {(option.policy, option.batch_size): option for option in options}
+    """Returns the peaks as text: one row per policy of activation checkpointing, one column per batch size."""
+    by_policy = {(option.policy, option.batch_size): option for option in options}
     lines = ["GiB at batch   " + "".join(f"{batch_size:>9}" for batch_size in BATCH_SIZES)]
     for policy in POLICIES:
         cells = []
         for batch_size in BATCH_SIZES:
-            peak = by[policy, batch_size].peak_bytes / GIB
+            peak = by_policy[policy, batch_size].peak_bytes / GIB
             cells.append(f"{peak:.1f}{' ' if peak <= device.gib else '*'}")
         lines.append(f"{policy:<15}" + "".join(f"{cell:>9}" for cell in cells))
     lines.append("* does not fit")
     if device.tflops is not None:
-        times = ", ".join(f"{policy} {1000 * (by[policy, 1].seconds or 0):.0f} ms" for policy in POLICIES)
+        times = ", ".join(f"{policy} {1000 * (by_policy[policy, 1].seconds or 0):.0f} ms" for policy in POLICIES)
         lines.append(f"A sample of mean length, at 40 % of the device's matrix rate: {times}.")
     return "\n".join(lines)
-
-
-def run(args: Sequence[str]) -> None:
-    """Predicts what a fit would take at every batch size, and says which flags to give."""
-    PlanCLI(args)

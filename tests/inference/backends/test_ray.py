@@ -118,10 +118,10 @@ def test_model_that_cannot_be_loaded_stops_the_job(run, cluster, tmp_path, tiny_
     ("flags", "message"),
     [
         (["--pdf"], "--pdf: --engine ray writes shards"),
-        (["--output", "a.json"], "name one with --output"),
+        (["--output", "a.json"], "Name a directory"),
         (["--shard-size", "0"], "--shard-size: must be 1 or more"),
         (["--actors", "0"], "--actors: must be 1 or more"),
-        (["--input", "none.jsonl"], "none.jsonl: there is no such file"),
+        (["--input", "none.jsonl"], "none.jsonl: no such file"),
     ],
 )
 def test_invalid_flags_are_reported(run, tmp_path, tiny_model, flags, message) -> None:
