@@ -6,6 +6,7 @@ A line that needs such a word says so by a comment with "check_words: allow".
 
 from __future__ import annotations
 
+import ast
 import re
 import sys
 from collections.abc import Iterator
@@ -79,6 +80,9 @@ WORDS = {
     r"|visual|random|character|custom|final|memor|prior|author|local|penal)is(e|es|ed|ers?|ing|ations?)": "-ize",
 }  # fmt: skip
 
+# Names of Python variables and arguments that do not say what they hold.
+VAGUE_NAMES = {"each", "given", "made", "odd", "ours", "theirs", "there", "told", "wanted", "whole"}
+
 
 def pattern(word: str) -> re.Pattern[str]:
     """Returns the pattern for a word, alone or as a part of an identifier."""
@@ -98,20 +102,33 @@ def files() -> Iterator[Path]:
                 yield file
 
 
+def banned_words(text: str) -> Iterator[tuple[int, str, str]]:
+    """Yields the line, the word and its replacement."""
+    for word, replacement in PATTERNS.items():
+        for match in word.finditer(text):
+            yield text.count("\n", 0, match.start()) + 1, " ".join(match[0].split()), replacement
+
+
+def vague_names(source: str) -> Iterator[tuple[int, str, str]]:
+    """Yields the line, the name and its replacement for the vague names that Python code defines."""
+    for node in ast.walk(ast.parse(source)):
+        match node:
+            case ast.Name(id=name, ctx=ast.Store()) | ast.arg(arg=name) | ast.Attribute(attr=name, ctx=ast.Store()):
+                if name in VAGUE_NAMES:
+                    yield node.lineno, name, "the noun that it holds"
+
+
 def main() -> int:
-    found = False
+    failed = False
     for file in files():
         text = file.read_text("utf-8")
         lines = text.split("\n")
-        matches = sorted(
-            (match.start(), match[0], new) for old, new in PATTERNS.items() for match in old.finditer(text)
-        )
-        for start, word, replacement in matches:
-            number = text.count("\n", 0, start) + 1
-            if ALLOW not in lines[number - 1]:
-                print(f"{file.relative_to(ROOT)}:{number}: {' '.join(word.split())} -> {replacement}")
-                found = True
-    return int(found)
+        names = vague_names(text) if file.suffix == ".py" else ()
+        for line, word, replacement in sorted([*banned_words(text), *names]):
+            if ALLOW not in lines[line - 1]:
+                print(f"{file.relative_to(ROOT)}:{line}: {word} -> {replacement}")
+                failed = True
+    return int(failed)
 
 
 if __name__ == "__main__":

@@ -33,10 +33,10 @@ from benchmarks.harness import (
     precision,
     run_trial,
 )
+from typst_lit.model.backbones import compute_dtype
 
 NUM_WARMUP_STEPS = 3
 PHASES = ("forward", "backward", "optimizer")
-DTYPES = {"16-mixed": torch.float16, "bf16-mixed": torch.bfloat16, "32-true": torch.float32}
 
 
 class PhaseTimer(Callback):
@@ -71,9 +71,10 @@ class PhaseTimer(Callback):
         self.steps.append(self.phase_start - self.step_start)
 
 
-def matrix_flops_per_s(dtype: torch.dtype) -> float:
-    """Returns the FLOP/s of a large matrix product on this machine."""
+def matrix_flops_per_s(precision: str) -> float:
+    """Returns the FLOP/s of a large matrix product on this machine, in the dtype of a trainer's precision."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = compute_dtype(device, precision)
     size = 8192 if device.type == "cuda" else 2048
     left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     durations = []
@@ -103,7 +104,7 @@ def flops_per_token(model: str, length: int) -> float:
 def trial(options: dict[str, Any]) -> dict[str, Any]:
     """Measures one setting in this process."""
     limit_memory(options["limit_gib"])
-    device_flops_per_s = matrix_flops_per_s(DTYPES[precision(options)])
+    device_flops_per_s = matrix_flops_per_s(precision(options))
     timer = PhaseTimer()
     fit_on_random_tokens(options, NUM_WARMUP_STEPS + options["steps"], [timer])
     seconds = statistics.median(timer.steps[NUM_WARMUP_STEPS:])
