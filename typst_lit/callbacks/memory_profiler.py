@@ -93,15 +93,15 @@ class MemoryProfiler(Callback):
             self._meter = MemoryMeter(trainer.strategy.root_device)
             self._meter.reset()
 
-    def _close(self, phase: str) -> None:
+    def _record(self, phase: str) -> None:
         assert self._meter is not None
         allocated, reserved = self._meter.peak()
-        before = self.peaks.get(phase, (0, 0))
-        self.peaks[phase] = (max(allocated, before[0]), max(reserved, before[1]))
+        previous = self.peaks.get(phase, (0, 0))
+        self.peaks[phase] = (max(allocated, previous[0]), max(reserved, previous[1]))
         self._meter.reset()
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._close("load")
+        self._record("load")
 
     def on_train_batch_start(self, trainer: Trainer, *args: Any) -> None:
         assert self._meter is not None
@@ -112,15 +112,15 @@ class MemoryProfiler(Callback):
 
     def on_before_backward(self, *args: Any) -> None:
         if self._active:
-            self._close("forward")
+            self._record("forward")
 
     def on_after_backward(self, *args: Any) -> None:
         if self._active:
-            self._close("backward")
+            self._record("backward")
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         if self._active and optimizer_stepped(trainer):
-            self._close("optimizer")
+            self._record("optimizer")
             pl_module.log("memory_peak_gib", max(peak for peak, _ in self.peaks.values()) / GIB)
 
     def on_validation_start(self, *args: Any) -> None:
@@ -128,7 +128,7 @@ class MemoryProfiler(Callback):
         self._meter.reset()
 
     def on_validation_end(self, *args: Any) -> None:
-        self._close("validation")
+        self._record("validation")
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero and trainer.global_step:
@@ -155,5 +155,7 @@ class MemoryProfiler(Callback):
                 log.error("%s", self.table())
             # Imported here: the benchmarks use MemoryMeter in processes that measure other packages.
             from typst_lit.callbacks.out_of_memory import advice
+            from typst_lit.model.module import TypstModule
 
-            log.error("%s", advice(trainer, pl_module))
+            if isinstance(pl_module, TypstModule):
+                log.error("%s", advice(trainer, pl_module))
