@@ -92,7 +92,7 @@ class PredictionWriter(BasePredictionWriter):
             raise UserError(
                 "predict writes its results from one process.",
                 setting="trainer.devices",
-                hint="Use `trainer.devices=1`, or `typst-lit generate --engine ray` for several devices.",
+                hint="Use `trainer.devices=1`, or `typst-lit generate` with `engine=ray` for several devices.",
             )
         path = Path(self.output or Path(trainer.default_root_dir) / "predictions" / "predictions.json")
         if path.suffix != ".json":
