@@ -14,7 +14,7 @@ def test_the_model_card_has_code_that_runs(run, fit_args, tmp_path, pairs, monke
     directory = tmp_path / "run" / "adapter"
     card = (directory / "best" / "README.md").read_text("utf-8")
     assert "typst-lit generate --model best --input records.json" in card and "4-bit NF4" in card
-    ours, plain_peft = re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL)
+    public_api, plain_peft = re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL)
     monkeypatch.chdir(directory)
     names = {"record": pairs[0]["input"]}
     load = Generator.load
@@ -24,6 +24,6 @@ def test_the_model_card_has_code_that_runs(run, fit_args, tmp_path, pairs, monke
 
     monkeypatch.setattr(Generator, "load", load_for_a_short_document)
     with contextlib.redirect_stdout(io.StringIO()):
-        exec(ours, names)
+        exec(public_api, names)
         exec(plain_peft, names)
     assert names["generator"].adapters == ["default"] and type(names["model"]).__name__.startswith("Peft")
