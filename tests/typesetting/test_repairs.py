@@ -84,7 +84,7 @@ def test_a_document_that_was_cut_off(typesetter, source, description, text) -> N
         "$ x $ and #{foo}",
     ],
 )
-def test_a_document_whose_repair_is_a_guess_is_unchanged(typesetter, source) -> None:
+def test_a_document_without_a_certain_repair_is_unchanged(typesetter, source) -> None:
     broken = typesetter.compile(source)
     assert not broken.ok
     assert repair(broken, typesetter, cut_off=False) == (broken, ())

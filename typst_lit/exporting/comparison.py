@@ -75,6 +75,13 @@ def compare_models(before: Generator, after: Generator, pairs: Sequence[Mapping[
         before: generates with the first model.
         after: generates with the second model.
         pairs: ``input`` (a record) and ``output`` (its Typst source) of each.
+
+    >>> generator = Generator.load(base_model="typst-nano", use_4bit=False, compile=False)
+    >>> pair = {"input": {"starting_page": 1, "academic_year": "2025-26", "department": "CSE"}, "output": "= Title"}
+    >>> pair["input"] |= {"project_title": "Hill Farms", "contents_txt": "Two sheep."}
+    >>> comparison = compare_models(generator, generator, [pair])
+    >>> comparison.num_same, comparison.loss_before == comparison.loss_after
+    (1, True)
     """
     documents = [_greedy_documents(generator, pairs) for generator in (before, after)]
     losses = [mean_loss(generator.model, generator.encoder(), pairs) for generator in (before, after)]

@@ -128,7 +128,14 @@ def export_vllm(
     records: str | None = None,
     check: bool = True,
 ) -> Export:
-    """Writes the merged weights as `export_merged` does, and returns the commands that serve them with vLLM."""
+    """Writes the merged weights as `export_merged` does, and returns the commands that serve them with vLLM.
+
+    >>> import tempfile
+    >>> trained = TrainedModel(adapter=None, base_model="typst-nano")
+    >>> with tempfile.TemporaryDirectory() as directory:
+    ...     export_vllm(trained, Path(directory), check=False).commands[0].split()[:2]
+    ['vllm', 'serve']
+    """
     export = export_merged(trained, output, dtype, shard_size, records, check)
     context_length = AutoConfig.from_pretrained(output).max_position_embeddings
     base_model = trained.base_model or (adapter_base(trained.adapter) if trained.adapter else None) or ""
@@ -175,7 +182,14 @@ def export_ollama(
     records: str | None = None,
     check: bool = True,
 ) -> Export:
-    """Writes ``model.gguf`` as `export_gguf` does, and a Modelfile for Ollama."""
+    """Writes ``model.gguf`` as `export_gguf` does, and a Modelfile for Ollama.
+
+    >>> import tempfile
+    >>> trained = TrainedModel(adapter=None, base_model="typst-nano")
+    >>> with tempfile.TemporaryDirectory() as directory:
+    ...     export_ollama(trained, Path(directory), check=False).path.read_text().split("\\n")[0]
+    'FROM ./model.gguf'
+    """
     export, config, tokenizer = _export_gguf(trained, output, weights_type, records, check)
     path = output / "Modelfile"
     path.write_text(modelfile(GGUF_FILE, config.max_position_embeddings, tokenizer.eos_token), "utf-8")
@@ -216,6 +230,15 @@ def prepare_for_hub(
         output: the directory, which must be empty or not exist.
         records: file of pairs, the first of which is generated for the example page; None for the samples.
         render_page: whether to generate an example page.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as directory:
+    ...     adapter, output = Path(directory, "adapter"), Path(directory, "hub")
+    ...     adapter.mkdir()
+    ...     _ = (adapter / "adapter_config.json").write_text("{}")
+    ...     export = prepare_for_hub(TrainedModel(adapter, None), Path(directory), output, render_page=False)
+    ...     sorted(path.name for path in export.path.iterdir())
+    ['README.md', 'adapter_config.json']
     """
     check_output_is_free(output)
     page = None

@@ -119,6 +119,10 @@ def push_to_hub(directory: Path, repository: str) -> str:
 
     Raises:
         UserError: when the directory is not prepared, or the hub can't be reached or refuses the upload.
+
+    >>> push_to_hub(Path("no/such/directory"), "owner/name")  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    typst_lit.errors.UserError: no/such/directory: nothing is prepared for the hub in this directory. Run the same ...
     """
     has_weights_config = any((directory / name).is_file() for name in ("adapter_config.json", "config.json"))
     if not has_weights_config or not (directory / "README.md").is_file():

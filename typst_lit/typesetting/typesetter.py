@@ -218,7 +218,7 @@ class Typesetter:
             self._reported_fonts |= families
         if new:
             log.warning(
-                "Missing fonts: %s. Another font is used in their place. Install them, or name a directory that has "
+                "Missing fonts: %s. Other fonts are used instead. Install them, or name a directory that has "
                 "them with `typesetting.font_paths`.",
                 ", ".join(new),
             )
