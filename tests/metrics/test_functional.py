@@ -50,20 +50,20 @@ def naive_lcs(a: list[str], b: list[str]) -> int:
 def test_fidelity_agrees_with_a_naive_computation() -> None:
     rng = random.Random(0)
     for _ in range(50):
-        given, shown = (rng.choices("abcdefgh", k=rng.randrange(1, 40)) for _ in range(2))
-        expected = naive_lcs(given, shown) / len(given)
-        assert content_fidelity(" ".join(given), " ".join(shown)) == pytest.approx(expected)
+        record, shown = (rng.choices("abcdefgh", k=rng.randrange(1, 40)) for _ in range(2))
+        expected = naive_lcs(record, shown) / len(record)
+        assert content_fidelity(" ".join(record), " ".join(shown)) == pytest.approx(expected)
     assert content_fidelity("", "anything") is None and content_fidelity("a b", "") == 0
 
 
 def test_invention_agrees_with_a_naive_computation() -> None:
     rng = random.Random(0)
     for _ in range(50):
-        given, shown, reference = (rng.choices("abcdefgh", k=rng.randrange(1, 30)) for _ in range(3))
+        record, shown, reference = (rng.choices("abcdefgh", k=rng.randrange(1, 30)) for _ in range(3))
         invented = 0
         for letter in set(shown):
-            invented += max(0, shown.count(letter) - max(given.count(letter), reference.count(letter)))
-        score = invention(" ".join(given), [page(" ".join(shown))], [page(" ".join(reference))])
+            invented += max(0, shown.count(letter) - max(record.count(letter), reference.count(letter)))
+        score = invention(" ".join(record), [page(" ".join(shown))], [page(" ".join(reference))])
         assert score == pytest.approx(invented / len(shown))
     assert invention("a", []) is None
 

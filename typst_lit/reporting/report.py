@@ -25,8 +25,14 @@ MAX_DOCUMENTS_WITH_IMAGES = 100  # the worst ones; with more, the HTML file woul
 MAX_IMAGES_PER_DOCUMENT = 12
 WEBP_QUALITY = 60
 REPORT_FILES = ("report.html", "report.json")
-# Names in the HTML file of metrics that are acronyms
-TITLES = {"chrf": "chrF", "bleu": "BLEU", "rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L"}
+# Names in the HTML file of metrics that are acronyms, with hyphens that don't break
+TITLES = {
+    "chrf": "chrF",
+    "bleu": "BLEU",
+    "rouge1": "ROUGE\u20111",
+    "rouge2": "ROUGE\u20112",
+    "rougeL": "ROUGE\u2011L",
+}
 
 
 @dataclass
