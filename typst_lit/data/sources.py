@@ -288,7 +288,7 @@ class _ListReader:
         self._parse = json.JSONDecoder().raw_decode
         self._text = ""
         self._position = 0  # in the text: what is before it has been parsed
-        self._first_line = 1  # line number of the start of the text
+        self._line = 1  # number of the line at the position
         self._is_complete = False  # whether the end of the file has been read
 
     def rows(self) -> Iterator[Row]:
@@ -296,20 +296,20 @@ class _ListReader:
         index = 0
         try:
             self._next_character()
-            self._position += 1  # the opening bracket
+            self._advance(self._position + 1)  # the opening bracket
             while (character := self._next_character()) != "]":
                 if index:
                     if character != ",":
                         raise ValueError(f"expected ',' or ']' after record {index - 1}")
-                    self._position += 1
+                    self._advance(self._position + 1)
                     self._next_character()
                 value, end = self._parse_element()
-                origin = f"{self._file}, record {index} ({self._line()})"
+                origin = f"{self._file}, record {index} (line {self._line})"
                 not_utf8 = NOT_UTF8.search(self._text, self._position, end)
-                self._position = end
+                self._advance(end)
                 yield Row(origin, error=_not_utf8(ord(not_utf8[0]) & 0xFF)) if not_utf8 else Row(origin, value)
                 index += 1
-            self._position += 1
+            self._advance(self._position + 1)
             if self._next_character():
                 raise ValueError("there is more text after the end of the list")
             if not index:
@@ -317,14 +317,14 @@ class _ListReader:
         except (ValueError, RecursionError) as error:
             reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
             rest = f"; the records after record {index - 1} could not be read" if index else ""
-            yield Row(f"{self._file}, {self._line()}", error=f"is not valid JSON: {reason}{rest}")
+            yield Row(f"{self._file}, line {self._line}", error=f"is not valid JSON: {reason}{rest}")
 
     def _next_character(self) -> str:
         """Skips white space and returns the character after it, or empty text at the end of the file."""
         while True:
             match = WHITE_SPACE.match(self._text, self._position)
             assert match is not None
-            self._position = match.end()
+            self._advance(match.end())
             if self._position < len(self._text) or self._is_complete:
                 return self._text[self._position : self._position + 1]
             self._read_more()
@@ -342,15 +342,15 @@ class _ListReader:
             self._read_more()
 
     def _read_more(self) -> None:
-        self._first_line += self._text.count("\n", 0, self._position)
         unparsed = self._text[self._position :]
         # As much again as there is, so that a long element is not parsed again for each chunk of it.
         chunk = self._stream.read(max(CHUNK_BYTES, len(unparsed)))
         self._is_complete = not chunk
         self._text, self._position = unparsed + self._decoder.decode(chunk, final=self._is_complete), 0
 
-    def _line(self) -> str:
-        return f"line {self._first_line + self._text.count(chr(10), 0, self._position)}"
+    def _advance(self, position: int) -> None:
+        self._line += self._text.count("\n", self._position, position)
+        self._position = position
 
 
 def _not_utf8(byte: int, where: str = "") -> str:
