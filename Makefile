@@ -82,7 +82,7 @@ type: $(VENV)/ready ## check the types
 docs: $(VENV)/ready ## make the pages of the Python API in build/docs; a warning is an error
 	$(BIN)/sphinx-build -q -W --keep-going docs build/docs
 
-format: $(VENV)/ready ## mend the style
+format: $(VENV)/ready ## format the code, and fix what ruff can fix
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 

@@ -170,10 +170,10 @@ def test_a_plugin_that_cannot_be_imported_is_named(site, tmp_path) -> None:
 
 
 def test_a_local_file_is_named_by_its_dotted_path(run, fit_args, tmp_path, monkeypatch) -> None:
-    (tmp_path / "my_habits.py").write_text(MODULE)
+    (tmp_path / "my_callbacks.py").write_text(MODULE)
     monkeypatch.chdir(tmp_path)
     result = run(
-        *fit_args, "--data.path", SAMPLES, "--trainer.max_steps", 1, "--trainer.callbacks+=my_habits.PrintSteps"
+        *fit_args, "--data.path", SAMPLES, "--trainer.max_steps", 1, "--trainer.callbacks+=my_callbacks.PrintSteps"
     )
     assert result.status == 0, result.err
     assert "* 1" in result.out

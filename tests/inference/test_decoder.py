@@ -258,17 +258,17 @@ SMALL = {
 @pytest.mark.parametrize("family", ["mistral", "gemma3"])
 def test_models_with_sliding_window_attention(family) -> None:
     torch.manual_seed(0)
-    made: Any = (
+    model: Any = (
         MistralForCausalLM(MistralConfig(**SMALL))
         if family == "mistral"
         else Gemma3ForCausalLM(Gemma3TextConfig(**SMALL, layer_types=["sliding_attention", "full_attention"] * 2))
     )
     with torch.no_grad():
-        made.get_input_embeddings().weight *= 30
-    made.eval()
+        model.get_input_embeddings().weight *= 30
+    model.eval()
     prompts = [[token % 200 for token in prompt] for prompt in PROMPTS]
-    expected = [reference(made, prompt, 40) for prompt in prompts]
-    assert [request.output for request in decode(made, prompts, replace(GREEDY, max_tokens=40))] == expected
+    expected = [reference(model, prompt, 40) for prompt in prompts]
+    assert [request.output for request in decode(model, prompts, replace(GREEDY, max_tokens=40))] == expected
 
 
 def test_layers_without_keys_and_values_are_refused_by_name() -> None:

@@ -35,8 +35,8 @@ def test_fused_lora_equals_lora(tiny_model, use_4bit, autocast, variant) -> None
     fused = [module for module in model.modules() if type(module) in FUSED_CLASSES.values()]
     assert len(fused) == 14
     rounding = 0.1 if autocast else 1e-5
-    for actual, wanted in zip(logits_and_gradients(), expected, strict=True):
-        assert (actual - wanted).norm() <= rounding * wanted.norm()
+    for actual, reference in zip(logits_and_gradients(), expected, strict=True):
+        assert (actual - reference).norm() <= rounding * reference.norm()
     with model.disable_adapter():
         plain = model(ids).logits
     model.eval()
