@@ -158,8 +158,9 @@ def test_an_error_of_one_record_leaves_the_others_as_they_are(tiny_model, able_p
         index: source for index, source in expected.items() if index != 2
     }
     assert max(sizes) > 1 and not generator.engine.num_running
-    with pytest.raises(RuntimeError, match="injected"):
+    with pytest.raises(RuntimeError, match="injected") as raised:  # which keeps the frames of the generator
         list(generator.generate(records))
+    assert raised and not generator.engine.num_running and not generator.engine.num_waiting and not decoder.requests
     decoder.step, decoder.add = step, add
     assert {document.index: document.source for document in generator.generate(records)} == expected
 

@@ -37,6 +37,15 @@ class Engine:
         decoder: what decodes.
         tokenizer: its tokenizer.
         batch_size: documents that are decoded at the same time.
+
+    Example:
+        >>> from typst_lit.inference import GenerationSettings, Generator
+        >>> engine = Generator.load(base_model="typst-nano", use_4bit=False).engine
+        >>> request = Request([5, 6, 7], GenerationSettings(max_tokens=2))
+        >>> future = engine.submit(request)
+        >>> engine.run(until=future.done)
+        >>> future.result().tokens <= 2
+        True
     """
 
     def __init__(

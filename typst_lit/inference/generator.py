@@ -9,7 +9,9 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Generator as GeneratorIterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -40,6 +42,11 @@ class GenerationFailure:
         index: which of the records it is.
         error: why; a `UserError` when the record is invalid or too long.
         origin: where the record came from.
+
+    Example:
+        >>> failure = GenerationFailure(3, UserError("field 'department' is missing"), "records.json, record 3")
+        >>> print(f"{failure.origin}: {failure.error}")
+        records.json, record 3: field 'department' is missing
     """
 
     index: int
@@ -288,11 +295,14 @@ class Generator:
         validated = validate_records(records, self.encoder(adapter).template)
         return self._documents(validated, adapter)
 
-    def _documents(self, records: Sequence[InputRecord], adapter: str | None) -> Iterator[GeneratedDocument]:
-        for result in self.results(records, adapter):
-            if isinstance(result, GenerationFailure):
-                raise result.error
-            yield result
+    def _documents(
+        self, records: Sequence[InputRecord], adapter: str | None
+    ) -> GeneratorIterator[GeneratedDocument, None, None]:
+        with closing(self._run([*enumerate(records)], adapter)) as results:  # an error must not leave others running
+            for result in results:
+                if isinstance(result, GenerationFailure):
+                    raise result.error
+                yield result
 
     def results(
         self, records: Sequence[object], adapter: str | None = None
@@ -301,17 +311,22 @@ class Generator:
 
         While some are decoded, others are compiled. See `generate` for the arguments.
         """
-        encoder = self.encoder(adapter)
-        queue: list[tuple[int, InputRecord, Attempts]] = []
+        template = self.encoder(adapter).template
+        valid: list[tuple[int, InputRecord]] = []
         for index, record in enumerate(records):
-            if not isinstance(record, InputRecord):
-                fields, errors = validate_record(record, encoder.template)
-                if errors:
-                    yield GenerationFailure(index, UserError("; ".join(errors)))
-                    continue
-                record = InputRecord(fields)
-            queue.append((index, record, self.attempts(record.fields, adapter)))
-        queue.sort(key=lambda item: -len(item[2].prompt))
+            if isinstance(record, InputRecord):
+                valid.append((index, record))
+                continue
+            fields, errors = validate_record(record, template)
+            if errors:
+                yield GenerationFailure(index, UserError("; ".join(errors)))
+            else:
+                valid.append((index, InputRecord(fields)))
+        yield from self._run(valid, adapter)
+
+    def _run(
+        self, records: Sequence[tuple[int, InputRecord]], adapter: str | None
+    ) -> GeneratorIterator[GeneratedDocument | GenerationFailure, None, None]:
         pending: dict[Future[GeneratedDocument], tuple[int, InputRecord, DocumentTask]] = {}
         done: deque[Future[GeneratedDocument]] = deque()
         log_due = Every()
@@ -322,15 +337,16 @@ class Generator:
 
         def is_any_done() -> bool:
             if log_due():
-                num_finished = len(queue) - len(pending)
+                num_finished = len(records) - len(pending)
                 log.info(
-                    "  %d of %d documents, %d tokens in progress", num_finished, len(queue), self.engine.num_tokens
+                    "  %d of %d documents, %d tokens in progress", num_finished, len(records), self.engine.num_tokens
                 )
             return bool(done)
 
+        attempts = {index: self.attempts(record.fields, adapter) for index, record in records}
         try:
-            for index, record, attempts in queue:
-                task = DocumentTask(self.engine, self._compilers, attempts)
+            for index, record in sorted(records, key=lambda item: -len(attempts[item[0]].prompt)):  # longest first
+                task = DocumentTask(self.engine, self._compilers, attempts.pop(index))
                 pending[task.future] = index, record, task
                 task.future.add_done_callback(collect)
             while pending:
@@ -400,9 +416,10 @@ class Generator:
         """
         fields = [record.fields for record in records]
         results = RecordResults(output_file, fields, self.provenance(adapter), overwrite)
-        for document in self._documents([records[index] for index in results.missing], adapter):
-            document = replace(document, index=results.missing[document.index])
-            results.add(document.index, document.to_json())
-            if on_document:
-                on_document(document)
+        with closing(self._documents([records[index] for index in results.missing], adapter)) as documents:
+            for document in documents:
+                document = replace(document, index=results.missing[document.index])
+                results.add(document.index, document.to_json())
+                if on_document:
+                    on_document(document)
         return results.finish()

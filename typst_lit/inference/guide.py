@@ -9,9 +9,8 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from typst_lit.inference.decoder import BaseDecoder
 from typst_lit.inference.generator import Generator
-from typst_lit.inference.loading import load_model, resolve_model
+from typst_lit.inference.loading import resolve_model
 from typst_lit.typesetting.typesetter import Typesetter
 
 log = logging.getLogger(__name__)
@@ -34,13 +33,12 @@ def load_model_and_tokenizer(
     Example:
         >>> model, tokenizer = load_model_and_tokenizer("typst-nano", use_4bit=False)
     """
-    loaded = load_model(resolve_model(adapter_path, base_model_name, use_4bit))
-    assert not isinstance(loaded.model, BaseDecoder)
+    generator = Generator.from_spec(resolve_model(adapter_path, base_model_name, use_4bit))
     # On both, so that one of them remembers the prompt template when the other was wrapped or replaced.
-    about = {"templates": loaded.templates, "identity": loaded.identity}
-    for owner in (loaded.model, loaded.tokenizer):
+    about = {"templates": generator.templates, "identity": generator.identity}
+    for owner in (generator.model, generator.tokenizer):
         setattr(owner, _LOADED, about)
-    return loaded.model, loaded.tokenizer
+    return generator.model, generator.tokenizer
 
 
 def inference_from_dict(
@@ -55,6 +53,13 @@ def inference_from_dict(
 
     Raises:
         UserError: naming each field that is invalid.
+
+    Example:
+        >>> model, tokenizer = load_model_and_tokenizer("typst-nano", use_4bit=False)
+        >>> record = {"starting_page": 1, "academic_year": "2025-26", "department": "Physics"}
+        >>> record |= {"project_title": "Rain", "contents_txt": "It rains."}
+        >>> type(inference_from_dict(model, tokenizer, record))
+        <class 'str'>
     """
     return _generator(model, tokenizer).generate_one(dict(input_data)).source
 
@@ -69,6 +74,19 @@ def inference_from_json_file(
         tokenizer: likewise.
         input_file: one record, ``{"input": {...}}``, or a list of such.
         output_file: the JSON list; results of these records that it already has are retained.
+
+    Example:
+        >>> import json
+        >>> from tempfile import TemporaryDirectory
+        >>> model, tokenizer = load_model_and_tokenizer("typst-nano", use_4bit=False)
+        >>> record = {"starting_page": 1, "academic_year": "2025-26", "department": "Physics"}
+        >>> record |= {"project_title": "Rain", "contents_txt": "It rains."}
+        >>> with TemporaryDirectory() as directory:
+        ...     records = Path(directory) / "records.json"
+        ...     count = records.write_text(json.dumps([record]))
+        ...     (result,) = inference_from_json_file(model, tokenizer, records, Path(directory) / "documents.json")
+        >>> result["input"]["project_title"]
+        'Rain'
     """
     with Typesetter() as typesetter:
         return _generator(model, tokenizer, typesetter).generate_file(input_file, output_file)

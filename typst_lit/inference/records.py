@@ -20,6 +20,10 @@ class InputRecord:
     Attributes:
         fields: its values, by the names of the template's fields.
         origin: where it came from: file, and line or index.
+
+    Example:
+        >>> InputRecord({"title": "Rain"}, "records.json, record 0").fields["title"]
+        'Rain'
     """
 
     fields: dict[str, Any]
@@ -61,6 +65,13 @@ def read_records(path: str | Path, template: PromptTemplate) -> list[InputRecord
 
     Raises:
         UserError: listing all errors, each with its file and line or index.
+
+    Example:
+        >>> from importlib.resources import files
+        >>> from typst_lit.data.prompts import ReportPrompt
+        >>> records = read_records(str(files("typst_lit") / "data/samples/held_out.json"), ReportPrompt())
+        >>> len(records), sorted(records[0].fields)[0]
+        (15, 'academic_year')
     """
     records, errors = [], []
     for row in FileSource(str(path)).rows():

@@ -21,6 +21,10 @@ class Completion:
         finish_reason: ``stop`` when the model ended it, ``length`` when the token limit did.
         seconds: from its first forward pass to its end; others were generated in the same time.
         passes: forward passes that it took, those of its prompt not counted.
+
+    Example:
+        >>> Completion("= Rain", tokens=4, finish_reason="stop", seconds=0.1, passes=2).text
+        '= Rain'
     """
 
     text: str
@@ -51,6 +55,11 @@ class Request:
         started_at: when it joined the batch, in seconds of `time.monotonic`.
         num_reported: tokens at the last call of ``on_text``; a retry does not repeat them.
         isolated: whether it is decoded alone, because one of several requests made a step fail.
+
+    Example:
+        >>> request = Request([5, 6, 7], GenerationSettings(max_tokens=100))
+        >>> request.output, request.finish_reason
+        ([], None)
     """
 
     prompt: Sequence[int]
