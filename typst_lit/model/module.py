@@ -45,6 +45,7 @@ from typst_lit.model.lr import LearningRate, Schedule, ScheduleName
 from typst_lit.model.oom import run_with_oom_fallback, split_batch_loss
 from typst_lit.model.optimizers import OptimizerSetting, build_optimizer
 from typst_lit.model.preparation import check_positions, prepare_for_training
+from typst_lit.model.saving import check_same_weights
 from typst_lit.model.sharding import check_sharding, ignore_frozen_in_ddp, shard_layers
 from typst_lit.model.step_guard import MicroBatch, StepGuard
 
@@ -426,29 +427,16 @@ class TypstModule(LightningModule):
         checkpoint["step_guard"] = self.step_guard.state_dict()
 
     def on_load_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
-        """Checks that the checkpoint has every trainable weight, and no other.
+        """Checks that the checkpoint has every trained weight, and no other, and restores what it has besides weights.
 
         Raises:
-            UserError: when it was saved with another adapter configuration.
+            UserError: when it was saved with another adapter or base model.
         """
         self.num_splits = checkpoint.get("num_splits", 1)
         self.step_guard.load_state_dict(checkpoint.get("step_guard", {}))
-        saved = {name: value.shape for name, value in checkpoint["state_dict"].items()}
-        own = {
-            name: parameter.shape
+        trained = {
+            name: parameter
             for name, parameter in self.named_parameters()
-            if (parameter.requires_grad if self._is_fitting else name in saved)
+            if (parameter.requires_grad if self._is_fitting else name in checkpoint["state_dict"])
         }
-        mismatched = sorted(name for name in own.keys() | saved.keys() if own.get(name) != saved.get(name))
-        if mismatched:
-            name = mismatched[0]
-            raise UserError(
-                f"the checkpoint was saved with another adapter or base model: {len(mismatched)} weights differ, the "
-                f"first is {name} (checkpoint: {_shape(saved.get(name))}, this run: {_shape(own.get(name))}).",
-                hint="Use the settings it was saved with (config.yaml in its run directory), or start from scratch "
-                "without `ckpt_path`.",
-            )
-
-
-def _shape(shape: torch.Size | None) -> str:
-    return "missing" if shape is None else "x".join(map(str, shape))
+        check_same_weights(checkpoint["state_dict"], trained)

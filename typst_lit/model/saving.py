@@ -6,11 +6,13 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from peft import PeftModel
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from typst_lit.data.prompts import PromptTemplate
@@ -70,3 +72,26 @@ def _checksums(new: Path, old: Path) -> list[str]:
     # The metadata is moved before the weights: for a moment it is next to the old ones.
     files = [directory / SAFETENSORS_WEIGHTS_NAME for directory in (new, old)]
     return list(dict.fromkeys(sha256(file) for file in files if file.is_file()))
+
+
+def check_same_weights(saved: Mapping[str, Tensor], trained: Mapping[str, Tensor]) -> None:
+    """Checks that a checkpoint has the weights that a run trains, in the same shapes.
+
+    Raises:
+        UserError: when it was saved with another adapter or base model.
+    """
+    saved_shapes, shapes = ({name: weight.shape for name, weight in weights.items()} for weights in (saved, trained))
+    names = saved_shapes.keys() | shapes.keys()
+    mismatched = sorted(name for name in names if saved_shapes.get(name) != shapes.get(name))
+    if mismatched:
+        name = mismatched[0]
+        raise UserError(
+            f"the checkpoint was saved with another adapter or base model: {len(mismatched)} weights differ, the first "
+            f"is {name} (checkpoint: {_format(saved_shapes.get(name))}, this run: {_format(shapes.get(name))}).",
+            hint="Use the settings it was saved with (config.yaml in its run directory), or start from scratch without "
+            "`ckpt_path`.",
+        )
+
+
+def _format(shape: torch.Size | None) -> str:
+    return "missing" if shape is None else "x".join(map(str, shape))
