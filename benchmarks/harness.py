@@ -41,7 +41,8 @@ def run_ranks(
     if world_size:
         command += ["torch.distributed.run", "--standalone", "--nproc-per-node", str(world_size), "-m"]
     command += [module, "--trial", json.dumps(options)]
-    process = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **(env or {})})
+    environment = {"THP_MEM_ALLOC_ENABLE": "1", **os.environ, **(env or {})}  # as the command line starts a fit
+    process = subprocess.run(command, capture_output=True, text=True, env=environment)
     results = [dict(json.loads(line.partition(RESULT)[2])) for line in process.stdout.splitlines() if RESULT in line]
     if process.returncode in (-9, 137) or any("out_of_memory" in result for result in results):
         return [{"out_of_memory": True}]
