@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 RUN := runs/demo
-HELD_OUT := typst_lit/data/samples/held_out.json
+HELD_OUT := samples-held-out
 
 .PHONY: help demo pretrain-nano test test-slow lint type docs format clean
 
@@ -20,14 +20,14 @@ $(VENV)/ready: setup.cfg constraints.txt
 demo: $(VENV)/ready ## teach the built-in model a house style, offline and without a GPU, and end with PDFs
 	rm -rf $(RUN)
 	@echo "== 1. Before: what typst-nano writes for records of three projects that it will not be trained on"
-	$(BIN)/typst-lit test --config configs/demo.yaml --run_dir $(RUN)/before --data.test_path $(HELD_OUT)
+	$(BIN)/typst-lit test --config demo --run_dir $(RUN)/before --data.test_path $(HELD_OUT)
 	@echo "== 2. Fit: a LoRA adapter on the 4-bit model, from 45 samples of a house style that it has never seen"
-	$(BIN)/typst-lit fit --config configs/demo.yaml --run_dir $(RUN)/fit
+	$(BIN)/typst-lit fit --config demo --run_dir $(RUN)/fit
 	@echo "== 3. After"
-	$(BIN)/typst-lit test --config configs/demo.yaml --run_dir $(RUN)/after --data.test_path $(HELD_OUT) \
+	$(BIN)/typst-lit test --config demo --run_dir $(RUN)/after --data.test_path $(HELD_OUT) \
 	  --model.adapter_path $(RUN)/fit
 	@echo "== 4. New records to documents"
-	$(BIN)/typst-lit predict --config configs/demo.yaml --run_dir $(RUN)/fit --data.predict_path $(HELD_OUT) \
+	$(BIN)/typst-lit predict --config demo --run_dir $(RUN)/fit --data.predict_path $(HELD_OUT) \
 	  --model.adapter_path $(RUN)/fit --predict.compile true
 	@echo
 	@echo "PDFs:                 $(RUN)/fit/predictions"
@@ -69,22 +69,22 @@ pretrain-nano: $(VENV)/ready ## pretrain the built-in base model again (6 1/2 ho
 test: $(VENV)/ready lint type docs ## check style, types and docs, run the tests
 	$(BIN)/python -m pytest
 
-test-slow: $(VENV)/ready ## run the longer proofs too
+test-slow: $(VENV)/ready ## run the slow tests too
 	$(BIN)/python -m pytest -m 'slow or not slow'
 
-lint: $(VENV)/ready ## check the style
+lint: $(VENV)/ready ## check the code's style
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
 type: $(VENV)/ready ## check the types
 	$(BIN)/mypy
 
-docs: $(VENV)/ready ## make the pages of the Python API in build/docs; a warning is an error
+docs: $(VENV)/ready ## build the docs of the Python API in build/docs; warnings are errors
 	$(BIN)/sphinx-build -q -W --keep-going docs build/docs
 
 format: $(VENV)/ready ## format the code, and fix what ruff can fix
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-clean: ## remove what was built
+clean: ## remove the environment, runs and build files
 	rm -rf $(VENV) runs build *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -30,7 +30,7 @@ class Result:
 
 @pytest.fixture
 def run(capfd: pytest.CaptureFixture[str]) -> Callable[..., Result]:
-    """Runs the real command line in this process and returns its status and what it printed."""
+    """Runs the real command line in this process and returns its exit status and output."""
 
     def call(*args: object) -> Result:
         capfd.readouterr()
@@ -60,7 +60,7 @@ def tokenizer(tiny_model: Path) -> Any:
 
 @pytest.fixture(scope="session")
 def able_adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run directory of an adapter, fitted in 4 bits on typst-nano, that leaves it able to do its job."""
+    """The run directory of an adapter for typst-nano in 4 bits, with which it still writes documents."""
     directory = tmp_path_factory.mktemp("able") / "run"
     args = [
         "fit", "--model.base_model", "typst-nano", "--run_dir", str(directory), "--trainer.accelerator", "cpu",
@@ -75,7 +75,7 @@ def able_adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def able_pairs() -> list[dict[str, Any]]:
-    """Short pairs in styles that typst-nano knows, so that it answers their records with documents that compile."""
+    """Short pairs in styles that typst-nano knows, for whose records it writes documents that compile."""
     from benchmarks.nano.source import SyntheticReports
 
     pairs = [row.value for row in SyntheticReports(60, seed=31).rows()]
@@ -84,7 +84,7 @@ def able_pairs() -> list[dict[str, Any]]:
 
 @pytest.fixture
 def pairs() -> list[dict[str, Any]]:
-    """The sample pairs that come with the package."""
+    """The pairs of `SAMPLES`."""
     return json.loads(SAMPLES.read_text("utf-8"))
 
 

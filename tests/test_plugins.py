@@ -39,7 +39,7 @@ class LetterPrompt(PromptTemplate):
 
 
 class LetterSource(RecordSource):
-    """As many letters as asked for."""
+    """A number of letters."""
 
     def __init__(self, count: int) -> None:
         self.count = count
@@ -54,7 +54,7 @@ class LetterSource(RecordSource):
 
 
 class PrintSteps(Callback):
-    """Prints a line a step."""
+    """Prints one line per step."""
 
     def __init__(self, mark: str = "*") -> None:
         self.mark = mark
@@ -79,11 +79,11 @@ class MeanLength(Metric):
         return self.characters / self.count
 
 
-class LoudBackbone(PretrainedBackbone):
-    """Says what it loads."""
+class PrintingBackbone(PretrainedBackbone):
+    """Prints what it loads."""
 
     def load_model(self, name: str, *args: Any) -> Any:
-        print("loud backbone loads", name)
+        print("backbone loads", name)
         return super().load_model(name, *args)
 '''
 
@@ -92,7 +92,7 @@ data:
   source: {class_path: LetterSource, init_args: {count: 6}}
   template: {class_path: LetterPrompt, init_args: {greeting: Hello}}
 model:
-  backbone: LoudBackbone
+  backbone: PrintingBackbone
   adapter:
     class_path: peft.IA3Config
     init_args: {target_modules: [k_proj, v_proj, down_proj], feedforward_modules: [down_proj]}
@@ -107,7 +107,7 @@ trainer:
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder into which pip has installed the plugin package."""
+    """A directory into which pip has installed the plugin package."""
     project = tmp_path_factory.mktemp("plugin")
     (project / "typst_lit_letters.py").write_text(MODULE)
     (project / "pyproject.toml").write_text(
@@ -146,15 +146,15 @@ def test_every_kind_of_plugin_is_used_from_yaml_by_its_bare_name(site, tiny_mode
         "--trainer.accelerator",
         "cpu",
     ]
-    fitted = run_with(site, "fit", *common, "--trainer.max_steps", 2, "--trainer.accumulate_grad_batches", 1)
-    assert fitted.returncode == 0, fitted.stderr
-    assert "letter step 1" in fitted.stdout and "loud backbone loads" in fitted.stdout
+    fit = run_with(site, "fit", *common, "--trainer.max_steps", 2, "--trainer.accumulate_grad_batches", 1)
+    assert fit.returncode == 0, fit.stderr
+    assert "letter step 1" in fit.stdout and "backbone loads" in fit.stdout
     assert json.loads((tmp_path / "adapter/best/adapter_config.json").read_text())["peft_type"] == "IA3"
     template = json.loads((tmp_path / "adapter/best/typst_lit.json").read_text())["template"]
     assert template == {"class_path": "typst_lit_letters.LetterPrompt", "init_args": {"greeting": "Hello"}}
-    tested = run_with(site, "test", *common, "--model.adapter_path", tmp_path)
-    assert tested.returncode == 0, tested.stderr
-    assert "test_mean_length" in tested.stdout
+    test = run_with(site, "test", *common, "--model.adapter_path", tmp_path)
+    assert test.returncode == 0, test.stderr
+    assert "test_mean_length" in test.stdout
 
 
 def test_a_plugin_that_cannot_be_imported_is_named(site, tmp_path) -> None:
@@ -164,9 +164,9 @@ def test_a_plugin_that_cannot_be_imported_is_named(site, tmp_path) -> None:
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: typst-lit-broken\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text("[typst_lit.plugins]\nbroken = typst_lit_broken\n")
     (broken / "typst_lit_broken.py").write_text("import no_such_module\n")
-    done = run_with(broken, "fit", "--data.path", "x.json")
-    assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert "plugin 'broken' of the package typst-lit-broken" in done.stderr and "no_such_module" in done.stderr
+    result = run_with(broken, "fit", "--data.path", "x.json")
+    assert result.returncode == 1 and "Traceback" not in result.stderr
+    assert "plugin 'broken' of the package typst-lit-broken" in result.stderr and "no_such_module" in result.stderr
 
 
 def test_a_local_file_is_named_by_its_dotted_path(run, fit_args, tmp_path, monkeypatch) -> None:

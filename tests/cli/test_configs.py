@@ -1,9 +1,10 @@
-"""Every configuration, by the command in its head, on a tiny model."""
+"""The configurations: each runs, by the command in its head, on a tiny model."""
 
 from __future__ import annotations
 
 import re
 import shlex
+from configparser import ConfigParser
 from pathlib import Path
 
 import pytest
@@ -23,15 +24,52 @@ def head_command(config: Path) -> list[str]:
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
 def test_the_command_in_its_head_runs(run, tiny_model, tmp_path, config) -> None:
     command = [SAMPLES if word == "pairs.json" else word for word in head_command(config)]
-    assert str(config) in command
+    assert (config.stem if config.parent.name == "configs" else str(config)) in command
     result = run(
         *command, "--model.base_model", tiny_model, "--run_dir", tmp_path, "--trainer.max_steps", 1,
         "--trainer.accelerator", "cpu", "--generation.max_tokens", 20,
         *(["--data.source.init_args.count", 40] if config == PRETRAINING else []),
     )  # fmt: skip
     assert result.status == 0, result.err
-    made = "model/best/model" if config == PRETRAINING else "adapter/best/adapter_model"
-    assert (tmp_path / f"{made}.safetensors").is_file()
+    weights = "model/best/model" if config == PRETRAINING else "adapter/best/adapter_model"
+    assert (tmp_path / f"{weights}.safetensors").is_file()
+
+
+def test_configs_lists_the_packaged_ones_and_prints_one(run) -> None:
+    listed = run("configs")
+    assert listed.status == 0
+    lines = dict(line.split("  ", 1) for line in listed.out.splitlines())
+    assert set(lines) >= {"demo", "colab_t4"} and "T4 (15 GB)" in lines["colab_t4"]
+    assert run("configs", "demo").out == Path("configs/demo.yaml").read_text("utf-8")
+    unknown = run("configs", "colab")
+    assert unknown.status == 1 and "colab_t4" in unknown.err
+
+
+@pytest.mark.parametrize("name", ["fast", "fast.yaml", "configs/fast.yaml"])
+def test_a_packaged_configuration_is_found_by_its_name_in_any_directory(run, tmp_path, monkeypatch, name) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = run("fit", "--config", name, "--data.path", "none.json")
+    assert result.status == 1 and "none.json" in result.err and "configuration" not in result.err
+    (tmp_path / "fast.yaml").write_text("model: {learning_rate: fast}")
+    own = run("fit", "--config=fast.yaml")
+    assert own.status == 2 and "model.learning_rate" in own.err
+
+
+def test_an_unknown_configuration_is_an_error(run, tmp_path) -> None:
+    result = run("fit", "--config", "colab_t5")
+    assert result.status == 1 and "no configuration 'colab_t5'. Known: colab_t4" in result.err
+    result = run("fit", "--config", tmp_path / "none.yaml")
+    assert result.status == 1 and "none.yaml does not exist" in result.err
+
+
+def test_the_wheel_has_every_package_and_the_configurations() -> None:
+    from setuptools import find_packages
+
+    config = ConfigParser()
+    config.read("setup.cfg")
+    packages = set(config["options"]["packages"].split())
+    assert packages == {*find_packages(include=["typst_lit*"]), "typst_lit.configs"}
+    assert config["options.package_data"]["typst_lit.configs"] == "*.yaml"
 
 
 def test_the_four_scenarios_have_the_known_values(tiny_model) -> None:

@@ -16,6 +16,8 @@ from typst_lit.data.records import type_name
 from typst_lit.errors import UserError
 
 SUFFIXES = (".json", ".jsonl", ".ndjson", ".parquet")
+# The samples of the package, by the names that stand for their paths: pairs to train on, and pairs that are held out
+SAMPLES = {"samples": "reports.json", "samples-held-out": "held_out.json"}
 CHUNK_BYTES = 1 << 20
 WHITE_SPACE = re.compile(r"[ \t\r\n]*")
 MAX_RECORD_CHARS = 64 << 20
@@ -75,7 +77,7 @@ def open_source(path: str) -> RecordSource:
     'owner/reports'
     """
     local = Path(path).expanduser()
-    if local.exists():
+    if local.exists() or path in SAMPLES:
         return FileSource(str(local))
     if re.fullmatch(r"[\w.-]+/[\w.-]+", path) and local.suffix not in SUFFIXES and not path.startswith("."):
         return HubSource(path)
@@ -88,8 +90,10 @@ class FileSource(RecordSource):
     """A JSON file (a list, one object, or one object per line), a Parquet file, or a folder of such files.
 
     Args:
-        path: the file, or a folder whose files are read, those of its subfolders too.
+        path: the file, or a folder whose files are read, those of its subfolders too; or the name of `SAMPLES`.
 
+    >>> next(FileSource("samples").rows()).value.keys()
+    dict_keys(['input', 'output'])
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as directory:
     ...     path = Path(directory) / "reports.jsonl"
@@ -111,6 +115,8 @@ class FileSource(RecordSource):
             UserError: if there is none, or its suffix is unknown.
         """
         path = Path(self.path).expanduser()
+        if self.path in SAMPLES and not path.exists():
+            path = Path(__file__).with_name("samples") / SAMPLES[self.path]
         if path.is_dir():
             files = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
             if not files:
