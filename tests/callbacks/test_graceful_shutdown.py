@@ -35,10 +35,11 @@ def test_a_signal_finishes_the_step_and_stops(tmp_path, number, status) -> None:
     sender = SendSignal(number)
     trainer = Trainer(
         default_root_dir=tmp_path, max_epochs=1, accelerator="cpu", logger=False, enable_progress_bar=False,
-        enable_model_summary=False, accumulate_grad_batches=2, callbacks=[sender, GracefulShutdown()],
+        enable_model_summary=False, accumulate_grad_batches=2, num_sanity_val_steps=0,
+        callbacks=[sender, GracefulShutdown()],
     )  # fmt: skip
     with pytest.raises(RunStopped, match=f"{number.name} after step 2; there is no ResumableCheckpoint") as stopped:
-        trainer.fit(Regression(), DataLoader(torch.ones(8, 1)))
+        trainer.fit(Regression(), DataLoader(torch.ones(8, 1)), DataLoader(torch.ones(1, 1)))
     assert stopped.value.status == status and not stopped.value.resumable
     assert sender.num_batches == 4  # both micro-batches of the second step
     assert signal.getsignal(number) is handler
