@@ -101,6 +101,8 @@ def _packages() -> Iterator[Finding]:
 def _training() -> Iterator[Finding]:
     import torch
 
+    from typst_lit.model.backbones import four_bit_problem
+
     devices = [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
     if not devices:
         yield _no_gpu()
@@ -112,7 +114,7 @@ def _training() -> Iterator[Finding]:
         yield Finding("training", f"GPU {device.index}", f"{properties.name}, {memory}, {capability}")
     for device in devices or [torch.device("cpu")]:
         yield from _kernels(device)
-    problem = _four_bit_problem(devices[0] if devices else torch.device("cpu"))
+    problem = four_bit_problem(devices[0] if devices else torch.device("cpu"))
     fix = "pip install --upgrade bitsandbytes, or --model.use_4bit false" if problem else None
     yield Finding("training", "4-bit", problem or "works", fix)
 
@@ -138,21 +140,6 @@ def _kernels(device: torch.device) -> Iterator[Finding]:
     yield Finding("training", "precision", str(dtype).removeprefix("torch."))
     fix = "pip install --upgrade torch   (no fused attention kernel took the call)" if MATH in kernels else None
     yield Finding("training", "attention", f"{kernels[0]}; packed documents: {kernels[1]}", fix)
-
-
-def _four_bit_problem(device: torch.device) -> str | None:
-    """Returns why a 4-bit layer can't be created and trained through; None when it can."""
-    import torch
-
-    try:
-        import bitsandbytes
-
-        layer = bitsandbytes.nn.Linear4bit(64, 64, bias=False, quant_type="nf4").to(device)
-        x = torch.randn(2, 64, device=device, requires_grad=True)
-        layer(x).sum().backward()
-    except Exception as error:
-        return f"does not work ({error})"
-    return None if x.grad is not None and bool(x.grad.isfinite().all()) else "gives wrong gradients"
 
 
 def _hub() -> Iterator[Finding]:

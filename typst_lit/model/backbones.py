@@ -62,6 +62,20 @@ def keep_differentiable(model: nn.Module) -> None:
             module.support_avx512bf16_for_cpu = False
 
 
+def four_bit_problem(device: torch.device) -> str | None:
+    """Returns why a 4-bit layer can't be created and trained through on a device; None when it can.
+
+    >>> four_bit_problem(torch.device("cpu"))
+    """
+    try:
+        layer = Linear4bit(64, 64, bias=False, quant_type="nf4").to(device)
+        inputs = torch.randn(2, 64, device=device, requires_grad=True)
+        layer(inputs).sum().backward()
+    except Exception as error:
+        return f"does not work ({error})"
+    return None if inputs.grad is not None and bool(inputs.grad.isfinite().all()) else "gives wrong gradients"
+
+
 def avoid_math_attention(device: torch.device) -> None:
     """Keeps transformers' attention from holding length x length scores on GPUs before Ampere.
 
