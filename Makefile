@@ -72,9 +72,11 @@ test: $(VENV)/ready lint type docs ## check style, types and docs, run the tests
 test-slow: $(VENV)/ready ## run the slow tests too
 	$(BIN)/python -m pytest -m 'slow or not slow'
 
-lint: $(VENV)/ready ## check the code's style
+lint: $(VENV)/ready ## check the style, the wording and the layers
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/python .ci/check_words
+	$(BIN)/python .ci/check_layers
 
 type: $(VENV)/ready ## check the types
 	$(BIN)/mypy
