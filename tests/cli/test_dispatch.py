@@ -105,3 +105,33 @@ def test_completion_script_knows_commands_and_options(run, tmp_path) -> None:
 def test_completion_of_an_unknown_shell(run) -> None:
     result = run("completion", "cmd")
     assert result.status == 2 and "bash" in result.err
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ("model: {learning_rate: null}", "--model.learning_rate: Expected a float. Got value: null"),
+        ("data: null", "must not be null"),
+        ("trainer: null", "must not be null"),
+    ],
+)
+def test_null_is_an_error_for_a_setting_that_needs_a_value(run, tmp_path, config, message) -> None:
+    (tmp_path / "null.yaml").write_text(config)
+    result = run("fit", "--config", tmp_path / "null.yaml")
+    assert result.status == 2 and message in result.err and len(result.err.splitlines()) < 4
+
+
+def test_the_help_of_fit_is_short_and_lists_everything_on_request(run) -> None:
+    short = run("fit", "--help")
+    assert short.status == 0 and len(short.out.splitlines()) <= 100
+    for flag in ("--data.path", "--model.base_model", "--model.adapter.r", "--model.warmup_steps", "--ckpt_path"):
+        assert flag in short.out
+    for flags in (["--help", "all"], ["--help-all"]):
+        full = run("fit", *flags)
+        assert full.status == 0 and "--trainer.limit_train_batches" in full.out and "--watchdog." in full.out
+
+
+@pytest.mark.parametrize(("flag", "value"), [("--max-tokens", "0"), ("--max_tokens", "0"), ("--max_tokens=0", None)])
+def test_small_commands_accept_both_spellings_and_answer_in_the_one_that_was_typed(run, flag, value) -> None:
+    result = run("generate", "--input", "none.json", flag, *([value] if value else []))
+    assert result.status == 1 and f"{flag.partition('=')[0]}: must be 1 or more" in result.err

@@ -5,12 +5,12 @@ from __future__ import annotations
 import ast
 import difflib
 import importlib
-import importlib.abc
 import inspect
 import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
+from pathlib import Path
 
 from typst_lit.cli.exceptions import exit_status
 from typst_lit.cli.logs import set_up_logging
@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Example:
         >>> from typst_lit.cli import main
-        >>> main(["--version"])
+        >>> main(["--version"])  # doctest: +ELLIPSIS
         typst-lit ...
         0
     """
@@ -104,8 +104,8 @@ def summary(command: str) -> str:
     """Returns the first line of a command's docstring, read from the source so that nothing is imported."""
     module, _, function = COMMANDS[command].partition(":")
     spec = find_spec(module)
-    source = spec.loader.get_source(module) if spec and isinstance(spec.loader, importlib.abc.InspectLoader) else None
-    for node in ast.parse(source or "").body:
+    source = Path(spec.origin).read_text("utf-8") if spec and spec.origin else ""
+    for node in ast.parse(source).body:
         if isinstance(node, ast.FunctionDef) and node.name == function:
             return inspect.cleandoc(ast.get_docstring(node) or "").split("\n")[0].rstrip(".")
     return ""

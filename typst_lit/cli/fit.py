@@ -163,7 +163,9 @@ class TypstCLI(LightningCLI):
         refuse_unknown_flags(args, parser)
         self.config = parser.parse_args(args)
         for group in GROUPS:
-            if self.config.get(group) is None:
+            settings = self.config.get(group)
+            # of a trainer that is null, the setting that run_dir is linked to is left
+            if settings is None or (group == "trainer" and "max_epochs" not in settings):
                 raise UsageError("must not be null.", setting=group, hint="Give its settings, or leave it out.")
 
     def before_instantiate_classes(self) -> None:

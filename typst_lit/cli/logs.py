@@ -14,8 +14,9 @@ IGNORED_WARNINGS = (
     "`loftq_config` specified",  # PEFT, about its own default
     "`is_gradient_checkpointing` is deprecated",  # PEFT, about transformers
     "`gradient_checkpointing_enable` is deprecated",
+    "Position ids are not supported for parameter efficient tuning",  # PEFT, which computes them itself
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # Lightning, about torch
-    "Total length of `list` across ranks is zero",  # no validation data, which was asked for or is logged elsewhere
+    "Total length of `(list|DataLoader)` across ranks is zero",  # nothing to validate or predict: logged elsewhere
     ".*your dataloader is not resumable",  # the data module is
     ".*does not have many workers",  # batches are rows of a table: workers would only cost memory
 )

@@ -15,12 +15,14 @@ from docstring_parser import parse
 from jsonargparse import ActionYesNo, ArgumentParser, Namespace, set_parsing_settings
 
 from typst_lit._compat.jsonargparse import options
-from typst_lit.cli.messages import Flags, use_flags
+from typst_lit.cli.messages import Flags, translate, use_flags
 from typst_lit.errors import UsageError
 
 set_parsing_settings(unset_sentinel=True)  # so that null is an error for a setting that can't be None
 FLAGS = {"use_4bit": "--4bit"}  # other names than the parameter's: those that users know
 _UNKNOWN_OPTION = re.compile(r"(?:does not accept option|[Uu]nrecognized arguments:|not expected:?) '?-*([\w.-]+)")
+_PARSER_KEY = re.compile(r'Parser key "([\w.+]+)":\s*')
+_CLASS = re.compile(r"<class '([\w.]+)'>")
 
 
 class CommandParser(ArgumentParser):
@@ -144,7 +146,8 @@ def _group_class(type_: Any) -> type | None:
 
 def explain_parse_error(message: str, parser: ArgumentParser) -> str:
     """Returns a parser's message with the nearest known options, where an unknown one was given."""
-    message = message.strip()
+    message = _PARSER_KEY.sub(lambda match: translate(f"`{match[1]}`: "), message.strip())
+    message = _CLASS.sub(r"\1", message).replace("Got value: None", "Got value: null")
     unknown = _UNKNOWN_OPTION.search(message)
     if unknown:
         suggestions = nearest_options(unknown[1], parser)
@@ -156,6 +159,6 @@ def explain_parse_error(message: str, parser: ArgumentParser) -> str:
 def nearest_options(name: str, parser: ArgumentParser) -> list[str]:
     """Returns the options of a parser that are spelled like a name, or end like it: ``batch_size``."""
     known = [flag.removeprefix("--") for option in options(parser) for flag in option.flags]
-    found = difflib.get_close_matches(name, known, n=3, cutoff=0.7)
-    found += [flag for flag in known if flag.rpartition(".")[2] == name and flag not in found]
-    return [f"--{flag}" for flag in found]
+    nearest = difflib.get_close_matches(name, known, n=3, cutoff=0.7)
+    nearest += [flag for flag in known if flag.rpartition(".")[2] == name and flag not in nearest]
+    return [f"--{flag}" for flag in nearest]
