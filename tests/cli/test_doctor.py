@@ -39,12 +39,12 @@ def test_versions_that_do_not_fit_are_named_with_the_command(run, monkeypatch) -
 
 
 def test_broken_4bit_layers_are_found(run, monkeypatch) -> None:
-    import bitsandbytes
+    from typst_lit.model import backbones
 
     def broken(*args: object, **options: object) -> None:
         raise RuntimeError("no library for this device")
 
-    monkeypatch.setattr(bitsandbytes.nn, "Linear4bit", broken)
+    monkeypatch.setattr(backbones, "Linear4bit", broken)
     result = run("doctor")
     assert "no library for this device" in result.out and "--model.use_4bit false" in result.out
     assert result.out.rstrip().endswith("the lines with ->.")
