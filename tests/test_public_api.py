@@ -56,14 +56,14 @@ def test_importing_the_package_loads_nothing_heavy_and_leaves_the_environment_al
 def test_an_adapter_saved_before_the_redesign_loads_and_generates():
     from typst_lit import GenerationSettings, Generator
     from typst_lit.data.prompts import ReportPrompt
-    from typst_lit.exporting.merging import mean_loss
+    from typst_lit.exporting import mean_loss
 
     (pairs,) = (json.loads(path.read_text("utf-8"))[:2] for path in _samples())
     settings = GenerationSettings(max_tokens=48, temperature=0, repetition_penalty=1.0)
     generator = Generator.load(OLD_ADAPTER, use_4bit=False, compile=False, settings=settings)
     assert generator.encoder().template == ReportPrompt()
     # measured by the code that saved it
-    assert mean_loss(generator, pairs) == pytest.approx(0.7106, abs=2e-3)
+    assert mean_loss(generator.model, generator.encoder(), pairs) == pytest.approx(0.7106, abs=2e-3)
     assert generator.generate_one(pairs[0]["input"]).source.startswith('#let name = "Night Bus Survey"\n#let place = ')
 
 

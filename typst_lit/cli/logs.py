@@ -17,15 +17,15 @@ IGNORED_WARNINGS = (
     "Position ids are not supported for parameter efficient tuning",  # PEFT, which computes them itself
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # Lightning, about torch
     "Total length of `(list|DataLoader)` across ranks is zero",  # nothing to validate or predict: logged elsewhere
+    "You defined a `validation_step` but have no `val_dataloader`",  # likewise
     ".*your dataloader is not resumable",  # the data module is
     ".*does not have many workers",  # batches are rows of a table: workers would only cost memory
 )
-# Loggers that report what this package reports itself, or, as bitsandbytes, that an optional package is missing
+# Loggers that report what this package reports itself
 QUIET_LOGGERS = {
     "lightning.pytorch.utilities.rank_zero": logging.WARNING,
     "lightning.fabric.utilities.seed": logging.WARNING,
     "lightning.pytorch.trainer.connectors.checkpoint_connector": logging.WARNING,
-    "bitsandbytes": logging.ERROR,
 }
 PROGRESS_BARS = ("HF_DATASETS_DISABLE_PROGRESS_BARS", "HF_HUB_DISABLE_PROGRESS_BARS", "TQDM_DISABLE")
 
