@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -72,7 +73,7 @@ def test_weight_conversions_are_forgotten(model) -> None:
     forget_weight_conversions(model)
     assert model._weight_conversions is None
     sources = (transformers.modeling_utils.__file__, core_model_loading.__file__)
-    assert any("_weight_conversions" in open(source).read() for source in sources)  # noqa: PTH123, SIM115
+    assert any("_weight_conversions" in Path(source).read_text("utf-8") for source in sources)
 
 
 def test_a_file_that_a_model_does_not_have(tmp_path) -> None:

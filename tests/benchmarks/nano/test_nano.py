@@ -51,7 +51,7 @@ def test_an_adapter_names_it_and_fit_lowers_its_loss(run, tmp_path) -> None:
     assert result.status == 0, result.err
     about = json.loads((tmp_path / "adapter/best/adapter_config.json").read_text())
     assert about["base_model_name_or_path"] == "typst-nano"
-    assert 'path_or_name("typst-nano")' in (tmp_path / "adapter/best/README.md").read_text()
+    assert 'base_model: "typst-nano"' in (tmp_path / "adapter/best/README.md").read_text()
     losses = [
         float(line.split("val_loss ")[1].split(",")[0])
         for line in result.err.splitlines()
