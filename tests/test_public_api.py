@@ -64,7 +64,7 @@ def test_an_adapter_saved_before_the_redesign_loads_and_generates():
     assert generator.encoder().template == ReportPrompt()
     # measured by the code that saved it
     assert mean_loss(generator.model, generator.encoder(), pairs) == pytest.approx(0.7106, abs=2e-3)
-    assert generator.generate_one(pairs[0]["input"]).source.startswith('#let name = "Night Bus Survey"\n#let place = ')
+    assert generator.generate_one(pairs[0]["input"]).source.startswith('#let name = "Night Bus Survey"\n')
 
 
 def _samples() -> list[Path]:
