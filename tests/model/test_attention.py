@@ -17,6 +17,7 @@ from transformers import (
 )
 
 from typst_lit.data.batching import PackedSequences
+from typst_lit.model.activation_checkpointing import enable_activation_checkpointing
 from typst_lit.model.attention import NAME, has_no_cross_contamination, use_packed_attention
 
 SHAPE = {
@@ -55,7 +56,7 @@ def packed(lengths: list[int]) -> dict[str, Any]:
 def test_packed_sequences_have_the_states_and_gradients_they_have_alone(config, checkpointing) -> None:
     model = build(config)
     if checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        enable_activation_checkpointing(model, "full")
     sequences = [torch.randint(1, 200, (1, length)) for length in (9, 1, 14)]
     expected = torch.cat([hidden(model, ids) for ids in sequences], 1)  # transformers' own attention
     weights = torch.randn_like(expected)
