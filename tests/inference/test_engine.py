@@ -11,10 +11,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from typst_lit.errors import UserError
 from typst_lit.inference.decoder import Decoder
 from typst_lit.inference.engine import Engine
 from typst_lit.inference.request import Request
-from typst_lit.inference.sampling import GenerationSettings
+from typst_lit.inference.sampling import GenerationSettings, InvalidScoresError
 
 SETTINGS = GenerationSettings(max_tokens=40, temperature=1.5, top_k=0, top_p=1)
 PROMPTS = [[5, 9, 11, 5, 9], list(range(20, 70)), [7] * 9 + [8], [300, 301, 302], [6], [4, 4], [90, 91], [8, 9] * 6]
@@ -107,6 +108,30 @@ def test_a_lost_device_fails_everything_and_is_raised(engine) -> None:
         engine.run(until=lambda: False)
     late = engine.submit(Request([1, 2], SETTINGS))
     assert all(isinstance(future.exception(timeout=0), torch.AcceleratorError) for future in [*futures, late])
+
+
+def test_a_request_without_tokens_fails_alone(engine, expected) -> None:
+    empty = engine.submit(Request([], SETTINGS))
+    assert generate(engine) == expected
+    assert isinstance(empty.exception(timeout=0), UserError) and "no tokens" in str(empty.exception())
+
+
+def test_scores_that_are_not_finite_fail_only_their_requests(engine, expected) -> None:
+    decoder = engine.decoder
+    forward_pass = decoder._forward_pass
+
+    def overflow(cache: Any, starts: list[int], **inputs: Any) -> torch.Tensor:
+        logits = forward_pass(cache, starts, **inputs)
+        for row, request in enumerate(decoder.requests):
+            if list(request.prompt) == PROMPTS[2] and request.num_generated > 3:
+                logits[row] = float("nan")
+        return logits
+
+    decoder._forward_pass = overflow
+    futures = [engine.submit(request) for request in requests_for()]
+    engine.run(until=lambda: all(future.done() for future in futures))
+    assert isinstance(futures.pop(2).exception(), InvalidScoresError)
+    assert [future.result().text for future in futures] == expected[:2] + expected[3:]
 
 
 @pytest.mark.parametrize("by_future", [True, False])

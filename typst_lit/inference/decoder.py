@@ -24,6 +24,7 @@ from typst_lit.errors import UserError
 from typst_lit.inference.kv_cache import RaggedCache
 from typst_lit.inference.prompt_lookup import Draft, DraftCorpus, PromptLookup, best_draft_length
 from typst_lit.inference.request import Request
+from typst_lit.inference.sampling import INVALID_TOKEN, InvalidScoresError
 from typst_lit.model.adapters import base_model, has_adapter, num_virtual_tokens
 
 PREFILL_TOKENS = 1024  # tokens of a prompt per forward pass
@@ -45,7 +46,11 @@ class BaseDecoder(ABC):
 
     @abstractmethod
     def step(self) -> None:
-        """Decodes some tokens of every request, and sets the finish reason of those that end, which then leave."""
+        """Decodes some tokens of every request, and sets the finish reason of those that end, which then leave.
+
+        Raises:
+            InvalidScoresError: when the model's scores for one of them are not finite.
+        """
 
     @abstractmethod
     def remove(self, requests: Collection[Request]) -> None:
@@ -139,6 +144,8 @@ class Decoder(BaseDecoder):
             if token in self.eos_token_ids:
                 request.finish_reason = "stop"
                 break
+            if token == INVALID_TOKEN:
+                raise InvalidScoresError
             accepted.append(token)
             if position == len(draft) or token != draft[position]:
                 break

@@ -31,7 +31,8 @@ class Engine:
 
     When memory runs out, the batch size is halved, and what was running is retried from the beginning; the batch size
     is restored when the engine is idle. After any other error of a step, the requests that were running are retried
-    one by one, so that only the one that causes it fails. What a request generates does not change by that.
+    one by one, so that only the one that causes it fails. What a request generates does not change by that. An error of
+    the device itself is final: it fails all requests, and those that are submitted later.
 
     Args:
         decoder: what decodes.
@@ -57,7 +58,7 @@ class Engine:
         self._changed = threading.Condition()  # guards the queue and the driver, and wakes the threads in `run`
         self._waiting: deque[Request] = deque()
         self._driving = False
-        self._lost: Exception | None = None  # why the device can't be used any longer
+        self._failure: Exception | None = None  # why nothing can be decoded any longer
         # What follows belongs to the thread that drives.
         self._running: list[Request] = []
         self._max_running = batch_size  # less than batch_size after memory ran out
@@ -65,13 +66,16 @@ class Engine:
 
     def submit(self, request: Request) -> Future[Completion]:
         """Puts a request at the end of the queue and returns the future of its completion."""
+        if not request.prompt:
+            _reject(request, UserError("the prompt has no tokens."))
+            return request.future
         with self._changed:
-            if self._lost is None:
+            if self._failure is None:
                 self._waiting.append(request)
                 request.future.add_done_callback(lambda _: self._settle(request))
                 self._changed.notify_all()
             else:
-                _reject(request, self._lost)
+                _reject(request, self._failure)
         return request.future
 
     def cancel(self, request: Request) -> None:
@@ -80,6 +84,15 @@ class Engine:
         with self._changed:
             if not self._driving:
                 self._drop_cancelled()
+
+    def fail(self, error: Exception) -> None:
+        """Fails all requests, and those that are submitted later: nothing can be decoded any longer."""
+        with self._changed:
+            self._failure = error
+            requests = [*self._running, *self._waiting]
+            self._running, self._waiting = [], deque()
+        for request in requests:
+            _reject(request, error)
 
     def wake(self) -> None:
         """Makes the threads in `run` check their conditions, after something changed that is not the engine's."""
@@ -156,7 +169,7 @@ class Engine:
             for request in list(self._running):
                 self._report(request)
         except torch.AcceleratorError as error:
-            self._lose_device(error)
+            self.fail(error)
             raise
         except Exception as error:
             failure = _without_traceback(error)
@@ -283,14 +296,6 @@ class Engine:
                 with suppress(ValueError):
                     self._waiting.remove(request)
             self._changed.notify_all()
-
-    def _lose_device(self, error: Exception) -> None:
-        with self._changed:
-            self._lost = error
-            requests = [*self._running, *self._waiting]
-            self._running, self._waiting = [], deque()
-        for request in requests:
-            _reject(request, error)
 
     def _text(self, request: Request) -> str:
         return str(self.tokenizer.decode(request.output, skip_special_tokens=True, clean_up_tokenization_spaces=False))

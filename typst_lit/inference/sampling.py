@@ -13,6 +13,21 @@ from torch import Tensor
 from typst_lit.errors import UserError
 
 DEFAULT_BATCH_SIZE = 8  # documents that are decoded at the same time
+# Lower temperatures sample greedily, as 0 does. Scores (up to some 1e4) divided by it stay far below the maximum of
+# fp32, 3e38, and a token whose score is lower by only 0.01 has e^-100 times the probability of the most likely one.
+MIN_TEMPERATURE = 1e-4
+UNIFORM_BLOCK_SIZE = 1024  # random numbers that are drawn together
+INVALID_TOKEN = -1  # where no token can be chosen, because the model's scores are not finite
+
+
+class InvalidScoresError(UserError):
+    """A model's scores are not finite."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the model's scores are not finite.",
+            hint="Its weights or the adapter's are damaged, or too large for the precision. Use another checkpoint.",
+        )
 
 
 @dataclass(frozen=True)
@@ -60,8 +75,10 @@ class GenerationSettings:
 
     Args:
         max_tokens: maximum number of tokens of a document.
-        temperature: 0 always takes the most likely token; 0.1 to 0.3 keeps to the format, 0.7 varies it.
-        top_p: sample only among the most likely tokens that together have this probability.
+        temperature: 0 always takes the most likely token, as does any value below 0.0001; 0.1 to 0.3 keeps to the
+            format, 0.7 varies it.
+        top_p: sample only among the most likely tokens that together have this probability; the most likely one is
+            always among them.
         top_k: sample only among this many most likely tokens; 0 for all.
         repetition_penalty: above 1, tokens that were already generated become less likely. The prompt's tokens do not
             count, as copying them is the task.
@@ -91,6 +108,11 @@ class GenerationSettings:
             if value not in allowed:
                 raise UserError(f"must be {allowed}, not {value}.", setting=f"generation.{name}")
 
+    @property
+    def is_greedy(self) -> bool:
+        """Whether the most likely token is always taken."""
+        return self.temperature < MIN_TEMPERATURE
+
 
 def document_seed(seed: int, prompt: Sequence[int], attempt: int = 0) -> list[int]:
     """Returns the entropy of a document's random numbers: seed, prompt and attempt, not its position in a batch."""
@@ -110,7 +132,8 @@ class Sampler:
 
     def __init__(self, settings: GenerationSettings, seed: int | Sequence[int]) -> None:
         self.settings = settings
-        self._uniform = np.random.default_rng(seed).random(settings.max_tokens)
+        self._generator = np.random.default_rng(seed)
+        self._uniform = np.empty(0)  # drawn when they are needed: max_tokens may be any number
         self._num_chosen = 0
         self._seen: Tensor | None = None  # (V,), which tokens the document already has
 
@@ -122,19 +145,31 @@ class Sampler:
             draft: T - 1 token ids.
 
         Returns:
-            (T,), token ids. The one at position i is what would be chosen if the draft's first i tokens were right.
+            (T,), token ids. The one at position i is what would be chosen if the draft's first i tokens were right. It
+            is `INVALID_TOKEN` where a score is NaN or infinite: an invalid index in a kernel would make a GPU unusable
+            for the process.
         """
+        is_valid = logits.amax(-1).isfinite()  # NaN if any is
         if self.settings.repetition_penalty > 1:
             logits = self._penalize(logits, draft)
-        if self.settings.temperature == 0:
-            return logits.argmax(-1)
+        tokens = logits.argmax(-1) if self.settings.is_greedy else self._sample(logits)
+        return torch.where(is_valid, tokens, INVALID_TOKEN)
+
+    def _sample(self, logits: Tensor) -> Tensor:
         candidates, probabilities = top_candidates(logits, self.settings)
         cumulative = probabilities.cumsum(-1)
-        uniform = torch.from_numpy(self._uniform[self._num_chosen : self._num_chosen + len(logits)]).to(cumulative)
+        uniform = torch.from_numpy(self._next_uniform(len(logits))).to(cumulative)
         # Rounding can leave the last sum a little under 1, and the number drawn above it.
         indices = torch.searchsorted(cumulative, uniform[:, None] * cumulative[:, -1:], right=True)
         last = (probabilities > 0).sum(-1, keepdim=True) - 1
-        return candidates.gather(-1, torch.minimum(indices, last))[:, 0]
+        return candidates.gather(-1, torch.minimum(indices, last).clamp(min=0))[:, 0]
+
+    def _next_uniform(self, count: int) -> np.ndarray:
+        """Returns the random numbers of the next positions, (count,)."""
+        end = self._num_chosen + count
+        while len(self._uniform) < end:
+            self._uniform = np.concatenate([self._uniform, self._generator.random(UNIFORM_BLOCK_SIZE)])
+        return self._uniform[self._num_chosen : end]
 
     def accept(self, tokens: Sequence[int]) -> None:
         """Records the tokens that became part of the document."""
@@ -161,15 +196,18 @@ def top_candidates(logits: Tensor, settings: GenerationSettings) -> tuple[Tensor
 
     Args:
         logits: (T, V)
-        settings: with a temperature above 0.
+        settings: not greedy ones.
 
     Returns:
         Token ids and probabilities, both (T, K); those beyond top-p have probability 0.
     """
-    scores = logits.float() / settings.temperature
+    logits = logits.float()
+    scores = (logits - logits.amax(-1, keepdim=True)) / settings.temperature  # at most 0: none overflows to infinity
     count = min(settings.top_k or scores.shape[-1], scores.shape[-1])
     top_scores, candidates = scores.topk(count, -1)
     probabilities = top_scores.softmax(-1)
     before = probabilities.cumsum(-1) - probabilities
-    probabilities = probabilities * (before < settings.top_p)
+    is_in_top_p = before < settings.top_p
+    is_in_top_p[..., 0] = True  # a top_p below the smallest fp32 number is 0 in the comparison
+    probabilities = probabilities * is_in_top_p
     return candidates, probabilities / probabilities.sum(-1, keepdim=True)
