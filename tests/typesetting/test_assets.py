@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import io
+from collections.abc import Iterator
+
 import pytest
+from PIL import Image
 
 from typst_lit.typesetting.typesetter import Typesetter
 
@@ -15,14 +19,71 @@ def test_missing_images_are_replaced_by_placeholders(typesetter) -> None:
     assert typesetter.compile("= No image").missing_assets == ()
 
 
+# Names with characters that Python calls unprintable: macOS writes U+202F into the names of its screenshots
+UNUSUAL_NAMES = [
+    "Screenshot at 10.00.00\u202fAM.png",
+    "no-break\u00a0space.png",
+    "soft\u00adhyphen.png",
+    "zero\u200bwidth.png",
+    "\U0001f469\u200d\U0001f52c.png",
+    "two\nlines.png",
+    "escape\x1b[31m.svg",
+    "..dots.png",
+    "..folder/a.png",
+]
+
+
+@pytest.mark.parametrize("name", UNUSUAL_NAMES)
+def test_images_with_unusual_names_are_used_or_replaced(typesetter, with_assets, name) -> None:
+    source = f'#image("{name}", width: 4cm)'
+    replaced, used = typesetter.compile(source), with_assets.compile(source, ppi=36)
+    assert replaced.ok and replaced.missing_assets == (name,), replaced.error
+    assert used.ok and used.missing_assets == (), used.error
+    assert _has_red(used.pages[0])
+
+
+@pytest.fixture(scope="module")
+def with_assets(tmp_path_factory) -> Iterator[Typesetter]:
+    folder = tmp_path_factory.mktemp("assets")
+    for name in UNUSUAL_NAMES:
+        (folder / name).parent.mkdir(exist_ok=True)
+        if name.endswith(".svg"):
+            rectangle = '<rect width="9" height="9" fill="red"/>'
+            svg = f'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9">{rectangle}</svg>'
+            (folder / name).write_text(svg)
+        else:
+            Image.new("RGB", (10, 10), "#ff0000").save(folder / name)
+    with Typesetter(workers=1, assets_dir=str(folder)) as typesetter:
+        yield typesetter
+
+
+def _has_red(page: bytes) -> bool:
+    colors = Image.open(io.BytesIO(page)).convert("RGB").getcolors(100_000)
+    return bool(colors) and any(color == (255, 0, 0) for _, color in colors)
+
+
+@pytest.mark.parametrize("path", ["a\0b.png", "a" * 3000 + ".png", "a/" * 3000 + "b.png", "../a.png", ".."])
+def test_impossible_paths_are_an_error_of_one_document(typesetter, children, path) -> None:
+    typesetter.compile("= Start")
+    before = [child.pid for child in children()]
+    escaped = path.replace("\0", "\\u{0}")
+    result = typesetter.compile(f'#image("{escaped}")')
+    assert not result.ok and "line 1, column 8" in result.error and result.missing_assets == ()
+    assert len(result.error) < 2300 and [child.pid for child in children()] == before
+
+
+def test_the_summary_of_missing_images_has_no_control_characters(run, tmp_path) -> None:
+    (tmp_path / "a.typ").write_text('#image("escape\x1b[31m.png")')
+    result = run("compile", tmp_path / "a.typ")
+    assert result.status == 0 and "placeholder images for escape [31m.png" in result.out
+
+
 def test_other_missing_files_are_an_error(typesetter) -> None:
     result = typesetter.compile('#bibliography("refs.bib")')
     assert not result.ok and "file not found: refs.bib" in result.error and "assets_dir" in result.error
 
 
 def test_documents_read_files_in_the_assets_directory_and_none_outside(tmp_path) -> None:
-    from PIL import Image
-
     folder = tmp_path / "assets"
     (folder / "images").mkdir(parents=True)
     Image.new("RGB", (10, 10), "#ff0000").save(folder / "images" / "red.png")
@@ -37,10 +98,7 @@ def test_documents_read_files_in_the_assets_directory_and_none_outside(tmp_path)
         assert result.ok and result.missing_assets == ("no.png",) and "From the house style" in result.text
         for path in ("link.txt", "away/secret.txt", "/../secret.txt", "away"):
             assert not typesetter.compile(f'#read("{path}")').ok
-    import io
-
-    colors = Image.open(io.BytesIO(result.pages[0])).convert("RGB").getcolors(100_000)
-    assert colors and any(color == (255, 0, 0) for _, color in colors)
+    assert _has_red(result.pages[0])
 
 
 @pytest.mark.parametrize("literal", [r"images\b.png", r"images\\b.png"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from typst_lit.typesetting.typesetter import Typesetter
 
 # name: (source, alternatives of what the error must say)
@@ -67,3 +69,57 @@ def test_hostile_documents_fail_in_time_and_affect_no_other() -> None:
     for name, result in zip(HARMLESS, results[2 * len(HOSTILE) :], strict=True):
         assert result.ok, (name, result.error)
     assert max(result.seconds for result in results) < 3 + 1 + 2  # two more, because the start of a process counts here
+
+
+SVG_WITH_LINK = (
+    "<svg xmlns='http://www.w3.org/2000/svg' width='9' height='9'>"
+    "<a href='javascript:svg'><rect width='9' height='9'/></a><script>alert(1)</script></svg>"
+)
+# name: (source, what the warnings name)
+ACTIVE = {
+    "link": ('#link("javascript:app.alert(1)")[x]', ["javascript:app.alert(1)"]),
+    "show rule": ('#show "foo": it => link("file:///etc/passwd", it)\nfoo foo', ["file:///etc/passwd"]),
+    "background": ('#set page(background: link("cmd:x")[b])\nx', ["cmd:x"]),
+    "footnote and outside of the page": (
+        '#footnote[#link("vbscript:x")[a]] #place(dx: 9000pt, link("data:text/html,x")[b])',
+        ["data:text/html,x", "vbscript:x"],
+    ),
+    "eval": ('#eval("[#link(\\"a\\" + \\"b:c\\")[x]]")', ["ab:c"]),
+    "bibliography": ('#bibliography(bytes("@misc{a, title={A}, url={javascript:x}}"))\n@a', ["javascript:x"]),
+    "relative": ('#link("other.pdf")[x] #link("\\u{a0}http://example.org")[y]', ["other.pdf", "http://example.org"]),
+    "attachment": ('#pdf.attach("evil.exe", bytes("MZ"))x', ["evil.exe"]),
+    "invisible name": ('#pdf.attach("a\\u{202e}fdp.exe", bytes("MZ"))x', ["a fdp.exe"]),
+    "second page": ('x #pagebreak() #link("smb:x")[y]', ["link on page 2 opens smb:x"]),
+}
+INACTIVE = {
+    "web": '#link("https://example.org/ü")[x] #link("HTTP://example.org")[y]',
+    "mail and telephone": '#link("mailto:a@example.org")[x] #link("tel:+1")[y]',
+    "inside the document": '#set heading(numbering: "1")\n#outline()\n= A <a>\n@a #link((page: 1, x: 0pt, y: 0pt))[x]',
+    "SVG": f'#image(bytes("{SVG_WITH_LINK}"))',
+}
+
+
+@pytest.mark.parametrize("name", ACTIVE)
+def test_unusual_links_and_attachments_are_warnings(typesetter, name) -> None:
+    source, parts = ACTIVE[name]
+    result = typesetter.compile(source)
+    assert result.ok and [diagnostic.severity for diagnostic in result.diagnostics] == ["warning"] * len(parts)
+    assert all(part in str(diagnostic) for part, diagnostic in zip(parts, result.diagnostics, strict=True))
+
+
+@pytest.mark.parametrize("name", INACTIVE)
+def test_usual_links_are_not_warnings(typesetter, name) -> None:
+    result = typesetter.compile(INACTIVE[name])
+    assert result.ok and result.diagnostics == ()
+
+
+def test_a_pdf_image_brings_neither_links_nor_attachments(typesetter) -> None:
+    image = typesetter.compile('#link("javascript:x")[x]#pdf.attach("inner.exe", bytes("MZ"))')
+    assert len(image.diagnostics) == 2
+    result = typesetter.compile(f'#image(bytes(({", ".join(map(str, image.pdf))})), format: "pdf")')
+    assert result.ok and result.diagnostics == ()
+
+
+def test_warnings_of_links_are_limited(typesetter) -> None:
+    result = typesetter.compile('#for i in range(50) { link("x:" + str(i))[a]; link("x:1")[b] }')
+    assert len(result.diagnostics) == 21 and str(result.diagnostics[-1]) == "warning: 30 more unusual links"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,9 +17,10 @@ from pathlib import Path
 import psutil
 import pytest
 
+from typst_lit.errors import UserError
 from typst_lit.typesetting import process as process_module
+from typst_lit.typesetting.channel import Channel
 from typst_lit.typesetting.typesetter import Typesetter
-from typst_lit.typesetting.worker import Worker, WorkerSettings
 
 
 def test_closing_leaves_neither_processes_nor_directories(children) -> None:
@@ -90,30 +93,128 @@ def test_an_interrupted_compilation_does_not_answer_the_next_one() -> None:
         assert typesetter.compile("= Second").text == "Second"
 
 
-def test_memory_used_by_earlier_documents_does_not_fail_the_next() -> None:
-    sources = ["#lorem(200000)" if number % 2 else f"Number {number}" for number in range(12)]
-    separately = []
-    for source in sources:
-        with Typesetter(workers=1, memory_mib=640, max_pages=2000) as typesetter:
-            separately.append(typesetter.compile(source).ok)
-    with Typesetter(workers=1, memory_mib=640, max_pages=2000) as typesetter:
-        assert [result.ok for result in typesetter.compile_many(sources)] == separately
+def test_memory_used_by_earlier_documents_does_not_fail_the_next(children) -> None:
+    large = "#lorem(150000)"
+    with Typesetter(workers=1, memory_mib=512, max_pages=2000) as typesetter:
+        assert typesetter.compile(large).ok
+        before = children()
+        results = [typesetter.compile(source) for source in (large + " ", "= Small", large)]
+        assert children() != before
+    assert [result.error for result in results] == ["", "", ""]
 
 
-def test_a_panic_of_the_compiler_fails_the_document_and_restarts_the_process(tmp_path) -> None:
-    """No document is known that makes this compiler panic, so the test raises the exception of one."""
+def test_a_process_that_is_stopped_before_a_document_is_killed_at_the_deadline(children) -> None:
+    """Stopped as by SIGSTOP or a frozen control group. The socket's buffer does not hold the document."""
+    with Typesetter(workers=1, timeout_s=1) as typesetter:
+        typesetter.compile("= Start")
+        (child,) = children()
+        child.suspend()
+        result = typesetter.compile("x " * 1_500_000)
+        assert "longer than 1 s" in result.error and result.seconds < 5
+        assert typesetter.compile("= Next").ok and child not in children()
 
-    class PanicError(BaseException):
-        pass
 
-    class Broken:
-        def compile_with_warnings(self, source: bytes) -> None:
-            raise PanicError("index out of bounds")
+def test_a_process_that_is_stopped_in_its_answer_is_killed_at_the_deadline(children, monkeypatch) -> None:
+    """Stopped after the first message of its answer. The socket's buffer does not hold the PDF and the images."""
+    receive = Channel.receive
 
-    worker = Worker(tmp_path, WorkerSettings())
-    worker.compiler = Broken()  # type: ignore[assignment]
-    answer = worker.compile(b"= A", None)
-    assert not answer["ok"] and answer["needs_restart"] and "index out of bounds" in answer["diagnostics"][0].message
+    def receive_and_stop(channel: Channel, deadline: float | None = None) -> bytes:
+        message = receive(channel, deadline)
+        child.suspend()
+        return message
+
+    with Typesetter(workers=1, timeout_s=2) as typesetter:
+        typesetter.compile("= Start")
+        (child,) = children()
+        with monkeypatch.context() as patch:
+            patch.setattr(Channel, "receive", receive_and_stop)
+            result = typesetter.compile("#for i in range(6) [#lorem(300) #pagebreak()]", ppi=144)
+        assert "longer than 2 s" in result.error and result.seconds < 6
+        assert typesetter.compile("= Next").ok and child not in children()
+
+
+def test_no_temporary_directory_is_an_error_and_later_documents_compile(children, monkeypatch, tmp_path) -> None:
+    monkeypatch.setattr(process_module.tempfile, "tempdir", str(tmp_path / "gone"))
+    before = _file_handles()
+    with Typesetter(workers=1) as typesetter:
+        for compile in (typesetter.compile, lambda source: list(typesetter.compile_many([source]))):
+            with pytest.raises(UserError, match=r"No temporary directory can be created: .*gone.* TMPDIR"):
+                compile("= A")
+        assert children() == [] and _file_handles() == before
+        (tmp_path / "gone").mkdir()
+        assert typesetter.compile("= A").ok
+
+
+@pytest.mark.parametrize("num_free", range(8))
+def test_no_file_handles_are_an_error_and_later_documents_compile(children, num_free) -> None:
+    """A process takes 6 handles while it starts, and any of them may be the one too many."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    before = _file_handles()
+    free = [number for number in range(max(before) + 10) if number not in before]
+    with Typesetter(workers=1) as typesetter:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (free[num_free], limits[1]))
+        try:
+            succeeds = typesetter.compile("= A").ok
+        except UserError as error:
+            succeeds = False
+            assert "Too many open files" in str(error) or "does not start" in str(error)
+            assert children() == [] and _file_handles() == before
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        assert not succeeds or num_free >= 5
+        assert typesetter.compile("= A").ok
+
+
+def _file_handles() -> list[int]:
+    *handles, _ = sorted(int(path.name) for path in Path("/proc/self/fd").iterdir())  # the last one is that of iterdir
+    return handles
+
+
+NO_PROCESSES = """
+import resource
+from typst_lit.errors import UserError
+from typst_lit.typesetting.typesetter import Typesetter
+
+with Typesetter(workers=1) as typesetter:
+    limits = resource.getrlimit(resource.RLIMIT_NPROC)
+    resource.setrlimit(resource.RLIMIT_NPROC, (0, limits[1]))
+    for compile in (typesetter.compile, lambda source: list(typesetter.compile_many([source]))):
+        try:
+            compile("= A")
+        except UserError as error:
+            print(error)
+    resource.setrlimit(resource.RLIMIT_NPROC, limits)
+    print(sorted(typesetter.isolation()))
+"""
+
+
+def test_no_processes_are_an_error_and_later_ones_start() -> None:
+    command = [sys.executable, "-c", NO_PROCESSES]
+    if os.getuid() == 0:  # the limit does not apply to root
+        if not (setpriv := shutil.which("setpriv")):
+            pytest.skip("needs setpriv, or a user who is not root")
+        capability = "+dac_override"  # Python may be in a directory of root
+        options = ["--reuid=54321", "--clear-groups", f"--inh-caps={capability}", f"--ambient-caps={capability}"]
+        command = [setpriv, *options, *command]
+    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert "process can't be started" in lines[0] and "No thread can be started" in lines[1]
+    assert all("ulimit -u" in line for line in lines[:2]) and lines[2] == "['memory', 'network']"
+
+
+PANICS = {
+    "an assertion of the text shaper": ("a" + "\u0301" * 1_000_000, "j < i"),
+    "an index inside a character": ("\U0001f468\u200d" * 200_000, "not a char boundary"),
+}
+
+
+@pytest.mark.parametrize(("source", "message"), PANICS.values(), ids=PANICS)
+def test_a_panic_of_the_compiler_fails_the_document_and_restarts_the_process(children, source, message) -> None:
+    with Typesetter(workers=1, timeout_s=60) as typesetter:
+        assert typesetter.compile("= Before").ok
+        (process,) = children()
+        result = typesetter.compile(source)
+        assert not result.ok and "the compiler failed" in result.error and message in result.error
+        assert typesetter.compile("= After").text == "After" and process not in children()
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from typst_lit.cli.parser import Command
 from typst_lit.errors import UsageError, UserError
-from typst_lit.typesetting.results import CompileResult
+from typst_lit.typesetting.results import CompileResult, shorten
 from typst_lit.typesetting.typesetter import Typesetter
 
 
@@ -43,7 +43,7 @@ def _summary(file: Path, result: CompileResult) -> str:
         return f"{file}: no PDF: {result.error}"
     summary = f"{file.with_suffix('.pdf')}: {result.page_count} page{'s' * (result.page_count != 1)}"
     if result.missing_assets:
-        summary += f", with placeholder images for {', '.join(result.missing_assets)}"
+        summary += f", with placeholder images for {shorten(', '.join(result.missing_assets))}"
     return summary
 
 

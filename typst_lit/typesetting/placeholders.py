@@ -6,6 +6,8 @@ import io
 from html import escape
 from pathlib import PurePosixPath
 
+from typst_lit.typesetting.results import shorten
+
 WIDTH_PX, HEIGHT_PX = 480, 320
 MIN_FONT_PX, MAX_FONT_PX = 10, 28
 FILL, BORDER, INK = "#d9d9d9", "#8c8c8c", "#595959"
@@ -20,7 +22,7 @@ def placeholder_image(path: str) -> bytes | None:
     >>> placeholder_image("refs.bib") is None
     True
     """
-    name, suffix = PurePosixPath(path).name, PurePosixPath(path).suffix.lower()
+    name, suffix = shorten(PurePosixPath(path).name), PurePosixPath(path).suffix.lower()
     if suffix == ".svg":
         return _svg(name)
     if suffix not in _FORMATS:

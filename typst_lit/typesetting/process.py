@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import signal
@@ -12,19 +13,29 @@ import sys
 import tempfile
 import time
 import weakref
+from collections.abc import Iterator
 from dataclasses import asdict
-from multiprocessing.connection import Connection
 
 from typst_lit.errors import UserError
+from typst_lit.typesetting.channel import Channel
 from typst_lit.typesetting.results import CompileResult, Diagnostic, PageText
 from typst_lit.typesetting.worker import WorkerSettings
 
 MAX_COMPILES_PER_PROCESS = 1000  # then a new process replaces it, because the compiler's cache only ever grows
 MAX_START_ATTEMPTS = 3  # when something outside kills the process while it starts
 STARTUP_TIMEOUT_S = 60.0
-MAX_MESSAGE_BYTES = 1 << 31
+MAX_KILL_S = 10.0  # until a killed process has ended, unless the system keeps it
 INHERITED_VARIABLES = ("PATH", "LD_LIBRARY_PATH", "LANG", "FONTCONFIG_FILE", "FONTCONFIG_PATH", "XDG_DATA_DIRS", "TZ")
 UNREACHABLE_PROXY = "http://127.0.0.1:9"  # the discard port
+MORE_FILES = "Raise the limit of open files (ulimit -n)."
+MORE_PROCESSES = "Raise the limit of processes (ulimit -u), or use fewer `typesetting.workers`."
+_NO_DIRECTORY = "Set the environment variable TMPDIR to a directory that exists and has free space."
+_START_HINTS = {
+    errno.EMFILE: MORE_FILES,
+    errno.ENFILE: MORE_FILES,
+    errno.EAGAIN: MORE_PROCESSES,
+    errno.ENOMEM: MORE_PROCESSES,
+}
 
 
 class ProcessDiedError(Exception):
@@ -52,8 +63,7 @@ class CompilerProcess:
     def __init__(self, settings: WorkerSettings) -> None:
         self._settings = settings
         self._process: subprocess.Popen[bytes] | None = None
-        self._connection: Connection | None = None
-        self._root: tempfile.TemporaryDirectory[str] | None = None
+        self._channel: Channel | None = None
         self._num_compiled = 0
         self.isolation: dict[str, bool] = {}
 
@@ -72,42 +82,68 @@ class CompilerProcess:
         if alive and self._num_compiled < MAX_COMPILES_PER_PROCESS:
             return self._num_compiled == 0
         for attempt in range(1, MAX_START_ATTEMPTS + 1):
+            self.stop()
             try:
-                self._start()
+                root = self._start()
+            except OSError as error:
+                raise UserError(
+                    f"The compiler process can't be started: {error}.", hint=_START_HINTS.get(error.errno or 0, "")
+                ) from None
+            try:
+                self._initialize(root)
             except ProcessDiedError as death:
                 self.stop()
                 if not death.killed or attempt == MAX_START_ATTEMPTS:
                     raise UserError(f"The compiler process does not start: {death}.") from None
+            except BaseException:  # interrupted: it would take the next document for its settings
+                self.stop()
+                raise
             else:
                 break
         return True
 
-    def _start(self) -> None:
-        self.stop()
-        self._root = tempfile.TemporaryDirectory(prefix="typst-lit-", ignore_cleanup_errors=True)
-        parent_socket, child_socket = socket.socketpair()
-        with child_socket:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "typst_lit.typesetting.worker", str(child_socket.fileno())],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                pass_fds=[child_socket.fileno()],
-                cwd="/",  # Python imports from the working directory, which must not be the one with the assets
-                env=_minimal_environment(),
-                start_new_session=True,
-            )
-        assert self._process.stderr is not None
-        os.set_blocking(self._process.stderr.fileno(), False)
-        self._connection = Connection(parent_socket.detach())
+    def _start(self) -> str:
+        """Starts the process and returns the new directory that is all it can read.
+
+        Raises:
+            OSError: when the system has no file handles, processes or disk space left. Nothing is left behind then.
+        """
+        with contextlib.ExitStack() as resources:
+            root = resources.enter_context(_temporary_directory())
+            parent_socket, child_socket = socket.socketpair()
+            resources.enter_context(parent_socket)
+            with child_socket:
+                process = subprocess.Popen(
+                    [sys.executable, "-m", "typst_lit.typesetting.worker", str(child_socket.fileno())],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.PIPE,
+                    pass_fds=[child_socket.fileno()],
+                    cwd="/",  # Python imports from the working directory, which must not be the one with the assets
+                    env=_minimal_environment(),
+                    start_new_session=True,
+                )
+            resources.callback(_kill, process)
+            assert process.stderr is not None
+            os.set_blocking(process.stderr.fileno(), False)
+            self._finalizer = weakref.finalize(self, resources.pop_all().close)
+        self._process, self._channel = process, Channel(parent_socket)
         self._num_compiled = 0
-        self._finalizer = weakref.finalize(self, _terminate, self._process, self._connection, self._root)
+        return root
+
+    def _initialize(self, root: str) -> None:
+        """Sends the settings and waits until the process has imported what it needs.
+
+        Raises:
+            ProcessDiedError: when it ended, or did not answer.
+        """
+        assert self._channel is not None
+        deadline = time.monotonic() + STARTUP_TIMEOUT_S
         try:
-            start = {"root": self._root.name, "settings": asdict(self._settings)}
-            self._connection.send_bytes(json.dumps(start).encode())
-            if not self._connection.poll(STARTUP_TIMEOUT_S):
-                raise ProcessDiedError(f"it did not answer within {STARTUP_TIMEOUT_S:g} s")
-            self.isolation = json.loads(self._connection.recv_bytes())
+            self._channel.send(json.dumps({"root": root, "settings": asdict(self._settings)}).encode(), deadline)
+            self.isolation = json.loads(self._channel.receive(deadline))
+        except TimeoutError:
+            raise ProcessDiedError(f"it did not answer within {STARTUP_TIMEOUT_S:g} s") from None
         except (EOFError, OSError):
             raise self._death() from None
 
@@ -123,10 +159,10 @@ class CompilerProcess:
             TimeoutError: when there was no answer by the deadline. The process was killed.
             ProcessDiedError: when the process ended without an answer.
         """
-        assert self._connection is not None
+        assert self._channel is not None
         self._num_compiled += 1
         try:
-            result, needs_restart = self._exchange(self._connection, source, ppi, deadline)
+            result, needs_restart = self._exchange(self._channel, source, ppi, deadline)
         except TimeoutError:
             self.stop()
             raise
@@ -143,18 +179,14 @@ class CompilerProcess:
         return result
 
     @staticmethod
-    def _exchange(
-        connection: Connection, source: bytes, ppi: float | None, deadline: float
-    ) -> tuple[CompileResult, bool]:
+    def _exchange(channel: Channel, source: bytes, ppi: float | None, deadline: float) -> tuple[CompileResult, bool]:
         """Sends a document, receives its result and whether the process should be restarted."""
-        remaining_s = deadline - time.monotonic()
-        connection.send_bytes(json.dumps({"ppi": ppi, "cpu_s": max(1.0, remaining_s)}).encode())
-        connection.send_bytes(source)
-        if not connection.poll(max(0.0, remaining_s)):
-            raise TimeoutError
-        answer = json.loads(connection.recv_bytes(MAX_MESSAGE_BYTES))
-        pdf = connection.recv_bytes(MAX_MESSAGE_BYTES)
-        pages = tuple(connection.recv_bytes(MAX_MESSAGE_BYTES) for _ in range(answer["num_images"]))
+        cpu_s = max(1.0, deadline - time.monotonic())
+        channel.send(json.dumps({"ppi": ppi, "cpu_s": cpu_s}).encode(), deadline)
+        channel.send(source, deadline)
+        answer = json.loads(channel.receive(deadline))
+        pdf = channel.receive(deadline)
+        pages = tuple(channel.receive(deadline) for _ in range(answer["num_images"]))
         result = CompileResult(
             ok=answer["ok"],
             pdf=pdf,
@@ -170,7 +202,7 @@ class CompilerProcess:
         """Kills the process and deletes its directory."""
         if self._process is not None:
             self._finalizer()
-            self._process = self._connection = self._root = None
+            self._process = self._channel = None
 
     def _death(self) -> ProcessDiedError:
         reason = self._cause_of_death()
@@ -203,15 +235,24 @@ class CompilerProcess:
         return (self._process.stderr.read() or b"").decode("utf-8", "replace").strip()
 
 
-def _terminate(
-    process: subprocess.Popen[bytes], connection: Connection, root: tempfile.TemporaryDirectory[str]
-) -> None:
+@contextlib.contextmanager
+def _temporary_directory() -> Iterator[str]:
+    try:
+        directory = tempfile.TemporaryDirectory(prefix="typst-lit-", ignore_cleanup_errors=True)
+    except OSError as error:
+        if error.errno not in _START_HINTS:
+            raise UserError(f"No temporary directory can be created: {error}.", hint=_NO_DIRECTORY) from None
+        raise
+    with directory as path:
+        yield path
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
     process.kill()
-    process.wait()
-    connection.close()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(MAX_KILL_S)
     if process.stderr:
         process.stderr.close()
-    root.cleanup()
 
 
 def _minimal_environment() -> dict[str, str]:

@@ -37,6 +37,10 @@ class Diagnostic(NamedTuple):
         location = f"{self.file}, {location}" if self.file else location
         return f"{self.severity}: {location}{self.message}" + (f" ({self.hint})" if self.hint else "")
 
+    def shortened(self) -> Diagnostic:
+        """Returns the diagnostic as it is displayed: with each text shortened."""
+        return self._replace(message=shorten(self.message), hint=shorten(self.hint), file=shorten(self.file))
+
 
 class PageText(NamedTuple):
     """The text of one page, with header and footer separate from the body.
@@ -61,7 +65,8 @@ class CompileResult:
         diagnostics: errors and warnings.
         page_texts: the text layer, page by page.
         seconds: wall-clock time from the request to the result.
-        missing_assets: paths of images that do not exist and were replaced by a placeholder image.
+        missing_assets: paths of images that do not exist and were replaced by a placeholder image. They can have any
+            character; `shorten` makes them printable.
         source: what was compiled: the given source, with its image paths normalized if that was requested.
 
     >>> result = CompileResult(ok=True, page_texts=(PageText("My report", "The first page.", "Page 1"),))
@@ -119,7 +124,8 @@ def parse_diagnostics(report: str) -> list[Diagnostic]:
     """Parses the compiler's report, which is only available as text.
 
     Source lines in the report have line numbers, so none of them is mistaken for the start of a block. The call trace
-    (``help: error occurred in this call``) is left out.
+    (``help: error occurred in this call``) is left out. The texts are those of the compiler, of any length and with any
+    character, because they contain the paths of missing files.
     """
     diagnostics = []
     blocks = [*_BLOCK.finditer(report)]
@@ -134,7 +140,7 @@ def parse_diagnostics(report: str) -> list[Diagnostic]:
         line, column = (int(location[2]), int(location[3]) + 1) if location else (None, None)
         file = location[1] if location and not location[1].endswith(_IN_MEMORY_DOCUMENT) else ""
         severity: Literal["error", "warning"] = "error" if block[1] == "error" else "warning"
-        diagnostics.append(Diagnostic(severity, shorten(message), line, column, shorten(hint), file))
+        diagnostics.append(Diagnostic(severity, message, line, column, hint, file))
     return diagnostics
 
 

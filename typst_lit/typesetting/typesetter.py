@@ -9,13 +9,13 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 from typst_lit.errors import UserError
-from typst_lit.typesetting.process import CompilerProcess, ProcessDiedError
+from typst_lit.typesetting.process import MORE_PROCESSES, CompilerProcess, ProcessDiedError
 from typst_lit.typesetting.results import CompileResult, Diagnostic
 from typst_lit.typesetting.worker import WorkerSettings
 
@@ -134,6 +134,10 @@ class Typesetter:
         Args:
             source: Typst source.
             ppi: resolution of the page images, in pixels per inch; None for no images.
+
+        Raises:
+            UserError: when no process starts, because the system has no file handles, processes or disk space left. The
+                next call tries again.
         """
         started = time.monotonic()
         try:
@@ -161,6 +165,9 @@ class Typesetter:
             sources: Typst sources.
             ppi: resolution of the page images, in pixels per inch; None for no images.
 
+        Raises:
+            UserError: when no process starts. The next call tries again.
+
         >>> with Typesetter(workers=1) as typesetter:
         ...     [result.text for result in typesetter.compile_many(["First", "Second"])]
         ['First', 'Second']
@@ -173,7 +180,7 @@ class Typesetter:
         try:
             while True:
                 for source in itertools.islice(remaining, 2 * self.workers - len(pending)):
-                    pending.append(threads.submit(self.compile, source, ppi))
+                    pending.append(_submit(threads, self.compile, source, ppi))
                 if not pending:
                     return
                 yield pending.popleft().result()
@@ -200,7 +207,7 @@ class Typesetter:
                     num_kills += death.killed
                     if death.killed and num_kills < MAX_KILLS_PER_DOCUMENT:
                         is_new = False  # the memory that the system reclaimed may have been used by something else
-                # Earlier documents may have left the process in a bad state: only the verdict of a new one counts.
+                # Earlier documents may have left the process in a bad state: only the result of a new one counts.
                 if process.running or is_new or time.monotonic() >= deadline:
                     return result
         finally:
@@ -222,6 +229,15 @@ class Typesetter:
                 "them with `typesetting.font_paths`.",
                 ", ".join(new),
             )
+
+
+def _submit(
+    threads: ThreadPoolExecutor, compile: Callable[..., CompileResult], source: str | bytes, ppi: float | None
+) -> Future[CompileResult]:
+    try:
+        return threads.submit(compile, source, ppi)
+    except RuntimeError as error:
+        raise UserError(f"No thread can be started: {error}.", hint=MORE_PROCESSES) from None
 
 
 def _num_cores() -> int:

@@ -7,26 +7,30 @@ page images.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import errno
 import json
 import os
 import re
 import resource
 import shutil
 import signal
+import socket
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from typst_lit.typesetting.channel import Channel
 from typst_lit.typesetting.placeholders import placeholder_image
-from typst_lit.typesetting.results import Diagnostic, PageText, line_start, parse_diagnostics, shorten
+from typst_lit.typesetting.results import Diagnostic, PageText, line_start, parse_diagnostics
 
 CLONE_NEWUSER, CLONE_NEWNET = 0x10000000, 0x40000000
 MAX_ASSETS_PER_DOCUMENT = 200
 MAX_FILE_MIB = 64  # of an asset that is read, and of any file that is written
+NO_RESOURCES = (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.EROFS)
 _NOT_FOUND = re.compile(r"^file not found \(searched at (.*)\)$", re.DOTALL)
 _BACKSLASH = "path must not contain a backslash"
 _NO_PACKAGE = re.compile(r"^(failed to download package|package not found)\b.*", re.DOTALL)
@@ -48,27 +52,25 @@ class WorkerSettings:
 
 def main(descriptor: int) -> None:
     """Compiles documents until the other end of the socket is closed."""
-    connection = Connection(descriptor)
-    start = json.loads(connection.recv_bytes())
+    channel = Channel(socket.socket(fileno=descriptor))
+    start = json.loads(channel.receive())
     root, settings = Path(start["root"]), WorkerSettings(**start["settings"])
     os.set_blocking(2, False)  # a full stderr pipe must not block the compiler
     network = drop_network()  # before any thread starts, because threads make it impossible
     memory = limit_resources(settings.memory_mib)
     worker = Worker(root, settings)
-    connection.send_bytes(json.dumps({"network": network, "memory": memory}).encode())
-    while True:
-        try:
-            request = json.loads(connection.recv_bytes())
-            source = connection.recv_bytes()
-        except EOFError:
-            shutil.rmtree(root, ignore_errors=True)
-            return
-        limit_cpu_time(request["cpu_s"])
-        answer = worker.compile(source, request["ppi"])
-        pdf, images = answer.pop("pdf"), answer.pop("pages")
-        connection.send_bytes(json.dumps({**answer, "num_images": len(images)}).encode())
-        for blob in (pdf, *images):
-            connection.send_bytes(blob)
+    with contextlib.suppress(EOFError, ConnectionError):
+        channel.send(json.dumps({"network": network, "memory": memory}).encode())
+        while True:
+            request = json.loads(channel.receive())
+            source = channel.receive()
+            limit_cpu_time(request["cpu_s"])
+            answer = worker.compile(source, request["ppi"])
+            pdf, images = answer.pop("pdf"), answer.pop("pages")
+            channel.send(json.dumps({**answer, "num_images": len(images)}).encode())
+            for blob in (pdf, *images):
+                channel.send(blob)
+    shutil.rmtree(root, ignore_errors=True)  # the parent was killed, or it would have done this
 
 
 def drop_network() -> bool:
@@ -149,7 +151,7 @@ class Worker:
             task.fail([Diagnostic("error", "the document needs more memory than allowed")])
             needs_restart = True
         except BaseException as error:  # a panic of the compiler is not an Exception
-            task.fail([Diagnostic("error", shorten(f"the compiler failed: {error}"))])
+            task.fail([Diagnostic("error", f"the compiler failed: {error}")])
             needs_restart = True
         finally:
             task.remove_assets()
@@ -157,7 +159,7 @@ class Worker:
             "ok": bool(task.pdf),
             "pdf": task.pdf,
             "pages": task.pages,
-            "diagnostics": task.diagnostics,
+            "diagnostics": [diagnostic.shortened() for diagnostic in task.diagnostics],
             "page_texts": task.page_texts,
             "missing_assets": task.missing_assets,
             "needs_restart": needs_restart,
@@ -198,7 +200,7 @@ class CompileTask:
                 if not self._fix(diagnostics):
                     raise DocumentError(*map(self._clarify, diagnostics)) from None
             except RuntimeError as error:
-                raise DocumentError(Diagnostic("error", shorten(str(error)))) from None
+                raise DocumentError(Diagnostic("error", str(error))) from None
         for warning in warnings:
             self.diagnostics += parse_diagnostics(warning.diagnostic)
         self._read_pdf(ppi)
@@ -230,31 +232,36 @@ class CompileTask:
     def _add_file(self, searched: str) -> bool:
         """Writes the file that the compiler searched for; returns False when there is none to write."""
         path = os.path.relpath(searched, self.worker.root)
-        if path.startswith("..") or path in self._assets or len(self._assets) >= MAX_ASSETS_PER_DOCUMENT:
+        if _is_outside(path) or path in self._assets or len(self._assets) >= MAX_ASSETS_PER_DOCUMENT:
             return False
         content = self._read_asset(path)
-        if content is None:
-            content = placeholder_image(path)
-            if content is None:
-                return False
-            self.missing_assets.append(path)
+        is_missing = content is None
+        if content is None and (content := placeholder_image(path)) is None:
+            return False
         target = self.worker.root / path
         self._assets.append(path)
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(content)
-        except OSError:  # a name that the file system refuses
-            return False
+        except (OSError, ValueError) as error:
+            if isinstance(error, OSError) and error.errno in NO_RESOURCES:
+                raise DocumentError(Diagnostic("error", f"{path} can't be copied: {error.strerror}")) from None
+            return False  # a name that the file system refuses
+        if is_missing:
+            self.missing_assets.append(path)
         return True
 
     def _read_asset(self, path: str) -> bytes | None:
         if not self.worker.settings.assets_dir:
             return None
         directory = Path(self.worker.settings.assets_dir).resolve()
-        real = (directory / path).resolve()  # follows symbolic links, which may lead outside
-        if not real.is_relative_to(directory) or not real.is_file() or real.stat().st_size > MAX_FILE_MIB << 20:
+        try:
+            real = (directory / path).resolve()  # follows symbolic links, which may lead outside
+            if not real.is_relative_to(directory) or not real.is_file() or real.stat().st_size > MAX_FILE_MIB << 20:
+                return None
+            return real.read_bytes()
+        except (OSError, ValueError):  # a name that the file system refuses, or a file without permission
             return None
-        return real.read_bytes()
 
     def _normalize_path(self, error: Diagnostic) -> bool:
         """Replaces the backslashes of the path at an error by slashes; returns whether there was one."""
@@ -275,7 +282,7 @@ class CompileTask:
         if missing:
             path = os.path.relpath(missing[1], self.worker.root)
             hint = "only files in `typesetting.assets_dir` can be read; missing images are replaced by a placeholder"
-            hint = "" if path.startswith("..") else hint
+            hint = "" if _is_outside(path) else hint
             return diagnostic._replace(message=f"file not found: {path}", hint=diagnostic.hint or hint)
         if _NO_PACKAGE.match(diagnostic.message):
             return diagnostic._replace(
@@ -286,6 +293,7 @@ class CompileTask:
     def _read_pdf(self, ppi: float | None) -> None:
         """Checks the limits of the PDF, then reads text and images from it."""
         from typst_lit.typesetting import pdf  # after the process has limited its resources
+        from typst_lit.typesetting.active_content import active_content
 
         settings = self.worker.settings
         _check_limit("max_pdf_mib", len(self.pdf) / 2**20, settings.max_pdf_mib, "MiB of PDF")
@@ -293,9 +301,15 @@ class CompileTask:
         _check_limit("max_pages", len(document), settings.max_pages, "pages")
         longer_side = max(max(size) for size in pdf.page_sizes(document))
         _check_limit("max_page_pt", longer_side, settings.max_page_pt, "points on the longer side of a page")
+        self.diagnostics += active_content(document)
         self.page_texts = [pdf.page_text(document, index) for index in range(len(document))]
         if ppi:
             self.pages = [pdf.page_image(document, index, ppi) for index in range(len(document))]
+
+
+def _is_outside(path: str) -> bool:
+    """Whether a path relative to the root directory leads out of it. A name such as ``..a.png`` does not."""
+    return PurePosixPath(path).parts[:1] == ("..",)
 
 
 def _check_limit(setting: str, value: float, limit: float, what: str) -> None:
