@@ -15,7 +15,7 @@ from pathlib import Path
 from typst_lit.cli.exceptions import exit_status
 from typst_lit.cli.logs import set_up_logging
 from typst_lit.cli.messages import Flags, use_flags
-from typst_lit.plugins import load_plugins
+from typst_lit.plugins import allow_local_modules, load_plugins
 from typst_lit.version import __version__
 
 # Each function takes the arguments of its command line. Its summary is the first line of its docstring.
@@ -71,6 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     use_flags(Flags())  # none, until the command has a parser
     try:
         load_plugins()
+        allow_local_modules(args[1:])
         load_command(args[0])(args[1:])
     except BaseException as error:
         status = exit_status(error, args)

@@ -26,6 +26,7 @@ def export(
     check: bool = True,
     repo: str | None = None,
     push: bool = False,
+    trust_template: str | None = None,
 ) -> None:
     """Write a trained model as merged weights, GGUF, for Ollama, vLLM or the hub.
 
@@ -43,6 +44,8 @@ def export(
         check: Load the result again and compare.
         repo: The repository on the hub, OWNER/NAME.
         push: Upload what an earlier export to the hub prepared.
+        trust_template: Class path of the adapter's prompt template, my_module.MyTemplate, if it is neither part of
+            typst_lit nor of a plugin: the module is imported.
     """
     path = Path(output)
     if to == "hub" and push:
@@ -58,7 +61,7 @@ def export(
         prepare_for_hub,
     )
 
-    trained = TrainedModel.find(model, base_model)
+    trained = TrainedModel.find(model, base_model, trust_template)
     if to == "hub":
         prepare_for_hub(trained, Path(model), path, records, check)
         _list_prepared(path, repo or "OWNER/NAME")

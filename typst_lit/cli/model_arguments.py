@@ -26,6 +26,8 @@ class ModelArguments:
         attempts: Maximum number of times a document is generated, until one compiles.
         batch_size: Number of documents that are generated concurrently.
         compile: Compile each document, and repair what almost compiles.
+        trust_template: Class path of the adapter's prompt template, my_module.MyTemplate, if it is neither part of
+            typst_lit nor of a plugin: the module is imported.
     """
 
     model: list[str] = field(default_factory=list)
@@ -35,6 +37,7 @@ class ModelArguments:
     attempts: int = 1
     batch_size: int = DEFAULT_BATCH_SIZE
     compile: bool = True
+    trust_template: str | None = None
 
     @property
     def adapters(self) -> dict[str, str] | None:
@@ -71,7 +74,7 @@ class ModelArguments:
         """
         from typst_lit.inference.loading import resolve_model
 
-        return resolve_model(self.adapters, self.base_model, self.use_4bit, self.merge, engine)
+        return resolve_model(self.adapters, self.base_model, self.use_4bit, self.merge, engine, self.trust_template)
 
     def load(self, generation: GenerationSettings, typesetter: Typesetter, spec: ModelSpec | None = None) -> Generator:
         """Loads the generator.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import json
+import re
 import string
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -12,6 +13,8 @@ from typing import Any
 
 from typst_lit.data.records import Field
 from typst_lit.errors import UserError
+
+CLASS_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_<]\w*>?)+")  # a class in a function has <locals> in its path
 
 
 class PromptTemplate(ABC):
@@ -48,7 +51,7 @@ class PromptTemplate(ABC):
         """Returns the class path and the arguments, from which `template_from` makes an equal template."""
         names = [name for name in inspect.signature(type(self).__init__).parameters if name != "self"]
         arguments = {name: getattr(self, name) for name in names}
-        return {"class_path": f"{type(self).__module__}.{type(self).__qualname__}", "init_args": arguments}
+        return {"class_path": _class_path(type(self)), "init_args": arguments}
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, PromptTemplate) and self.describe() == other.describe()
@@ -134,23 +137,71 @@ class FormatPrompt(PromptTemplate):
         return self.text.format(**{field.name: fields[field.name] for field in self.fields})
 
 
-def template_from(description: Mapping[str, Any]) -> PromptTemplate:
-    """Returns the template that `PromptTemplate.describe` described.
+def registered_templates() -> dict[str, type[PromptTemplate]]:
+    """Returns the templates whose classes exist in this process, by class path.
+
+    Those are the templates of this module, of installed plugins, and of modules that the user has named or imported.
+
+    >>> registered_templates()["typst_lit.data.prompts.FormatPrompt"] is FormatPrompt
+    True
+    """
+    templates: dict[str, type[PromptTemplate]] = {}
+    pending: list[type[PromptTemplate]] = [PromptTemplate]
+    while pending:
+        # A notebook cell that is run again defines its class again: the last one counts.
+        for template_class in pending.pop().__subclasses__():
+            templates[_class_path(template_class)] = template_class
+            pending.append(template_class)
+    return templates
+
+
+def import_template(class_path: str) -> type[PromptTemplate]:
+    """Imports the template class that the user has named; from then on, it is registered.
+
+    Its module is executed. Never call this with a class path that was read from an adapter.
 
     Raises:
-        UserError: if its class can't be imported, or is not a `PromptTemplate`.
+        UserError: if it can't be imported, or is not a `PromptTemplate`.
+
+    >>> import_template("typst_lit.data.prompts.ReportPrompt") is ReportPrompt
+    True
+    """
+    module, _, name = class_path.rpartition(".")
+    try:
+        template_class = getattr(importlib.import_module(module), name)
+    except Exception as error:  # a module may raise anything when it is executed
+        problem = f"{class_path} can't be imported ({type(error).__name__}: {error})."
+        hint = "Name a class with its module: my_module.MyTemplate."
+        raise UserError(problem, setting="model.trust_template", hint=hint) from error
+    if not (isinstance(template_class, type) and issubclass(template_class, PromptTemplate)):
+        raise UserError(f"{class_path} is not a PromptTemplate.", setting="model.trust_template")
+    return template_class
+
+
+def template_from(description: object) -> PromptTemplate:
+    """Returns the template that `PromptTemplate.describe` described. Nothing is imported: a file may be hostile.
+
+    Raises:
+        UserError: if its class is not registered, or does not accept the arguments.
 
     >>> template_from(FormatPrompt("{title}").describe()) == FormatPrompt("{title}")
     True
     """
-    module, _, name = str(description.get("class_path", "")).rpartition(".")
-    try:
-        template_class = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
+    class_path = description.get("class_path") if isinstance(description, Mapping) else None
+    if not isinstance(description, Mapping) or not CLASS_PATH.fullmatch(str(class_path)):
+        raise UserError("its 'template' does not have the class path of a prompt template.")
+    template_class = registered_templates().get(str(class_path))
+    if template_class is None:
         raise UserError(
-            f"the prompt template {module}.{name} can't be imported ({error}).",
-            hint="Install its package, or choose another template with `data.template`.",
-        ) from error
-    if not (isinstance(template_class, type) and issubclass(template_class, PromptTemplate)):
-        raise UserError(f"{module}.{name} is not a PromptTemplate.")
-    return template_class(**description.get("init_args", {}))
+            f"the prompt template {class_path} is neither part of typst_lit nor of an installed plugin, and an "
+            "adapter's files never import code.",
+            hint=f"If you trust its module, name it: `model.trust_template={class_path}`.",
+        )
+    try:
+        return template_class(**description.get("init_args", {}))
+    except Exception as error:
+        raise UserError(f"{class_path} can't be created with its saved arguments: {error}") from error
+
+
+def _class_path(template_class: type[PromptTemplate]) -> str:
+    return f"{template_class.__module__}.{template_class.__qualname__}"

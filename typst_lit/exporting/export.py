@@ -17,7 +17,8 @@ from typst_lit.exporting.gguf import GgufType, pretokenizer_name, read_gguf, wri
 from typst_lit.exporting.merging import write_merged
 from typst_lit.exporting.targets import modelfile, read_test_scores, vllm_commands, write_hub_directory
 from typst_lit.inference.generator import Generator
-from typst_lit.model.adapters import adapter_base, adapter_directory, merge_adapter, model_directory, plain_lora_rank
+from typst_lit.model.adapter_config import adapter_base
+from typst_lit.model.adapters import adapter_directory, merge_adapter, model_directory, plain_lora_rank
 from typst_lit.model.backbones import loads_in_other_engines
 from typst_lit.typesetting.typesetter import Typesetter
 
@@ -32,6 +33,7 @@ class TrainedModel:
     Attributes:
         adapter: directory of the adapter; None after full fine-tuning.
         base_model: hub name, directory or built-in name; None for the one that the adapter names.
+        trust_template: class path of the adapter's prompt template, if its module may be imported.
 
     >>> TrainedModel(adapter=None, base_model="typst-nano").load().model.config.model_type
     'qwen3'
@@ -39,20 +41,31 @@ class TrainedModel:
 
     adapter: Path | None
     base_model: str | None
+    trust_template: str | None = None
 
     @classmethod
-    def find(cls, directory: str, base_model: str | None = None) -> TrainedModel:
+    def find(
+        cls, directory: str, base_model: str | None = None, trust_template: str | None = None
+    ) -> TrainedModel:
         """Returns the trained model in the directory of a run, of an adapter, or of a model.
 
         Raises:
             UserError: when there is none.
         """
         model = model_directory(directory)
-        return cls(None, str(model)) if model else cls(adapter_directory(directory), base_model)
+        if model:
+            return cls(None, str(model), trust_template)
+        return cls(adapter_directory(directory), base_model, trust_template)
 
     def load(self, use_4bit: bool = False) -> Generator:
         """Loads the model; by default in 16 bits, which merging needs."""
-        return Generator.load(self.adapter, self.base_model, use_4bit=use_4bit, compile=False)
+        return Generator.load(
+            self.adapter,
+            self.base_model,
+            use_4bit=use_4bit,
+            compile=False,
+            trust_template=self.trust_template,
+        )
 
     @property
     def directory(self) -> Path:

@@ -116,6 +116,7 @@ class Generator:
         settings: GenerationSettings | None = None,
         max_attempts: int = 1,
         batch_size: int = DEFAULT_BATCH_SIZE,
+        trust_template: str | None = None,
     ) -> Generator:
         """Loads a model with its adapter, or with several.
 
@@ -130,11 +131,13 @@ class Generator:
             settings: how to sample.
             max_attempts: how often a document is generated, until it compiles.
             batch_size: documents that are decoded at the same time.
+            trust_template: class path of a prompt template whose module may be imported for the adapter. The templates
+                of this package, of plugins, and of modules that were imported before need no trust.
 
         Raises:
             UserError: when an adapter or model does not exist, or they do not fit.
         """
-        spec = resolve_model(adapter, base_model, use_4bit, merge, engine)
+        spec = resolve_model(adapter, base_model, use_4bit, merge, engine, trust_template)
         return cls.from_spec(
             spec, settings, (typesetter or Typesetter()) if compile else None, max_attempts, batch_size
         )

@@ -18,15 +18,15 @@ from typst_lit.data.prompts import PromptTemplate, ReportPrompt
 from typst_lit.errors import UserError
 from typst_lit.inference.decoder import BaseDecoder
 from typst_lit.inference.sampling import GenerationSettings
+from typst_lit.model.adapter_config import CONFIG_FILE, adapter_base
 from typst_lit.model.adapters import (
-    adapter_base,
     adapter_directory,
     adapter_key,
     adapter_template,
     check_adapter,
     load_adapter,
 )
-from typst_lit.model.backbones import PretrainedBackbone
+from typst_lit.model.backbones import PretrainedBackbone, model_location
 
 log = logging.getLogger(__name__)
 
@@ -85,6 +85,7 @@ def resolve_model(
     use_4bit: bool = True,
     merge: bool = False,
     engine: str = "builtin",
+    trust_template: str | None = None,
 ) -> ModelSpec:
     """Finds the adapters and their base model; see `Generator.load` for the arguments.
 
@@ -100,6 +101,8 @@ def resolve_model(
             f"{first}: the adapter does not name its base model." if first else "no model is named.",
             hint="Name one with `model.base_model`." if first else "Name an adapter (`model`) or a `model.base_model`.",
         )
+    if first and not base_model:
+        log.info("%s", describe_base_model(base, first))
     if merge and (len(adapters) != 1 or use_4bit):
         raise UserError(
             "merging needs a single adapter, and 16-bit weights: in 4 bits, the added weights would be lost.",
@@ -114,11 +117,13 @@ def resolve_model(
         trained_on = adapter_base(path)
         if trained_on and trained_on != base:
             log.warning("The adapter %s was trained on %s; it is loaded on %s.", path, trained_on, base)
-    templates: dict[str | None, PromptTemplate] = {name: _template(path) for name, path in adapters.items()}
+    templates: dict[str | None, PromptTemplate] = {
+        name: _template(path, trust_template) for name, path in adapters.items()
+    }
     if merge:
         templates = {None: next(iter(templates.values()))}
     # without an adapter, a fully fine-tuned or merged model may bring its template
-    templates = templates or {None: adapter_template(Path(base)) or ReportPrompt()}
+    templates = templates or {None: adapter_template(Path(base), trust_template) or ReportPrompt()}
     identity = model_identity(base, use_4bit, adapters, merge, engine)
     return ModelSpec(base, use_4bit, merge, engine, adapters, templates, identity)
 
@@ -136,8 +141,22 @@ def model_identity(
     }
 
 
-def _template(adapter: Path) -> PromptTemplate:
-    template = adapter_template(adapter)
+def describe_base_model(base_model: str, adapter: Path) -> str:
+    """Returns one line: which base model an adapter names, and where it is loaded from."""
+    origin = model_location(base_model)
+    location = {
+        "hub": f"it is downloaded from https://huggingface.co/{base_model}",
+        "cache": "it is in the cache of the Hugging Face hub",
+        "directory": "a directory of this machine",
+        "package": "it is part of typst_lit",
+    }[origin]
+    return (
+        f"{adapter / CONFIG_FILE} names the base model {base_model}: {location}. `model.base_model` chooses another one."
+    )
+
+
+def _template(adapter: Path, trust_template: str | None) -> PromptTemplate:
+    template = adapter_template(adapter, trust_template)
     if template is None:
         template = ReportPrompt()
         log.warning(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,11 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from typst_lit._compat.peft import add_adapter, load_saved_adapter
-from typst_lit.data.prompts import PromptTemplate, template_from
+from typst_lit.data.prompts import PromptTemplate, import_template, template_from
 from typst_lit.data.table import cache_key
 from typst_lit.errors import UserError
 from typst_lit.files import sha256
+from typst_lit.model.adapter_config import CONFIG_FILE, adapter_base, damaged, read_adapter_config, read_json
 from typst_lit.model.saving import CHECKSUMS, METADATA_FILE
 
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
@@ -27,7 +28,10 @@ TARGET_PRESETS: dict[str, list[str]] = {
     "attention+mlp": [*ATTENTION, "gate_proj", "up_proj", "down_proj"],
 }  # "all-linear" is PEFT's own: every linear layer but the head
 PISSA_HINT = "PiSSA starts from weights that are not quantized: use `model.use_4bit=false`."
-DAMAGED_HINT = "Copy the adapter's directory again, or use the `best` or `last` one next to it."
+# A configuration may ask for more values than the file has, for what is trained but not saved. Above this it would only
+# fill the memory.
+MAX_WEIGHTS_PER_SAVED_WEIGHT = 100
+MIN_WEIGHTS_THAT_COUNT = 100_000_000
 CONVERT_COMMAND = (  # weights_only: no code in the file is run
     'python -c "import torch, safetensors.torch as s; '
     "w = torch.load('{directory}/adapter_model.bin', weights_only=True); "
@@ -106,10 +110,13 @@ def load_adapter(
         UserError: when the directory contains no adapter in safetensors, or the adapter does not fit the base model.
     """
     path = adapter_directory(directory)
+    read_adapter_config(path)  # PEFT reads it again, without checks
     try:
         return load_saved_adapter(model, path, name, trainable)
-    except (RuntimeError, ValueError, TypeError, KeyError) as error:
-        reason = str(error).splitlines()[0]
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # PEFT checks few of the values in the configuration
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         if "PiSSA" in reason:
             raise UserError(f"{path}: {reason}", setting="model.adapter_path", hint=PISSA_HINT) from error
         raise _mismatch(path, str(model.config.name_or_path), f"PEFT says: {reason}") from error
@@ -128,25 +135,30 @@ def check_adapter(directory: Path, base: str, architecture: PretrainedConfig) ->
     """
     weights, metadata = directory / SAFETENSORS_WEIGHTS_NAME, directory / METADATA_FILE
     saved = _tensor_shapes(weights)
-    checksums = _read_json(metadata).get(CHECKSUMS) if metadata.is_file() else None
+    checksums = read_json(metadata).get(CHECKSUMS) if metadata.is_file() else None
+    if checksums is not None and not isinstance(checksums, list):
+        raise damaged(metadata, f"its {CHECKSUMS} is not a list")
     if checksums and sha256(weights) not in checksums:
-        raise _damaged(weights, "its bytes are not those that were saved")
-    _read_json(directory / "adapter_config.json")
-    try:
-        config = PeftConfig.from_pretrained(str(directory))
-        if config.peft_type is None:
-            raise ValueError("no peft_type")
-    except Exception as error:
-        raise _damaged(directory / "adapter_config.json", f"not a configuration that PEFT can load: {error}") from error
-    if not isinstance(config, LoraConfig):
-        return  # some of the other methods can't be built without the base model's weights
-    config.init_lora_weights = False  # the initial values make no difference to the shapes
+        raise damaged(weights, "its bytes are not those that were saved")
+    config = read_adapter_config(directory)
     config.base_model_name_or_path = None
+    if isinstance(config, LoraConfig):
+        config.init_lora_weights = False  # the initial values make no difference to the shapes
     try:
         with torch.device("meta"):
-            model = add_adapter(AutoModelForCausalLM.from_config(architecture), config)
-    except ValueError as error:  # it targets modules that the base model does not have
-        raise _mismatch(directory, base, str(error).splitlines()[0]) from error
+            base_model = AutoModelForCausalLM.from_config(copy.deepcopy(architecture))  # PEFT writes into it
+            num_base_weights = base_model.num_parameters()
+            model = add_adapter(base_model, config)
+    except Exception as error:
+        if not isinstance(config, LoraConfig):
+            return  # some of the other methods can't be built without the base model's weights
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        if isinstance(error, ValueError):  # it targets modules that the base model does not have
+            raise _mismatch(directory, base, reason) from error
+        raise damaged(directory / CONFIG_FILE, f"PEFT says: {type(error).__name__}: {reason}") from error
+    _check_size(directory, base, sum(map(math.prod, saved.values())), model.num_parameters() - num_base_weights)
+    if not isinstance(config, LoraConfig):
+        return
     state = get_peft_model_state_dict(model, save_embedding_layers=False)
     expected = {name: tuple(value.shape) for name, value in state.items()}
     mismatched = sorted(name for name in expected if expected[name] != saved.get(name)) or sorted(
@@ -167,8 +179,9 @@ def _mismatch(directory: Path, base: str, details: str) -> UserError:
     )
 
 
-def _damaged(path: Path, reason: object) -> UserError:
-    return UserError(f"{path}: is damaged ({reason}).", hint=DAMAGED_HINT)
+def _check_size(directory: Path, base: str, num_saved: int, num_expected: int) -> None:
+    if num_expected > max(MIN_WEIGHTS_THAT_COUNT, MAX_WEIGHTS_PER_SAVED_WEIGHT * num_saved):
+        raise _mismatch(directory, base, f"it asks for {num_expected:,} weights, and has {num_saved:,}")
 
 
 def _tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
@@ -176,17 +189,7 @@ def _tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
         with safe_open(path, "pt") as file:
             return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise _damaged(path, error) from error
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise _damaged(path, error) from error
-    if not isinstance(content, dict):
-        raise _damaged(path, "it is not a JSON object")
-    return content
+        raise damaged(path, error) from error
 
 
 def adapter_directory(directory: str | Path) -> Path:
@@ -227,22 +230,14 @@ def model_directory(directory: str | Path) -> Path | None:
 
 def load_adapter_config(directory: str | Path) -> PeftConfig:
     """Returns the configuration of a saved adapter, as one to be trained."""
-    config = PeftConfig.from_pretrained(str(adapter_directory(directory)))
+    config = read_adapter_config(adapter_directory(directory))
     config.inference_mode = False
     return config
 
 
-def adapter_base(directory: Path) -> str | None:
-    """Returns the name of the base model that an adapter was trained on, if its configuration has it."""
-    try:
-        return _read_json(directory / "adapter_config.json").get("base_model_name_or_path")
-    except UserError:
-        return None
-
-
 def plain_lora_rank(directory: Path) -> int | None:
     """Returns the rank of a saved LoRA adapter; None for other adapters, DoRA, or one with fully trained modules."""
-    config = PeftConfig.from_pretrained(str(directory))
+    config = read_adapter_config(directory)
     if not isinstance(config, LoraConfig) or config.use_dora or config.modules_to_save:
         return None
     return max([config.r, *(config.rank_pattern or {}).values()])
@@ -254,16 +249,26 @@ def adapter_key(directory: Path) -> str:
     return cache_key(str(directory), weights.st_size, weights.st_mtime_ns)
 
 
-def adapter_template(directory: Path) -> PromptTemplate | None:
-    """Returns the prompt template that an adapter was trained with, if it was saved by this package."""
+def adapter_template(directory: Path, trust_template: str | None = None) -> PromptTemplate | None:
+    """Returns the prompt template that an adapter was trained with, if it was saved by this package.
+
+    Args:
+        directory: of the adapter, or of a model that was trained or merged.
+        trust_template: class path of a template whose module may be imported. Nothing else is.
+
+    Raises:
+        UserError: when the template can't be created.
+    """
+    if trust_template:
+        import_template(trust_template)
     file = directory / METADATA_FILE
     if not file.is_file():
         return None
     try:
-        return template_from(json.loads(file.read_text("utf-8"))["template"])
-    except (ValueError, KeyError, TypeError) as error:
-        hint = "Copy the adapter's directory again, or set `data.template`."
-        raise UserError(f"{file}: is damaged ({error}).", hint=hint) from error
+        return template_from(read_json(file).get("template"))
+    except UserError as error:
+        hint = error.hint or "Copy the adapter's directory again, or train with `data.template`."
+        raise UserError(f"{file}: {error.problem}", hint=hint) from error
 
 
 def has_adapter(model: nn.Module) -> bool:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from bitsandbytes.nn import Linear4bit
-from huggingface_hub import snapshot_download
+from huggingface_hub import snapshot_download, try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -161,6 +162,22 @@ def path_or_name(name: str) -> str:
     'Qwen/Qwen3-1.7B'
     """
     return str(files("typst_lit") / BUILT_IN[name]) if name in BUILT_IN else name
+
+
+def model_location(name: str) -> Literal["package", "directory", "cache", "hub"]:
+    """Returns where a base model is: in this package, a directory, the hub's cache on this machine, or on the hub only.
+
+    >>> model_location("typst-nano")
+    'package'
+    """
+    if name in BUILT_IN:
+        return "package"
+    if Path(name).expanduser().is_dir():
+        return "directory"
+    try:
+        return "cache" if isinstance(try_to_load_from_cache(name, "config.json"), str) else "hub"
+    except HFValidationError:
+        return "hub"
 
 
 class PretrainedBackbone(Backbone):

@@ -28,8 +28,8 @@ from typst_lit.model.activation_checkpointing import (
     enable_activation_checkpointing,
     resolve_policy,
 )
+from typst_lit.model.adapter_config import adapter_base
 from typst_lit.model.adapters import (
-    adapter_base,
     adapter_directory,
     adapter_template,
     attach_adapter,
@@ -71,6 +71,8 @@ class TypstModule(LightningModule):
         revision: branch, tag or commit on the hub.
         use_4bit: load the linear layers in 4 bits (NF4, double quantization); else in 16 (32 on the CPU).
         trust_remote_code: run code that a hub repository brings. Off unless you have read it.
+        trust_template: class path of the prompt template that ``adapter_path`` was trained with, if it is neither part
+            of typst_lit nor of a plugin: the module is imported. Nothing else that an adapter names is.
         backbone: another way to load the base model.
         adapter: any PEFT config; null trains all weights, which needs use_4bit false. Target modules are a list of
             names, or one of the presets attention, attention+mlp, all-linear.
@@ -104,6 +106,7 @@ class TypstModule(LightningModule):
         revision: str | None = None,
         use_4bit: bool = True,
         trust_remote_code: bool = False,
+        trust_template: str | None = None,
         backbone: Backbone = lazy_instance(PretrainedBackbone),
         adapter: PeftConfig | None = lazy_instance(
             LoraConfig, r=16, lora_alpha=32, lora_dropout=0.05, target_modules="attention"
@@ -143,6 +146,7 @@ class TypstModule(LightningModule):
         self.revision = revision
         self.use_4bit = use_4bit
         self.trust_remote_code = trust_remote_code
+        self.trust_template = trust_template
         self.backbone = backbone
         self.adapter = adapter
         self.adapter_path = adapter_path
@@ -174,7 +178,9 @@ class TypstModule(LightningModule):
     @cached_property
     def adapter_template(self) -> PromptTemplate | None:
         """The prompt template that the adapter in use was trained with."""
-        return adapter_template(adapter_directory(self.adapter_path)) if self.adapter_path else None
+        if not self.adapter_path:
+            return None
+        return adapter_template(adapter_directory(self.adapter_path), self.trust_template)
 
     @property
     def is_sharded(self) -> bool:
