@@ -43,7 +43,7 @@ def load_plugins() -> list[str]:
 
 
 def allow_local_modules(args: Iterable[str]) -> bool:
-    """Lets Python import from the working directory if a command line, or a YAML file that it names, names a class there.
+    """Lets Python import from the working directory if a command line, or a YAML file in it, names a class there.
 
     Otherwise nothing is imported from it: it may be the directory of an adapter that was downloaded. Installed packages
     take precedence.

@@ -146,12 +146,12 @@ def registered_templates() -> dict[str, type[PromptTemplate]]:
     True
     """
     templates: dict[str, type[PromptTemplate]] = {}
-    pending: list[type[PromptTemplate]] = [PromptTemplate]
+    pending = PromptTemplate.__subclasses__()
     while pending:
+        template_class = pending.pop(0)
         # A notebook cell that is run again defines its class again: the last one counts.
-        for template_class in pending.pop().__subclasses__():
-            templates[_class_path(template_class)] = template_class
-            pending.append(template_class)
+        templates[_class_path(template_class)] = template_class
+        pending += template_class.__subclasses__()
     return templates
 
 

@@ -44,9 +44,7 @@ class TrainedModel:
     trust_template: str | None = None
 
     @classmethod
-    def find(
-        cls, directory: str, base_model: str | None = None, trust_template: str | None = None
-    ) -> TrainedModel:
+    def find(cls, directory: str, base_model: str | None = None, trust_template: str | None = None) -> TrainedModel:
         """Returns the trained model in the directory of a run, of an adapter, or of a model.
 
         Raises:

@@ -150,9 +150,8 @@ def describe_base_model(base_model: str, adapter: Path) -> str:
         "directory": "a directory of this machine",
         "package": "it is part of typst_lit",
     }[origin]
-    return (
-        f"{adapter / CONFIG_FILE} names the base model {base_model}: {location}. `model.base_model` chooses another one."
-    )
+    source = f"{adapter / CONFIG_FILE} names the base model {base_model}"
+    return f"{source}: {location}. `model.base_model` chooses another one."
 
 
 def _template(adapter: Path, trust_template: str | None) -> PromptTemplate:

@@ -1,4 +1,4 @@
-"""Reading ``adapter_config.json``, which may come from a stranger.
+"""Reading ``adapter_config.json``, which may be hostile.
 
 PEFT passes names in it to ``re``, and some of its settings load models and files, or copy layers. So names must be
 plain, and those settings are refused, before PEFT reads the file.
