@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from typst_lit.errors import plural
-from typst_lit.typesetting.results import CompileResult, Diagnostic, line_start
+from typst_lit.typesetting.results import CompileResult, line_start
+from typst_lit.typesetting.syntax import START, advance, closers
 from typst_lit.typesetting.typesetter import Typesetter
 
 MAX_REPAIRS = 12  # per document
@@ -21,7 +22,7 @@ MARKS = {
     "unclosed label": "<",
     "unexpected closing bracket": "]",
 }
-CLOSERS = {"(": ")", "[": "]", "{": "}", '"': '"', "$": "$"}
+CLOSING_BRACKETS = {"(": ")", "[": "]", "{": "}"}
 SYNTAX_ERROR = re.compile(r"unclosed|unexpected|expected|invalid|the character")
 WORDS_ONLY = re.compile(r"[\w\s,.;:'-]*")
 
@@ -133,9 +134,9 @@ def _candidate_edits(result: CompileResult, cut_off: bool) -> Iterator[Edit]:
     for error, position in located[:MAX_ERRORS_TRIED]:
         yield from _escapes(source, position, error.message)
     if cut_off:
-        yield from _close_at_end(source, located)
+        yield from _close_at_end(source)
     for error, position in reversed(located):  # the innermost first
-        if error.message == "unclosed delimiter" and source[position : position + 1] in ("(", "[", "{"):
+        if error.message == "unclosed delimiter" and source[position : position + 1] in CLOSING_BRACKETS:
             yield from _close_early(source, position)
     if cut_off:
         yield from _remove_end(source)
@@ -178,24 +179,15 @@ def _math_as_text(source: str, position: int) -> Iterator[Edit]:
         yield Edit(position, position + len(word[0]), f'"{word[0]}"', f"quoted {word[0]} in the formula")
 
 
-def _close_at_end(source: str, errors: Sequence[tuple[Diagnostic, int]]) -> Iterator[Edit]:
-    """Yields edits that close everything that is open at the end of the source, the innermost first."""
-    unclosed = [
-        position for error, position in errors if error.message.startswith("unclosed") and position < len(source)
-    ]
-    if not unclosed:
-        return
-    closers = ""
-    for position in sorted(unclosed, reverse=True):
-        fence = re.match(r"`{3,}", source[position:])
-        closers += "\n" + fence[0] if fence else CLOSERS.get(source[position], source[position])
+def _close_at_end(source: str) -> Iterator[Edit]:
+    """Yields edits that close everything that is open at the end of the source."""
     body = source.rstrip()
-    description = f"closed what was open at the end: {closers.strip()}"
-    yield Edit(len(body), len(source), closers, description)
     # An argument without a value, such as `caption: ` or `columns`, is removed.
     incomplete = re.search(r"[,(]\s*[\w-]*:?\s*$", body)
-    if incomplete:
-        yield Edit(incomplete.start() + 1, len(source), closers, description)
+    for end in (len(body), *([incomplete.start() + 1] if incomplete else [])):
+        state = advance(START, body[:end])
+        if state is not None and (closing := closers(state)):
+            yield Edit(end, len(source), closing, f"closed what was open at the end: {closing.strip()}")
 
 
 def _close_early(source: str, position: int) -> Iterator[Edit]:
@@ -205,7 +197,7 @@ def _close_early(source: str, position: int) -> Iterator[Edit]:
     for pattern in (r"(?=,?[ \t]*(\n|$))", r"(?=,?\s*(\n[ \t]*\n|$))"):
         end = re.compile(pattern).search(source, position + 1)
         if end and end.start() > position + 1:
-            yield Edit(end.start(), end.start(), CLOSERS[bracket], f"closed the {bracket} of line {line}")
+            yield Edit(end.start(), end.start(), CLOSING_BRACKETS[bracket], f"closed the {bracket} of line {line}")
 
 
 def _remove_end(source: str) -> Iterator[Edit]:
