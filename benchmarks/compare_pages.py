@@ -11,10 +11,13 @@ import argparse
 import io
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from PIL import Image, ImageDraw
 
+from benchmarks.harness import OUTPUT_HINT
+from typst_lit.manifest import check_output, write_output
 from typst_lit.typesetting.typesetter import Typesetter
 
 PPI = 60.0
@@ -50,7 +53,9 @@ def main() -> None:
     parser.add_argument("runs", type=Path, nargs="+", help="run directories of `typst-lit test`")
     parser.add_argument("--record", type=int, default=0, help="index of the record in the data")
     parser.add_argument("--pages", type=int, default=2, help="maximum number of pages per run")
+    parser.add_argument("--overwrite", action="store_true", help="replace an image that another program wrote")
     args = parser.parse_args()
+    check_output(args.output, args.overwrite, hint=OUTPUT_HINT)
     strips = []
     with Typesetter() as typesetter:
         for run in args.runs:
@@ -60,8 +65,7 @@ def main() -> None:
             pages = [Image.open(io.BytesIO(page)).convert("RGB") for page in result.pages[: args.pages]]
             title = f"{run.name}: {result.error or 'compiles'}"
             strips.append(strip(title, pages or [Image.new("RGB", (500, 700), PAPER)]))
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    side_by_side(strips).save(args.output, optimize=True)
+    write_output(args.output, partial(side_by_side(strips).save, format="PNG", optimize=True), args.overwrite)
     print(args.output)
 
 

@@ -149,11 +149,11 @@ def main(argv: Sequence[str]) -> None:
         for name in ("bare", "first", "again"):
             result[name] = run_trial("benchmarks.data", {"trial": name, **options}, env)
             print(name, result[name], file=sys.stderr)
-            write_json(args.output.with_suffix(".json"), result)
+            write_json(args.output.with_suffix(".json"), result, args.overwrite)
         result["cache_gib"] = sum(path.stat().st_size for path in Path(cache).rglob("*") if path.is_file()) / GIB
     if all("records_per_s" in result[name] for name in ("bare", "first")):
         result["to_bare"] = result["first"]["records_per_s"] / result["bare"]["records_per_s"]
-    write_json(args.output.with_suffix(".json"), result)
+    write_json(args.output.with_suffix(".json"), result, args.overwrite)
     print(json.dumps(result, indent=2))
 
 

@@ -213,7 +213,7 @@ def main() -> None:
         for key, value in vars(args).items()
         if key != "output"
     }
-    results = ResultFile(args.output, arguments=arguments)
+    results = ResultFile(args.output, args.overwrite, arguments=arguments)
     passes = PassCounter(generator.model)
     expected = methods.transformers_generate(1)
     trials: list[Trial | dict[str, Any]] = []

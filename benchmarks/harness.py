@@ -16,6 +16,9 @@ from typing import Any
 
 import torch
 
+from typst_lit.manifest import check_output, write_output
+
+OUTPUT_HINT = "Use another output, or --overwrite to replace it."
 GIB = 2**30
 RESULT = "trial result: "  # starts the line of a process's output that has its result
 
@@ -87,30 +90,36 @@ class ResultFile:
 
     Args:
         output: path of the file; its suffix becomes ``.json``.
+        overwrite: whether to replace a file of the user.
         header: what describes all trials.
+
+    Raises:
+        UserError: when the file belongs to the user.
     """
 
-    def __init__(self, output: Path, **header: Any) -> None:
+    def __init__(self, output: Path, overwrite: bool = False, **header: Any) -> None:
         self.path = output.with_suffix(".json")
+        check_output(self.path, overwrite, hint=OUTPUT_HINT)
+        self.overwrite = overwrite
         self.header = {**environment(), **header}
         self.trials: list[dict[str, Any]] = []
 
     def add(self, trial: dict[str, Any]) -> None:
         """Appends a trial."""
         self.trials.append(trial)
-        write_json(self.path, {**self.header, "trials": self.trials})
+        write_json(self.path, {**self.header, "trials": self.trials}, self.overwrite)
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Writes indented JSON, and the directory that it belongs into."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=2) + "\n", "utf-8")
+def write_json(path: Path, content: Any, overwrite: bool = False) -> None:
+    """Writes indented JSON, and the directory that it belongs into; see `write_output` of typst_lit."""
+    write_output(path, (json.dumps(content, indent=2) + "\n").encode(), overwrite, hint=OUTPUT_HINT)
 
 
 def argument_parser(description: str | None) -> argparse.ArgumentParser:
     """Returns a parser with a benchmark's docstring as its help, and the result file as its first argument."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output", type=Path, help="result file, without its suffix")
+    parser.add_argument("--overwrite", action="store_true", help="replace files that another program wrote")
     return parser
 
 

@@ -89,7 +89,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--repeats", type=int, default=3)
     args = parser.parse_args(argv)
     options = {key: value for key, value in vars(args).items() if key != "output"}
-    results = ResultFile(args.output, arguments=options)
+    results = ResultFile(args.output, args.overwrite, arguments=options)
     print("| | seconds | GiB above the inputs | loss | gradient norm |\n|---|---|---|---|---|")
     for implementation in IMPLEMENTATIONS:
         result = run_trial("benchmarks.losses", {**options, "implementation": implementation})

@@ -15,6 +15,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ import torch
 
 from benchmarks.harness import (
     GIB,
+    OUTPUT_HINT,
     ResultFile,
     add_fit_arguments,
     argument_parser,
@@ -32,6 +34,7 @@ from benchmarks.harness import (
     limit_memory,
     run_trial,
 )
+from typst_lit.manifest import write_output
 
 GUIDE_GB = {(1, 2048): "6", (2, 2048): "8", (4, 2048): "12", (8, 2048): "out of memory", (1, 4096): "20"}
 NUM_STEPS = 3
@@ -101,7 +104,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+def draw(rows: Sequence[Mapping[str, Any]], path: Path, overwrite: bool) -> None:
     """Draws measured against predicted peaks."""
     figure, axes = plt.subplots(figsize=(6, 5), layout="constrained")
     measured = [row for row in rows if "allocated" in row]
@@ -112,7 +115,7 @@ def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     axes.plot([0, maximum], [0, maximum], color="gray", linewidth=0.8)
     axes.set(xlabel="predicted GiB", ylabel="measured GiB")
     axes.legend()
-    figure.savefig(path, dpi=100)
+    write_output(path, partial(figure.savefig, dpi=100), overwrite, hint=OUTPUT_HINT)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -121,12 +124,12 @@ def main(argv: Sequence[str]) -> None:
     parser = argument_parser(__doc__)
     add_fit_arguments(parser, batch=[1, 2, 4, 8, 16], policy=["full"])
     args = parser.parse_args(argv)
-    results = ResultFile(args.output)
+    results = ResultFile(args.output, args.overwrite)
     for options in fit_options(args):
         result = run_trial("benchmarks.memory", options)
         results.add({**options, "model": Path(args.model).name, **predicted(options), **result})
         print(table(results.trials[-1:]).splitlines()[-1], flush=True)
-    draw(results.trials, args.output.with_suffix(".png"))
+    draw(results.trials, args.output.with_suffix(".png"), args.overwrite)
     print("\n" + table(results.trials))
 
 

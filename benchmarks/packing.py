@@ -70,7 +70,7 @@ def main() -> None:
     values = [row.value for row in FileSource(args.pairs).rows()]
     encoder = Encoder(AutoTokenizer.from_pretrained(args.tokenizer), ReportPrompt())
     encoded = encoder.encode([value["input"] for value in values], [value["output"] for value in values])
-    results = ResultFile(args.output)
+    results = ResultFile(args.output, args.overwrite)
     for capacity in args.capacity:
         examples = [
             Example.from_ids(ids, prompt_length)

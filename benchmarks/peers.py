@@ -291,7 +291,7 @@ def main(argv: Sequence[str]) -> None:
     options = {key: value for key, value in vars(args).items() if key not in ("output", "runs", "trainers")}
     options["scratch"] = str(args.output.parent / f"{args.output.name}-scratch")
     arguments = {key: value for key, value in options.items() if key not in ("path", "model", "scratch")}
-    results = ResultFile(args.output, arguments=arguments)
+    results = ResultFile(args.output, args.overwrite, arguments=arguments)
     for run in range(args.runs):
         for name in args.trainers:
             env = {} if name == "typst_lit" else {"THP_MEM_ALLOC_ENABLE": "0"}  # the default of torch

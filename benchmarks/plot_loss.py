@@ -8,12 +8,15 @@ writes OUTPUT.csv (run, step, train_loss) and OUTPUT.png. Consecutive runs are d
 from __future__ import annotations
 
 import csv
+import io
+from functools import partial
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from benchmarks.harness import argument_parser
+from benchmarks.harness import OUTPUT_HINT, argument_parser
+from typst_lit.manifest import check_output, write_output
 
 STEPS_PER_POINT = 10
 
@@ -33,21 +36,24 @@ def main() -> None:
     parser = argument_parser(__doc__)
     parser.add_argument("runs", type=Path, nargs="+", help="run directories, in the order of training")
     args = parser.parse_args()
-    args.output.parent.mkdir(parents=True, exist_ok=True)
+    table_path, plot_path = args.output.with_suffix(".csv"), args.output.with_suffix(".png")
+    for path in (table_path, plot_path):
+        check_output(path, args.overwrite, hint=OUTPUT_HINT)
     figure, axes = plt.subplots(figsize=(8, 4), layout="constrained")
     previous_steps = 0
-    with args.output.with_suffix(".csv").open("w", newline="") as stream:
-        table = csv.writer(stream)
-        table.writerow(["run", "step", "train_loss"])
-        for run in args.runs:
-            curve = loss_curve(run)
-            table.writerows((run.name, step, f"{loss:.4f}") for step, loss in curve)
-            axes.plot([previous_steps + step for step, _ in curve], [loss for _, loss in curve], label=run.name)
-            previous_steps += curve[-1][0]
+    text = io.StringIO(newline="")
+    table = csv.writer(text)
+    table.writerow(["run", "step", "train_loss"])
+    for run in args.runs:
+        curve = loss_curve(run)
+        table.writerows((run.name, step, f"{loss:.4f}") for step, loss in curve)
+        axes.plot([previous_steps + step for step, _ in curve], [loss for _, loss in curve], label=run.name)
+        previous_steps += curve[-1][0]
+    write_output(table_path, text.getvalue().encode(), args.overwrite)
     axes.set(xlabel="step", ylabel="train_loss", yscale="log")
     axes.grid(alpha=0.3)
     axes.legend()
-    figure.savefig(args.output.with_suffix(".png"), dpi=100)
+    write_output(plot_path, partial(figure.savefig, dpi=100), args.overwrite)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ sizes of the loaded weights and of the files.
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 import threading
 import time
@@ -23,6 +22,7 @@ import torch
 from safetensors.torch import save_file
 
 from benchmarks.harness import GIB, argument_parser, environment, is_trial, run_trial, write_json
+from typst_lit.files import atomic_write
 
 NUM_LAYERS, HIDDEN_SIZE, FFN_SIZE, NUM_HEADS, VOCAB_SIZE = 24, 2048, 5504, 16, 151_936
 LAYERS_PER_SHARD = 6
@@ -67,8 +67,8 @@ def random_layer(prefix: str) -> dict[str, torch.Tensor]:
 def write_checkpoint(directory: Path, vocabulary: Path) -> None:
     """Writes the checkpoint, shard by shard."""
     directory.mkdir(parents=True)
-    shutil.copy(vocabulary, directory / "qwen.tiktoken")
-    (directory / "config.json").write_text(json.dumps(CONFIG))
+    atomic_write(directory / "qwen.tiktoken", vocabulary.read_bytes())
+    atomic_write(directory / "config.json", json.dumps(CONFIG).encode())
     weight_map: dict[str, str] = {}
     num_shards = NUM_LAYERS // LAYERS_PER_SHARD
     for index in range(num_shards):
@@ -83,7 +83,8 @@ def write_checkpoint(directory: Path, vocabulary: Path) -> None:
         name = f"model-{index + 1:05d}-of-{num_shards:05d}.safetensors"
         save_file(shard, directory / name, {"format": "pt"})
         weight_map |= dict.fromkeys(shard, name)
-    (directory / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    index = {"metadata": {}, "weight_map": weight_map}
+    atomic_write(directory / "model.safetensors.index.json", json.dumps(index).encode())
 
 
 def private_memory() -> int:
@@ -136,7 +137,7 @@ def main(argv: Sequence[str]) -> None:
         write_checkpoint(args.checkpoint, args.tokenizer / "qwen.tiktoken")
     result = run_trial("benchmarks.qwen1", {"checkpoint": str(args.checkpoint), "use_4bit": args.use_4bit})
     result = {**environment(), "use_4bit": args.use_4bit, **result}
-    write_json(args.output.with_suffix(".json"), result)
+    write_json(args.output.with_suffix(".json"), result, args.overwrite)
     print(json.dumps(result, indent=2))
 
 

@@ -80,7 +80,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--steps", type=int, default=8)
     args = parser.parse_args(argv)
-    results = ResultFile(args.output)
+    results = ResultFile(args.output, args.overwrite)
     baseline: float | None = None  # tokens per second and rank of the first world size
     for world_size in args.world_size:
         options = {

@@ -130,7 +130,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--peft-lora", action="store_true", help="PEFT's LoRA forward pass, for comparison")
     parser.add_argument("--steps", type=int, default=10)
     args = parser.parse_args(argv)
-    results = ResultFile(args.output)
+    results = ResultFile(args.output, args.overwrite)
     print(
         "| batch | length | documents per row | weights | checkpointing | tokens/s | share | forward, backward, rest |"
     )

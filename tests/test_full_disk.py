@@ -38,6 +38,8 @@ def disk(tmp_path) -> Iterator[Callable[..., Path]]:
         pass
 
 
+# TensorBoard's writer runs in a thread of its own, which ends when the disk is full
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 @pytest.mark.parametrize("kib", [8, 60, 150, 220, 300])
 def test_a_fit_on_a_full_disk(run, fit_args, disk, kib) -> None:
     """The disk is full when the settings, the curves, the adapter or a checkpoint are written."""
@@ -47,7 +49,6 @@ def test_a_fit_on_a_full_disk(run, fit_args, disk, kib) -> None:
     assert sum(line.startswith("error:") for line in result.err.splitlines()) == 1 and "space" in result.err
 
 
-# TensorBoard's writer runs in a thread of its own, which ends when the disk is full
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_what_was_saved_before_the_disk_was_full_is_intact(run, fit_args, disk) -> None:
     root = disk("size=100m")

@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from tests.cli.test_fit import callback, same
+from typst_lit.files import TEMPORARY_PREFIX
 
 KILLS = 50
 EPOCHS = 120  # of 4 steps: more than the killed runs complete
@@ -62,8 +63,9 @@ def fit_and_kill(args: list[object], moment: str, generator: random.Random, dire
         time.sleep(generator.uniform(0, 0.6))
     if moment == "save":
         deadline = time.monotonic() + 1
-        while not list(directory.glob(".0*")) and process.poll() is None and time.monotonic() < deadline:
-            pass
+        while process.poll() is None and time.monotonic() < deadline:
+            if any(directory.glob(f"{TEMPORARY_PREFIX}*")):
+                break
     process.send_signal(signal.SIGKILL)
     process.wait()
     listener.join()
@@ -91,7 +93,7 @@ def test_fifty_kills_change_nothing(run, fit_args, tmp_path, other_filesystem) -
         assert "Traceback" not in stderr and "error:" not in stderr, stderr
         num_resumed += "Resuming after step" in stderr
         incomplete = [path for path in directory.glob("[0-9]*.ckpt") if not path.with_suffix(".json").is_file()]
-        num_unfinished += bool(incomplete or list(directory.glob(".0*")))
+        num_unfinished += bool(incomplete or list(directory.glob(f"{TEMPORARY_PREFIX}*")))
     last = run(*args, "--ckpt_path", "last", *callback("RecordOrder", path=tmp_path / "order-2"))
     assert last.status == 0 and num_resumed > KILLS // 2, last.err
     step = int(last.err.split("Resuming after step ")[1].split(",")[0])

@@ -9,12 +9,13 @@ import argparse
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from benchmarks.nano.chapters import COPY_OFFICE, Chapter, Paragraph, copy_task, make_chapter, random_writer
 from benchmarks.nano.random_styles import random_department, random_style
 from benchmarks.nano.styles import DEPARTMENTS, department_style, escape
 from typst_lit.data.sources import RecordSource, Row
+from typst_lit.manifest import write_output
 
 VERSION = 2  # increase it when a seed gives different pairs than before
 
@@ -85,11 +86,15 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--unseen", action="store_true", help="use the words that are held out of training")
+    parser.add_argument("--overwrite", action="store_true", help="replace a file that another program wrote")
     args = parser.parse_args()
     source = SyntheticReports(args.count, args.seed, unseen=args.unseen)
-    with args.output.open("w", encoding="utf-8") as stream:
+
+    def write(stream: BinaryIO) -> None:
         for row in source.rows():
-            stream.write(json.dumps(row.value, ensure_ascii=False) + "\n")
+            stream.write(json.dumps(row.value, ensure_ascii=False).encode() + b"\n")
+
+    write_output(args.output, write, args.overwrite, hint="Use another output, or --overwrite to replace it.")
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from typst_lit.callbacks.checkpoint_files import (
     next_path,
 )
 from typst_lit.errors import UserError
+from typst_lit.manifest import MANIFEST_NAME
 
 SAVER = """
 import sys, torch
@@ -108,14 +109,15 @@ def test_a_full_disk_keeps_the_previous_checkpoint_and_says_so(tmp_path) -> None
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
         signal.signal(signal.SIGXFSZ, ignored)
     assert newest_intact(tmp_path) == (old, [])
-    assert {file.name for file in tmp_path.iterdir()} == {old.name, old.with_suffix(".json").name, LAST}
+    names = {file.name for file in tmp_path.iterdir()}
+    assert names == {old.name, old.with_suffix(".json").name, LAST, MANIFEST_NAME}
 
 
 def test_the_newest_are_kept_and_so_are_their_copies(tmp_path) -> None:
     for step in range(1, 6):
-        path = save(tmp_path / "run", step)
+        path = save(tmp_path / "run", step, run_id="run a")
         keep_newest(tmp_path / "run", 2)
-        copy_checkpoint(path, tmp_path / "drive", 1)
+        copy_checkpoint(path, tmp_path / "drive", 1, "run a")
     assert [path.name for path in sorted((tmp_path / "run").glob("0*.ckpt"))] == [
         "00004-step-4.ckpt",
         "00005-step-5.ckpt",
@@ -123,7 +125,7 @@ def test_the_newest_are_kept_and_so_are_their_copies(tmp_path) -> None:
     assert (tmp_path / "run" / LAST).resolve() == path
     copied, errors = newest_intact(tmp_path / "drive")
     assert copied is not None and copied.read_bytes() == path.read_bytes() and not errors
-    assert len(list((tmp_path / "drive").iterdir())) == 2
+    assert len(list((tmp_path / "drive").glob("[0-9]*"))) == 2
 
 
 def test_a_checkpoint_that_would_run_code_is_rejected(tmp_path) -> None:

@@ -7,10 +7,14 @@ def test_files_and_directories_are_compiled_to_pdfs(tmp_path, run) -> None:
     (tmp_path / "bad.pdf").write_text("of an earlier source")
     result = run("compile", tmp_path, "--ppi", 72)
     assert result.status == 1 and (tmp_path / "good.pdf").read_bytes().startswith(b"%PDF")
-    assert not (tmp_path / "bad.pdf").exists() and (tmp_path / "good-1.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "bad.pdf").read_text() == "of an earlier source"
+    assert (tmp_path / "good-1.png").read_bytes().startswith(b"\x89PNG")
     assert "good.pdf: 1 page, with placeholder images for a.png" in result.out
     assert "bad.typ: no PDF: error: line 1, column 2: unknown variable: bad" in result.out
-    assert "1 of 2 documents compiled" in result.out and "1 of 2 documents have no PDF" in result.err
+    assert f"({tmp_path / 'bad.pdf'} is of an earlier version; it was not changed)" in result.out
+    assert (
+        "1 of 2 documents compiled" in result.out and "1 of 2 documents could not be compiled or written" in result.err
+    )
     assert run("compile", tmp_path / "good.typ").status == 0
 
 
@@ -32,3 +36,31 @@ def test_typesetting_options_are_applied(tmp_path, run) -> None:
         result = run("compile", tmp_path, flag, 3)
         assert result.status == 1 and "6 pages" in result.out and "3" in result.out
     assert "typesetting.timeout_s" in run("compile", tmp_path, "--typesetting.timeout_s", 0).err
+
+
+def test_files_of_the_user_are_neither_deleted_nor_written_through(tmp_path, run) -> None:
+    directory = tmp_path / "documents"
+    directory.mkdir()
+    precious = tmp_path / "precious.txt"
+    precious.write_text("precious")
+    (directory / "thesis.typ").write_text('#import "@preview/cetz:0.3.0"')
+    (directory / "thesis.pdf").write_bytes(b"%PDF of the user's own compiler")
+    (directory / "ok.typ").write_text("= OK")
+    (directory / "ok.pdf").symlink_to("../precious.txt")
+    result = run("compile", directory)
+    assert result.status == 1 and "1 of 2 documents compiled" in result.out
+    assert (directory / "thesis.pdf").read_bytes() == b"%PDF of the user's own compiler"
+    assert precious.read_text() == "precious"
+    assert not (directory / "ok.pdf").is_symlink() and (directory / "ok.pdf").read_bytes().startswith(b"%PDF-1")
+
+
+def test_images_of_the_user_are_replaced_only_on_request(tmp_path, run) -> None:
+    (tmp_path / "a.typ").write_text("= A\n#pagebreak()\n= B")
+    (tmp_path / "a-2.png").write_bytes(b"mine")
+    refused = run("compile", tmp_path, "--ppi", 20)
+    assert refused.status == 1 and "a-2.png: already exists" in refused.out and "--overwrite" in refused.out
+    assert (tmp_path / "a-2.png").read_bytes() == b"mine" and not (tmp_path / "a-1.png").exists()
+    assert not (tmp_path / "a.pdf").exists()
+    assert run("compile", tmp_path, "--ppi", 20, "--overwrite").status == 0
+    assert (tmp_path / "a-2.png").read_bytes().startswith(b"\x89PNG")
+    assert run("compile", tmp_path, "--ppi", 20).status == 0  # now they are of this program

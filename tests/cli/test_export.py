@@ -80,7 +80,7 @@ def test_gguf_is_loaded_again_and_generates_the_same(run, able_adapter, able_pai
     assert "FROM ./model.gguf" in modelfile and "{{ .Prompt }}" in modelfile and "num_ctx 8192" in modelfile
     size = (out / "model.gguf").stat().st_size
     assert (size < 9e6) == (weights_type == "q8_0")
-    assert {path.name for path in out.iterdir()} == {"model.gguf", "Modelfile"}
+    assert {path.name for path in out.iterdir()} == {"model.gguf", "Modelfile", ".typst-lit-manifest.jsonl"}
 
 
 SHAPE = {

@@ -54,7 +54,7 @@ def test_a_fit_writes_every_file_it_promises(run, fit_args, tmp_path) -> None:
         } <= files
     card = (directory / "adapter/best/README.md").read_text()
     assert "val_loss" in card and "4-bit NF4" in card and str(fit_args[4]) in card
-    assert not list((directory / "adapter").glob(".*")) and not list((directory / "checkpoints").glob(".*"))
+    assert not list(directory.rglob(".typst-lit-tmp-*")) and not list(directory.rglob(".typst-lit-lock"))
     for words in ("Held out", "parameters are trained", "Memory, peak of each phase", "backward", "Learning curve"):
         assert words in result.err
     assert "step 8/8" in result.err and "train_loss" in result.err and "tokens_per_s" in result.err

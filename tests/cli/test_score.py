@@ -77,6 +77,10 @@ def test_no_input_is_overwritten_and_no_document_gets_the_reference_of_another(t
     report.write_text(results.read_text())
     refused = run("score", report, "--references", SAMPLES)
     assert refused.status == 1 and "--output-dir" in refused.err and report.read_text() == results.read_text()
+    refused = run("score", results, "--references", SAMPLES)  # the report of another tool
+    assert refused.status == 1 and "--overwrite" in refused.err and "--output-dir" in refused.err
+    assert report.read_text() == results.read_text()
+    report.unlink()
     items = [{"input": pair["input"], "output": pair["output"]} for pair in pairs[::-1]]
     del items[0]["input"]
     mixed = tmp_path / "mixed.json"

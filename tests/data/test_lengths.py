@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 
 import numpy as np
@@ -30,4 +31,4 @@ def test_drawing_without_matplotlib_names_the_extra(tmp_path, monkeypatch) -> No
     for name in [name for name in sys.modules if name.startswith("matplotlib.")]:
         monkeypatch.delitem(sys.modules, name)
     with pytest.raises(UserError, match=r"typst-lit\[plot\]"):
-        REPORT.draw(tmp_path / "lengths.png")
+        REPORT.draw(io.BytesIO())

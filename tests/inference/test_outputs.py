@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 
@@ -38,22 +39,88 @@ def result(title: str) -> dict[str, object]:
 
 def test_results_are_resumed_by_record_and_end_in_the_order_of_the_records(tmp_path) -> None:
     path = tmp_path / "results.json"
-    results = RecordResults(path, RECORDS, {"seed": 0})
-    assert results.missing == [0, 1, 3]  # a record that occurs again has one result
-    results.add(3, result("C"))
-    results.add(0, result("A"))
-    resumed = RecordResults(path, RECORDS, {"seed": 0})
-    assert resumed.missing == [1]
-    resumed.add(1, result("B"))
-    assert resumed.finish() == json.loads(path.read_text("utf-8")) == [result(title) for title in "ABAC"]
-    assert RecordResults(path, RECORDS, {"seed": 0}).missing == []
+    with RecordResults(path, RECORDS, {"seed": 0}) as results:
+        assert results.missing == [0, 1, 3]  # a record that occurs again has one result
+        results.start()
+        results.add(3, result("C"))
+        results.add(0, result("A"))
+    with RecordResults(path, RECORDS, {"seed": 0}) as resumed:
+        assert resumed.missing == [1]
+        resumed.start()
+        resumed.add(1, result("B"))
+        assert resumed.finish() == json.loads(path.read_text("utf-8")) == [result(title) for title in "ABAC"]
+    with RecordResults(path, RECORDS, {"seed": 0}) as complete:
+        assert complete.missing == []
 
 
 def test_other_records_and_other_settings_are_rejected_unless_overwritten(tmp_path) -> None:
     path = tmp_path / "results.json"
-    RecordResults(path, RECORDS, {"seed": 0}).add(0, result("A"))
+    with RecordResults(path, RECORDS, {"seed": 0}) as results:
+        results.start()
+        results.add(0, result("A"))
     with pytest.raises(UserError, match=r"different settings \(seed\)"):
         RecordResults(path, RECORDS, {"seed": 1})
     with pytest.raises(UserError, match="other records"):
         RecordResults(path, RECORDS[1:2], {"seed": 0})
-    assert RecordResults(path, RECORDS[1:2], {"seed": 1}, overwrite=True).missing == [0]
+    with RecordResults(path, RECORDS[1:2], {"seed": 1}, overwrite=True) as overwritten:
+        assert overwritten.missing == [0]
+    assert json.loads(path.read_text("utf-8")) == [result("A")]  # until `start`
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"\xff\xfe\x00", b"[" * 100_000])
+def test_damaged_provenance_is_an_error(tmp_path, content) -> None:
+    path = tmp_path / "results.json"
+    with RecordResults(path, RECORDS, {"seed": 0}) as results:
+        results.start()
+        results.add(0, result("A"))
+    path.with_suffix(".run.json").write_bytes(content)
+    with pytest.raises(UserError, match=r"results\.run\.json: is damaged .*`overwrite=true`"):
+        RecordResults(path, RECORDS, {"seed": 0})
+    assert json.loads(path.read_text("utf-8")) == [result("A")]
+    with RecordResults(path, RECORDS, {"seed": 0}, overwrite=True) as again:
+        again.start()
+    with RecordResults(path, RECORDS, {"seed": 0}) as resumed:
+        assert resumed.missing == [0, 1, 3]
+
+
+def test_files_that_this_program_did_not_write_are_replaced_only_on_request(tmp_path) -> None:
+    path = tmp_path / "results.json"
+    for name in ("results.json", "results.run.json"):
+        (tmp_path / name).write_text('["mine"]')
+        with pytest.raises(UserError, match=rf"{name}: already exists.*`overwrite=true`"):
+            RecordResults(path, RECORDS, {"seed": 0})
+        assert (tmp_path / name).read_text() == '["mine"]'
+        (tmp_path / name).unlink()
+    precious = tmp_path / "precious.json"
+    precious.write_text("[]")
+    path.symlink_to(precious)
+    with pytest.raises(UserError, match=r"already exists"):
+        RecordResults(path, RECORDS, {"seed": 0})
+    with RecordResults(path, RECORDS, {"seed": 0}, overwrite=True) as results:
+        results.start()
+        results.add(0, result("A"))
+    assert not path.is_symlink() and precious.read_text() == "[]"
+    with pytest.raises(UserError, match="is not a regular file"):
+        RecordResults(tmp_path, RECORDS, {"seed": 0})
+
+
+def test_results_of_a_version_without_manifests_are_resumed(tmp_path) -> None:
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps([result("A")]))
+    path.with_suffix(".run.json").write_text('{"seed": 0}')
+    with RecordResults(path, RECORDS, {"seed": 0}) as results:
+        assert results.missing == [1, 3]
+        results.start()
+
+
+def test_one_process_writes_and_a_second_is_refused(tmp_path) -> None:
+    path = tmp_path / "results.json"
+    with RecordResults(path, RECORDS, {"seed": 0}) as first:
+        first.start()
+        with pytest.raises(UserError, match=rf"process {os.getpid()} on .* is writing it"):
+            RecordResults(path, RECORDS, {"seed": 0})
+        first.add(0, result("A"))
+    with pytest.raises(UserError, match="other records"):
+        RecordResults(path, RECORDS[1:2], {"seed": 0})
+    with RecordResults(path, RECORDS, {"seed": 0}) as second:  # no error leaves a lock
+        assert second.missing == [1, 3]

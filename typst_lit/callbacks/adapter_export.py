@@ -64,7 +64,7 @@ class AdapterExport(Callback):
         self._save(trainer, pl_module, "last", trainer.callback_metrics.get(self.monitor))
         # Nothing was validated, or the best was saved in another run directory: the last is the best here.
         directory = self.directory(trainer, pl_module)
-        if not (directory / "best").is_dir():
+        if not any((directory / "best").glob("*.safetensors")):
             self._save(trainer, pl_module, "best", None)
         if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             best = "last (nothing was validated)"

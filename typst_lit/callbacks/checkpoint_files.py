@@ -1,14 +1,15 @@
 """Checkpoint files: written atomically, verified by checksum; the newest intact one is found.
 
-A checkpoint is a file ``00007-step-140.ckpt`` and, written after it, a manifest ``00007-step-140.json`` with its size
-and SHA-256. The first number counts the checkpoints of a run. ``last.ckpt`` is a link to the newest one.
+A checkpoint is a file ``00007-step-140.ckpt`` and, written after it, a manifest ``00007-step-140.json`` with its size,
+its SHA-256 and the ID of its run. The first number counts the checkpoints of a run. ``last.ckpt`` is a link to the
+newest one.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,12 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 
 from typst_lit.errors import UserError
-from typst_lit.files import atomic_write, sha256
+from typst_lit.files import atomic_symlink, sha256
+from typst_lit.manifest import is_listed, write_output
 
 LAST = "last.ckpt"
+FILE_HINT = "Move it, or use another `run_dir`."
+RUN_ID = "run_id"  # key in a checkpoint and in its manifest
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -27,11 +31,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         path = Path(path)
         try:
-            atomic_write(path, lambda stream: torch.save(checkpoint, stream))
+            write_output(path, lambda stream: torch.save(checkpoint, stream), hint=FILE_HINT)
             manifest = {"file": path.name, "bytes": path.stat().st_size, "sha256": sha256(path)}
-            text = json.dumps({**manifest, "step": checkpoint["global_step"]}).encode()
-            atomic_write(path.with_suffix(".json"), lambda stream: stream.write(text))
-            _link_last(path)
+            manifest |= {"step": checkpoint["global_step"], RUN_ID: checkpoint.get(RUN_ID)}
+            write_output(path.with_suffix(".json"), json.dumps(manifest).encode(), hint=FILE_HINT)
+            atomic_symlink(path.with_name(LAST), path.name)
         except (OSError, RuntimeError) as error:  # torch's writer turns a full disk into a RuntimeError
             previous, _ = newest_intact(path.parent)
             state = f"the previous one, {previous.name}, is intact" if previous else "there is no previous one"
@@ -70,7 +74,7 @@ def integrity_error(path: Path) -> str | None:
     try:
         expected = json.loads(manifest.read_text("utf-8"))
         size, digest = int(expected["bytes"]), str(expected["sha256"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         return f"{manifest} is damaged ({error})"
     if path.stat().st_size != size:
         return f"{path} is damaged: it has {path.stat().st_size} bytes instead of {size}"
@@ -88,35 +92,65 @@ def newest_intact(directory: Path) -> tuple[Path | None, list[str]]:
     return None, errors
 
 
-def keep_newest(directory: Path, count: int) -> None:
-    """Removes all but the ``count`` newest checkpoints."""
+def keep_newest(directory: Path, count: int, run_id: str | None = None) -> None:
+    """Removes all but the ``count`` newest checkpoints.
+
+    Args:
+        directory: of the checkpoints.
+        count: number of those to keep.
+        run_id: the run whose checkpoints are removed; None for the directory of a run, where all are of this run.
+    """
     for path in sorted(_checkpoints(directory), reverse=True)[count:]:
-        path.with_suffix(".json").unlink(missing_ok=True)  # first: without it, the checkpoint counts as incomplete
-        path.unlink(missing_ok=True)
+        if _is_of_run(path, run_id):
+            path.with_suffix(".json").unlink(missing_ok=True)  # first: without it, the checkpoint counts as incomplete
+            path.unlink(missing_ok=True)
 
 
-def remove_stale(directory: Path) -> None:
-    """Removes the temporary files of saves that were killed."""
-    for stale in directory.glob(".*.ckpt-*"):
-        stale.unlink(missing_ok=True)
+def copy_checkpoint(path: Path, directory: Path, keep: int, run_id: str) -> None:
+    """Copies a checkpoint into another directory, its manifest last.
 
-
-def copy_checkpoint(path: Path, directory: Path, keep: int) -> None:
-    """Copies a checkpoint into another directory, its manifest last."""
+    Args:
+        path: of the checkpoint.
+        directory: for the copies.
+        keep: number of copies to keep.
+        run_id: the run whose older copies are removed.
+    """
     for file in (path, path.with_suffix(".json")):
         with file.open("rb") as source:
-            atomic_write(directory / file.name, lambda stream, source=source: shutil.copyfileobj(source, stream))  # type: ignore[misc]
-    keep_newest(directory, keep)
+            write_output(
+                directory / file.name, partial(shutil.copyfileobj, source), hint="Use another `checkpoint.copy_to`."
+            )
+    keep_newest(directory, keep, run_id)
+
+
+def check_copies(directory: Path, run_id: str) -> None:
+    """Checks that a directory for copies has no checkpoints of another run: they have the same names.
+
+    Raises:
+        UserError: when it has.
+    """
+    for path in sorted(_checkpoints(directory)):
+        if path.with_suffix(".json").exists() and _read_run_id(path) not in (run_id, None):
+            problem = f"{directory}: contains checkpoints of another run ({path.name})."
+            raise UserError(problem, setting="checkpoint.copy_to", hint="Use another directory.")
+
+
+def _is_of_run(path: Path, run_id: str | None) -> bool:
+    """Returns whether a checkpoint may be removed: it has a manifest of the run, or this program did not finish it."""
+    if not path.with_suffix(".json").exists():
+        return is_listed(path)
+    return run_id is None or _read_run_id(path) == run_id
+
+
+def _read_run_id(path: Path) -> str | None:
+    """Returns the run that saved a checkpoint; None for a checkpoint of an earlier version or a damaged manifest."""
+    try:
+        manifest = json.loads(path.with_suffix(".json").read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+    run_id = manifest.get(RUN_ID) if isinstance(manifest, dict) else None
+    return run_id if isinstance(run_id, str) else None
 
 
 def _checkpoints(directory: Path) -> list[Path]:
     return list(directory.glob("[0-9]*-step-*.ckpt"))
-
-
-def _link_last(path: Path) -> None:
-    """Makes ``last.ckpt`` a link to a checkpoint, if the file system supports links."""
-    link = path.with_name(f".{LAST}-link")
-    with contextlib.suppress(OSError):
-        link.unlink(missing_ok=True)
-        link.symlink_to(path.name)
-        link.replace(path.with_name(LAST))

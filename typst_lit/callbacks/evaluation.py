@@ -25,7 +25,7 @@ from typst_lit.inference.sampling import GenerationSettings
 from typst_lit.metrics.documents import Candidate, Document
 from typst_lit.metrics.scoring import Scorer
 from typst_lit.model.module import TypstModule
-from typst_lit.reporting.report import Report
+from typst_lit.reporting.report import Report, check_report
 from typst_lit.typesetting.typesetter import Typesetter
 
 log = logging.getLogger(__name__)
@@ -45,6 +45,7 @@ class Evaluation(Callback):
         records: number of records in fit and validate; 0 for none.
         test_records: number of records in test; by default all.
         report_dir: directory of the report of test; by default ``test`` in the run directory.
+        overwrite: replace a report.html or report.json there that another program wrote.
         generation: how to sample.
         typesetter: what compiles.
 
@@ -64,6 +65,7 @@ class Evaluation(Callback):
         records: int = 4,
         test_records: int | None = None,
         report_dir: str | None = None,
+        overwrite: bool = False,
         generation: GenerationSettings | None = None,
         typesetter: Typesetter | None = None,
     ) -> None:
@@ -74,6 +76,7 @@ class Evaluation(Callback):
         self.records = records
         self.test_records = test_records
         self.report_dir = report_dir
+        self.overwrite = overwrite
         self.generation = generation or GenerationSettings()
         self.typesetter = typesetter or Typesetter()
         self._generator: Generator | None = None
@@ -88,6 +91,8 @@ class Evaluation(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage != "predict" and self.records and self.every_n_epochs:
             self.typesetter.isolation()  # if processes can't be started, say so now, not after an epoch
+        if stage == "test" and trainer.is_global_zero and self.test_records != 0:
+            check_report(self._report_directory(trainer), self.overwrite)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._generator = None
@@ -140,8 +145,10 @@ class Evaluation(Callback):
                 if rank != trainer.global_rank:
                     report.merge(entries)
         if trainer.is_global_zero:
-            directory = Path(self.report_dir or Path(trainer.default_root_dir) / "test")
-            log.info("Report: %s", report.write(directory, values))
+            log.info("Report: %s", report.write(self._report_directory(trainer), values, self.overwrite))
+
+    def _report_directory(self, trainer: Trainer) -> Path:
+        return Path(self.report_dir or Path(trainer.default_root_dir) / "test")
 
     # Both
 

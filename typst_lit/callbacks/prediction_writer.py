@@ -19,9 +19,10 @@ from typst_lit.errors import UserError
 from typst_lit.inference.attempts import GeneratedDocument
 from typst_lit.inference.generator import Generator
 from typst_lit.inference.loading import provenance
-from typst_lit.inference.outputs import RecordResults, write_document
+from typst_lit.inference.outputs import RecordResults, check_documents, write_document
 from typst_lit.inference.records import InputRecord
 from typst_lit.inference.sampling import GenerationSettings
+from typst_lit.manifest import check_separate
 from typst_lit.model.module import TypstModule
 from typst_lit.typesetting.typesetter import Typesetter
 
@@ -41,7 +42,7 @@ class PredictionWriter(BasePredictionWriter):
     Args:
         output: the JSON file; by default ``predictions/predictions.json`` in the run directory.
         typ_dir: directory of the ``.typ`` files and PDFs; by default that of ``output``.
-        overwrite: start again where results exist.
+        overwrite: start again where results exist, and replace files of other programs.
         compile: compile the documents, and repair them where that is certain.
         attempts: how often a document is generated, until it compiles.
         generation: how to sample.
@@ -98,7 +99,6 @@ class PredictionWriter(BasePredictionWriter):
         if path.suffix != ".json":
             raise UserError(f"must be a .json file, not {path}.", setting="predict.output")
         self._directory = Path(self.typ_dir) if self.typ_dir else path.parent
-        self._directory.mkdir(parents=True, exist_ok=True)
         self._module, self._data = typst_module(pl_module), datamodule(trainer)
         settings = provenance(
             trained_model_identity(self._module),
@@ -108,8 +108,16 @@ class PredictionWriter(BasePredictionWriter):
             self.attempts,
             self.compile,
         )
-        self._results = RecordResults(path, self._data.predict_records(), settings, self.overwrite)
+        if self._data.predict_path:
+            check_separate(path, [self._data.predict_path])
+        records = self._data.predict_records()
+        self._results = RecordResults(path, records, settings, self.overwrite)
+        check_documents(self._directory, records, self._results.missing, self.compile, self.overwrite)
         self._missing = set(self._results.missing)
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert self._results is not None
+        self._results.start()
 
     def generate(self, batch: RecordBatch) -> list[GeneratedDocument]:
         """Generates the documents of those records of a batch that have no result yet; their ``index`` is the record's.
@@ -137,7 +145,7 @@ class PredictionWriter(BasePredictionWriter):
     ) -> None:
         assert self._results is not None
         for document in sorted(prediction, key=lambda document: document.index):
-            path = write_document(document, self._directory, pdf=self.compile)
+            path = write_document(document, self._directory, self.compile, self.overwrite)
             self._results.add(document.index, document.to_json())
             if document.finish_reason == "length":
                 self._num_cut_off += 1
@@ -162,3 +170,13 @@ class PredictionWriter(BasePredictionWriter):
         )  # fmt: skip
         if self.compile and self._missing:
             log.info("%d of the %d generated now compile.", self._num_compiled, len(self._missing))
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._close()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._close()
+
+    def _close(self) -> None:
+        if self._results is not None:
+            self._results.close()

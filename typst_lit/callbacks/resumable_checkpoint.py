@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import secrets
 import time
 from pathlib import Path
 from typing import Any
@@ -12,14 +13,16 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from typst_lit._compat.lightning import optimizer_stepped, validation_due
 from typst_lit.callbacks.checkpoint_files import (
+    RUN_ID,
     AtomicCheckpointIO,
+    check_copies,
     checkpoint_directory,
     copy_checkpoint,
     keep_newest,
     next_path,
-    remove_stale,
 )
 from typst_lit.errors import UserError
+from typst_lit.files import remove_stale
 
 log = logging.getLogger(__name__)
 SAVE_REQUEST = "SAVE"  # a file of this name in the run directory requests a checkpoint
@@ -40,7 +43,8 @@ class ResumableCheckpoint(Checkpoint):
         every_n_steps: optimizer steps between two checkpoints within an epoch.
         every_minutes: save earlier if ``every_n_steps`` steps take longer than this.
         keep: number of checkpoints to keep, the newest.
-        copy_to: a second directory for the newest checkpoints, on a disk that outlives the machine (Colab: Drive).
+        copy_to: a second directory for the newest checkpoints, on a disk that outlives the machine (Colab: Drive); one
+            per run.
 
     Raises:
         UserError: if an argument is out of range.
@@ -63,6 +67,7 @@ class ResumableCheckpoint(Checkpoint):
         self.every_minutes = every_minutes
         self.keep = keep
         self.copy_to = copy_to
+        self._run_id = secrets.token_hex(8)  # a resumed run has that of its checkpoint
         self._saved_step: int | None = None
         self._saved_at = 0.0
         self._save_after_validation = False
@@ -73,6 +78,8 @@ class ResumableCheckpoint(Checkpoint):
             remove_stale(checkpoint_directory(trainer.default_root_dir))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.copy_to and trainer.is_global_zero:
+            check_copies(Path(self.copy_to), self._run_id)
         self._saved_step = trainer.global_step
         self._saved_at = time.monotonic()
 
@@ -80,9 +87,11 @@ class ResumableCheckpoint(Checkpoint):
         loader: Any = trainer.train_dataloader
         checkpoint["world_size"] = trainer.world_size
         checkpoint["num_batches"] = loader.batch_sampler.num_batches
+        checkpoint[RUN_ID] = self._run_id
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Converts the loops' counters, which count the batches of one process, to the present number of processes."""
+        self._run_id = checkpoint.get(RUN_ID) or self._run_id
         saved, present = checkpoint["world_size"], trainer.world_size
         if trainer.state.fn != "fit" or saved == present:
             return
@@ -98,7 +107,7 @@ class ResumableCheckpoint(Checkpoint):
         if not optimizer_stepped(trainer):
             return
         due = time.monotonic() - self._saved_at >= 60 * self.every_minutes
-        due = due or (Path(trainer.default_root_dir) / SAVE_REQUEST).exists()
+        due = due or (Path(trainer.default_root_dir) / SAVE_REQUEST).is_file()
         due = due or trainer.global_step == trainer.max_steps  # the last step, unless the run is resumed with more
         # All processes save together, and their clocks and file systems may differ: they have to agree.
         due = trainer.strategy.reduce_boolean_decision(due, all=False)
@@ -132,11 +141,11 @@ class ResumableCheckpoint(Checkpoint):
             return
         keep_newest(directory, self.keep)
         request = Path(trainer.default_root_dir) / SAVE_REQUEST
-        if request.exists():
+        if request.is_file():
             request.unlink()
             log.info("Saved %s, as the file %s requested.", path, SAVE_REQUEST)
         if self.copy_to:
             try:
-                copy_checkpoint(path, Path(self.copy_to), self.keep)
-            except OSError as error:  # the run is worth more than its copy
+                copy_checkpoint(path, Path(self.copy_to), self.keep, self._run_id)
+            except (OSError, UserError) as error:  # the run is worth more than its copy
                 log.warning("The checkpoint was not copied to %s: %s", self.copy_to, error)

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from typst_lit.cli.messages import translate
 from typst_lit.cli.parser import Command
-from typst_lit.errors import UsageError, UserError
+from typst_lit.errors import UsageError, UserError, plural
+from typst_lit.manifest import check_output, write_output
 from typst_lit.typesetting.results import CompileResult, shorten
 from typst_lit.typesetting.typesetter import Typesetter
 
 
 @Command
-def compile(paths: list[str], *, ppi: float | None = None, typesetting: Typesetter) -> None:
+def compile(paths: list[str], *, ppi: float | None = None, overwrite: bool = False, typesetting: Typesetter) -> None:
     """Compile Typst files to PDFs next to them, each in a sandboxed process.
+
+    The PDF of a source that compiles is replaced; where it does not compile, the PDF is left as it is.
 
     Args:
         paths: Typst files, or directories of them.
         ppi: Also write a PNG image per page, with this many pixels per inch.
+        overwrite: Replace PNG images that another program wrote.
         typesetting: The limits of each document.
     """
     if not paths:
@@ -28,20 +33,40 @@ def compile(paths: list[str], *, ppi: float | None = None, typesetting: Typesett
     with typesetting:
         sources = (file.read_bytes() for file in files)
         for file, result in zip(files, typesetting.compile_many(sources, ppi), strict=True):
-            result.save_pdf(file.with_suffix(".pdf"))
-            for number, page in enumerate(result.pages, 1):
-                file.with_name(f"{file.stem}-{number}.png").write_bytes(page)
-            compiled += result.ok
-            print(_summary(file, result))
-    print(f"{compiled} of {len(files)} document{'s' * (len(files) != 1)} compiled.")
+            try:
+                if result.ok:
+                    _write(file, result, overwrite)
+                    compiled += 1
+                print(_summary(file, result))
+            except UserError as error:
+                print(f"{file}: not written: {error.problem} {translate(error.hint)}")
+    print(f"{compiled} of {plural(len(files), 'document')} compiled.")
     if compiled < len(files):
-        raise UserError(f"{len(files) - compiled} of {len(files)} documents have no PDF; the reasons are listed above.")
+        raise UserError(
+            f"{len(files) - compiled} of {plural(len(files), 'document')} could not be compiled or written; the "
+            "reasons are listed above."
+        )
+
+
+def _write(file: Path, result: CompileResult, overwrite: bool) -> None:
+    """Writes the PDF and the images of a document, or nothing if one of them would replace a file of the user."""
+    images = {file.with_name(f"{file.stem}-{number}.png"): page for number, page in enumerate(result.pages, 1)}
+    hint = "Move it, or use `overwrite=true` to replace it."
+    pdf = file.with_suffix(".pdf")
+    check_output(pdf, overwrite=True)  # its source has just been compiled, so it is replaced as `typst compile` does
+    for path in images:
+        check_output(path, overwrite, hint=hint)
+    result.save_pdf(pdf)
+    for path, image in images.items():
+        write_output(path, image, overwrite, hint=hint)
 
 
 def _summary(file: Path, result: CompileResult) -> str:
     if not result.ok:
-        return f"{file}: no PDF: {result.error}"
-    summary = f"{file.with_suffix('.pdf')}: {result.page_count} page{'s' * (result.page_count != 1)}"
+        pdf = file.with_suffix(".pdf")
+        existing = f" ({pdf} is of an earlier version; it was not changed)" if pdf.exists() else ""
+        return f"{file}: no PDF: {result.error}{existing}"
+    summary = f"{file.with_suffix('.pdf')}: {plural(result.page_count, 'page')}"
     if result.missing_assets:
         summary += f", with placeholder images for {shorten(', '.join(result.missing_assets))}"
     return summary

@@ -27,6 +27,7 @@ def export(
     repo: str | None = None,
     push: bool = False,
     trust_template: str | None = None,
+    overwrite: bool = False,
 ) -> None:
     """Write a trained model as merged weights, GGUF, for Ollama, vLLM or the hub.
 
@@ -35,7 +36,7 @@ def export(
     Args:
         model: Directory of a run, of an adapter, or of a fully fine-tuned model.
         to: The format.
-        output: The directory to write; it must be empty or not exist.
+        output: The directory to write; it must be empty or not exist, unless --overwrite replaces an earlier export.
         base_model: Hub name or directory of the base model; by default what the adapter names.
         dtype: Type of the merged weights.
         gguf: Type of the weights in a GGUF file.
@@ -46,6 +47,7 @@ def export(
         push: Upload what an earlier export to the hub prepared.
         trust_template: Class path of the adapter's prompt template, my_module.MyTemplate, if it is neither part of
             typst_lit nor of a plugin: the module is imported.
+        overwrite: Replace an earlier export.
     """
     path = Path(output)
     if to == "hub" and push:
@@ -63,16 +65,16 @@ def export(
 
     trained = TrainedModel.find(model, base_model, trust_template)
     if to == "hub":
-        prepare_for_hub(trained, Path(model), path, records, check)
+        prepare_for_hub(trained, Path(model), path, records, check, overwrite)
         _list_prepared(path, repo or "OWNER/NAME")
     elif to == "merged":
-        _report("Merged", export_merged(trained, path, dtype, shard_size, records, check), dtype)
+        _report("Merged", export_merged(trained, path, dtype, shard_size, records, check, overwrite), dtype)
     elif to == "vllm":
-        _report("Merged", export_vllm(trained, path, dtype, shard_size, records, check), dtype)
+        _report("Merged", export_vllm(trained, path, dtype, shard_size, records, check, overwrite), dtype)
     elif to == "gguf":
-        _report(f"GGUF ({gguf})", export_gguf(trained, path, gguf, records, check), gguf)
+        _report(f"GGUF ({gguf})", export_gguf(trained, path, gguf, records, check, overwrite), gguf)
     else:
-        _report("Modelfile", export_ollama(trained, path, gguf, records, check), gguf)
+        _report("Modelfile", export_ollama(trained, path, gguf, records, check, overwrite), gguf)
 
 
 def _report(title: str, result: Export, weights_format: str) -> None:
@@ -94,7 +96,7 @@ def _report(title: str, result: Export, weights_format: str) -> None:
 
 def _list_prepared(output: Path, repository: str) -> None:
     print(f"Prepared, not uploaded: {output}")
-    for file in sorted(output.iterdir()):
+    for file in sorted(path for path in output.iterdir() if not path.name.startswith(".")):
         print(f"  {file.name}  {file.stat().st_size:,} bytes")
     print("Read the model card, README.md, and edit it as you like. Then run the same command with")
     print(f"  --push --repo {repository}")

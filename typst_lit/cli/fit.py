@@ -12,9 +12,10 @@ from typing import Any, Literal, NoReturn
 
 import torch
 import yaml
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
 
 from typst_lit.callbacks.adapter_export import AdapterExport
 from typst_lit.callbacks.early_stopping import EarlyStopping
@@ -29,20 +30,30 @@ from typst_lit.callbacks.throughput import Throughput
 from typst_lit.cli.configs import resolve_configs
 from typst_lit.cli.messages import Flags, use_flags
 from typst_lit.cli.parser import explain_parse_error
-from typst_lit.cli.run_directory import check_run_dir_is_free, resolve_checkpoint
+from typst_lit.cli.run_directory import (
+    CONFIG_FILE,
+    LOCK_HINT,
+    PLAN_FILE,
+    check_run_dir,
+    check_run_dir_is_free,
+    claim_if_free,
+    claim_run_dir,
+    resolve_checkpoint,
+)
 from typst_lit.cli.settings_help import settings_help
 from typst_lit.cli.trainer import TRAINER_DEFAULTS, check_precision, default_precision
 from typst_lit.cli.unknown_flags import refuse_unknown_flags
 from typst_lit.data.datamodule import TypstDataModule
 from typst_lit.errors import UsageError
 from typst_lit.inference.sampling import GenerationSettings
+from typst_lit.locking import check_unlocked
+from typst_lit.manifest import write_output
 from typst_lit.model.module import TypstModule
 from typst_lit.model.step_guard import StepGuard
 from typst_lit.planning.from_config import format_settings, plan_run, write_overlay
 from typst_lit.typesetting.typesetter import Typesetter
 
 log = logging.getLogger(__name__)
-PLAN_FILE = "plan.yaml"
 CALLBACK_GROUPS = {
     "adapter_export": AdapterExport,
     "checkpoint": ResumableCheckpoint,
@@ -80,6 +91,21 @@ def run_command(command: str, args: Sequence[str]) -> None:
     """Runs a command of LightningCLI with the arguments of its command line."""
     torch.set_float32_matmul_precision("high")
     TypstCLI(command, args).run()
+
+
+class ConfigWriter(SaveConfigCallback):
+    """Writes the settings next to the curves of a fit; the other commands write none.
+
+    They would replace those of the fit.
+    """
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if trainer.state.fn != "fit":
+            return
+        log_dir = trainer.log_dir  # on all ranks, because it is broadcast
+        if trainer.is_global_zero and log_dir is not None:
+            settings = self.parser.dump(self.config, skip_unset=False)
+            write_output(Path(log_dir) / CONFIG_FILE, settings.encode())
 
 
 class SettingsParser(LightningArgumentParser):
@@ -124,8 +150,7 @@ class TypstCLI(LightningCLI):
             seed_everything_default=42,
             auto_configure_optimizers=False,
             parser_class=SettingsParser,
-            save_config_callback=SaveConfigCallback,
-            save_config_kwargs={"overwrite": True},
+            save_config_callback=ConfigWriter,
             parser_kwargs={"prog": f"typst-lit {command}", "description": "Every setting of the command."},
             load_from_checkpoint_support=False,
             args=["--help-all"] if show_all else args,
@@ -171,13 +196,24 @@ class TypstCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         config = self.config
         run_dir = Path(config.run_dir)
+        if self.command == "fit" and _is_first_rank():
+            check_unlocked(run_dir, LOCK_HINT)
         if self.command == "fit" and not config.ckpt_path and int(os.environ.get("SLURM_RESTART_COUNT") or 0):
             config.ckpt_path = "last"  # the job was queued again: the same command resumes
         if config.ckpt_path:
             config.ckpt_path = str(resolve_checkpoint(config.ckpt_path, run_dir))
-        resumes = config.ckpt_path and Path(config.ckpt_path).resolve().is_relative_to(run_dir.resolve())
-        if self.command == "fit" and not resumes:
-            check_run_dir_is_free(run_dir)
+        if self.command == "fit":
+            if not self._resumes:
+                check_run_dir_is_free(run_dir)
+            if _is_first_rank():
+                paths = [config.data.get(name) for name in ("path", "val_path", "test_path")]
+                check_run_dir(run_dir, [path for path in paths if path], self._resumes)
+
+    @property
+    def _resumes(self) -> bool:
+        """Whether the run of the run directory is resumed."""
+        path, run_dir = self.config.ckpt_path, Path(self.config.run_dir)
+        return bool(path) and Path(path).resolve().is_relative_to(run_dir.resolve())
 
     def instantiate_classes(self) -> None:
         self.config_init = self.parser.instantiate(self.config)
@@ -202,7 +238,21 @@ class TypstCLI(LightningCLI):
         return super().instantiate_trainer(**kwargs)
 
     def run(self) -> None:
-        """Runs the command."""
+        """Runs the command.
+
+        Raises:
+            UserError: when another process trains in the run directory.
+        """
+        if not _is_first_rank():  # the others write nothing
+            self._run()
+        elif self.command != "fit":
+            claim_if_free(Path(self.config.run_dir))
+            self._run()
+        else:
+            with claim_run_dir(Path(self.config.run_dir), self._resumes):
+                self._run()
+
+    def _run(self) -> None:
         if self.command == "fit" and self.config.plan is not None:
             self._apply_plan()
         arguments = {name: self.config_init[name] for name in self.method_arguments}
@@ -238,3 +288,8 @@ class TypstCLI(LightningCLI):
             for name, value in flat.items()
             if value is not None and (name.startswith(("model.", "data.")) or name in trainer)
         }
+
+
+def _is_first_rank() -> bool:
+    """Returns whether this process is the first one of its run, as the launcher's environment says."""
+    return not getattr(rank_zero_only, "rank", 0)

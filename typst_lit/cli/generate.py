@@ -15,9 +15,11 @@ from typst_lit.cli.parser import Command
 from typst_lit.data.prompts import PromptTemplate
 from typst_lit.data.sources import SUFFIXES, FileSource
 from typst_lit.errors import UserError, plural
-from typst_lit.inference.outputs import write_document
+from typst_lit.files import atomic_write, is_stream
+from typst_lit.inference.outputs import RecordResults, check_documents, write_document
 from typst_lit.inference.records import InputRecord, read_records
 from typst_lit.inference.sampling import GenerationSettings
+from typst_lit.manifest import check_separate, write_output
 from typst_lit.typesetting.typesetter import Typesetter
 
 if TYPE_CHECKING:
@@ -50,11 +52,11 @@ def generate(
     Args:
         input: A JSON file with a record, {"input": {...}}, or a list; - reads standard input. With --engine ray also
             JSON lines and Parquet, or a directory of all these.
-        output: The JSON list to write, document by document; a list that is there is resumed. Without it, the list is
-            printed. With --engine ray, a directory of shards and their manifest.
+        output: The JSON list to write, document by document; a list that is there is resumed. Without it or with -,
+            the list is printed. With --engine ray, a directory of shards and their manifest.
         typ_dir: Also write each document as a .typ file into this directory.
         pdf: Also write each document as a PDF, next to its .typ file.
-        overwrite: Start again from scratch where results exist.
+        overwrite: Start again from scratch where results exist, and replace files of other programs.
         model: Which model generates.
         adapter: The name of the adapter to use, if several are loaded.
         generation: How it is sampled.
@@ -74,22 +76,32 @@ def generate(
         return
     if pdf and not model.compile:
         raise UserError("needs compiled documents.", setting="pdf", hint="Leave `compile=false` out.")
-    if output and Path(output).suffix != ".json":
-        raise UserError(f"must be a .json file, not {output}.", setting="output")
+    from typst_lit.inference.loading import provenance
+
+    stream = output if output and is_stream(output) else None if output else "-"
+    if output and not stream:
+        if Path(output).suffix != ".json":
+            raise UserError(f"must be a .json file, not {output}.", setting="output")
+        check_separate(output, [input])
     spec = model.resolve(engine)
     records = _read_records(input, spec.template(adapter))
-    with tempfile.TemporaryDirectory() as scratch, typesetting() as typesetter:
-        results = Path(output) if output else Path(scratch) / "documents.json"
-        directory = Path(typ_dir) if typ_dir else results.parent if output else Path()
-        writer = _DocumentWriter(directory if typ_dir or pdf else None, pdf)
-        generator = model.load(generation, typesetter, spec)
-        generator.write_documents(records, results, adapter, overwrite, writer.write)
-        if output:
-            files_written = f", as files in {directory}" if typ_dir or pdf else ""
+    fields = [record.fields for record in records]
+    settings = provenance(spec.identity, adapter, spec.template(adapter), generation, model.attempts, model.compile)
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch) / "documents.json" if stream else Path(output or "")
+        directory = Path(typ_dir) if typ_dir else Path() if stream else path.parent
+        with RecordResults(path, fields, settings, overwrite) as results, typesetting() as typesetter:
+            writer = _DocumentWriter(directory if typ_dir or pdf else None, pdf, overwrite)
+            if writer.directory:
+                check_documents(directory, fields, results.missing, pdf, overwrite)
+            generator = model.load(generation, typesetter, spec)
+            generator.write_results(records, results, adapter, writer.write)
+        if not stream:
+            files_written = f", as files in {directory}" if writer.directory else ""
             log.info("%s in %s%s.", plural(writer.count, "document"), output, files_written)
         _log_failed(writer.not_compiled, writer.count)
-        if not output:
-            print(results.read_text("utf-8"), end="")
+        if stream:
+            write_output(stream, path.read_bytes())
 
 
 def _read_records(path: str, template: PromptTemplate) -> list[InputRecord]:
@@ -99,7 +111,7 @@ def _read_records(path: str, template: PromptTemplate) -> list[InputRecord]:
         return read_records(path, template)
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch) / f"{STANDARD_INPUT}.json"
-        file.write_bytes(sys.stdin.buffer.read())
+        atomic_write(file, sys.stdin.buffer.read())
         try:
             return read_records(file, template)
         except UserError as error:
@@ -113,12 +125,14 @@ class _DocumentWriter:
     Attributes:
         directory: for the files; None writes none.
         pdf: whether to write PDFs too.
+        overwrite: whether to replace files of the user.
         count: number of documents so far.
         not_compiled: number of those that do not compile.
     """
 
     directory: Path | None
     pdf: bool
+    overwrite: bool
     count: int = 0
     not_compiled: int = 0
 
@@ -127,8 +141,7 @@ class _DocumentWriter:
         self.not_compiled += document.compiled is False
         log.info("%s", _summary(document))
         if self.directory:
-            self.directory.mkdir(parents=True, exist_ok=True)
-            write_document(document, self.directory, self.pdf)
+            write_document(document, self.directory, self.pdf, self.overwrite)
 
 
 def _generate_on_ray(
@@ -151,9 +164,11 @@ def _generate_on_ray(
         raise UserError("`engine=ray` writes a directory of shards.", setting="output", hint="Name a directory.")
     source = FileSource(input)
     source.files()
+    check_separate(output, [input])
+    shards = ShardDirectory(Path(output).absolute(), shard_size)
+    shards.check()
     spec = model.resolve()
     validate_model(spec)
-    shards = ShardDirectory(Path(output).absolute(), shard_size)
     settings = provenance(spec.identity, adapter, spec.template(adapter), generation, model.attempts, model.compile)
     generate_on_ray(load, source, shards, settings, adapter, overwrite, ray_address, actors)
     count, failed = shards.total("records"), shards.total("failed")

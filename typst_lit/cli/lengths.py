@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from typst_lit.cli.parser import Command
 from typst_lit.data.datamodule import TypstDataModule
+from typst_lit.manifest import check_output, write_output
 from typst_lit.model.backbones import Backbone, PretrainedBackbone
 
 
@@ -40,14 +41,16 @@ class Tokenizer:
 
 
 @Command
-def lengths(*, data: TypstDataModule, model: Tokenizer, output: str = "lengths.png") -> None:
+def lengths(*, data: TypstDataModule, model: Tokenizer, output: str = "lengths.png", overwrite: bool = False) -> None:
     """Show how long the samples are, and what a maximum length would cost.
 
     Args:
         data: The pairs, with the same settings as fit.
         model: Whose tokens are counted.
         output: The image of the histogram; without matplotlib (pip install 'typst-lit[plot]') it is printed as text.
+        overwrite: Replace an image that another program wrote.
     """
+    check_output(output, overwrite)
     pairs = data.pairs()  # errors in the data are reported before the hub is asked for a tokenizer
     data.tokenizer = model.load()
     report = data.length_report(pairs)
@@ -55,7 +58,6 @@ def lengths(*, data: TypstDataModule, model: Tokenizer, output: str = "lengths.p
     if importlib.util.find_spec("matplotlib") is None:
         print(f"\n{report.text_histogram()}\n\nhistogram as an image: pip install 'typst-lit[plot]'")
         return
-    path = Path(output)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    report.draw(path)
-    print(f"\nhistogram: {path}")
+    file_format = Path(output).suffix.removeprefix(".").lower() or "png"
+    write_output(output, lambda stream: report.draw(stream, file_format), overwrite)
+    print(f"\nhistogram: {output}")

@@ -26,8 +26,12 @@ _OTHER_NAMES = {
     "data.predict_path": "input",
     "predict.output": "output",
     "predict.overwrite": "overwrite",
+    "predict.typ_dir": "typ_dir",
+    "eval.report_dir": "output_dir",
+    "eval.overwrite": "overwrite",
     "max_attempts": "attempts",
 }
+_GROUPED_NAMES = {name: setting for setting, name in reversed(_OTHER_NAMES.items())}
 # Settings of fit whose name is that of another setting in the small commands: --adapter chooses one by its name there
 _FIT_ONLY = ("model.adapter", "model.optimizer", "model.metrics")
 
@@ -82,13 +86,17 @@ class Flags:
         if name in self.switches and value is not None:
             return self.switches[name][value.lower() in ("false", "no")]
         # The arguments of a class are typed after its name: --model.adapter.r, --trainer.callbacks+
-        flag = self.by_setting[name] + (setting.removeprefix(name) if self.has_groups else "")
+        flag = self.by_setting[name]
+        if self.has_groups and setting.startswith(name):
+            flag += setting.removeprefix(name)
         return flag if value is None else f"{flag} {shlex.quote(value)}"
 
     def _option(self, setting: str) -> str | None:
         """Returns the name of the option that a setting belongs to."""
         if self.has_groups:
             name = setting.removesuffix("+")
+            if name not in self.by_setting:
+                name = _GROUPED_NAMES.get(name, name)
             while name not in self.by_setting and "." in name:
                 name = name.rpartition(".")[0]
         elif setting in self.by_setting or setting in _OTHER_NAMES:

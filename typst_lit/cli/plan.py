@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from lightning.pytorch.cli import LightningArgumentParser
 
 from typst_lit.cli.fit import TypstCLI
 from typst_lit.cli.messages import translate
-from typst_lit.planning.from_config import fit_spec, format_settings, plan_settings, resolve_device, write_overlay
+from typst_lit.manifest import check_output
+from typst_lit.planning.from_config import (
+    OVERLAY_HINT,
+    fit_spec,
+    format_settings,
+    plan_settings,
+    resolve_device,
+    write_overlay,
+)
 from typst_lit.planning.planner import BATCH_SIZES, DEVICES, GIB, POLICIES, Device, Planner, PlanOption, best_option
 
 
@@ -42,9 +49,14 @@ class PlanCLI(TypstCLI):
         parser.add_argument(
             "--write", type=str | None, default=None, help="Write the recommended settings to this YAML file."
         )
+        parser.add_argument(
+            "--overwrite", type=bool, default=False, help="Replace this file if another program wrote it."
+        )
 
     def run(self) -> None:
         """Prints the plan, and writes it if asked to."""
+        if self.config.write:
+            check_output(self.config.write, self.config.overwrite, hint=OVERLAY_HINT)
         device, dtype = resolve_device(self.config.device, self.config.gib)
         spec = fit_spec(self.model, self.datamodule, dtype)
         samples = self.datamodule.batch_size * self.trainer.accumulate_grad_batches
@@ -55,7 +67,7 @@ class PlanCLI(TypstCLI):
         overlay = plan_settings(best_option(options, device, samples), samples)
         print(f"\nFor {samples} samples per step: {translate(format_settings(overlay))}")
         if self.config.write:
-            write_overlay(overlay, Path(self.config.write))
+            write_overlay(overlay, self.config.write, self.config.overwrite)
             print(f"Written to {self.config.write}: give it to fit with --config, after all other configurations.")
 
 

@@ -17,7 +17,7 @@ from typst_lit.errors import UserError, listing, plural
 from typst_lit.metrics.documents import Candidate
 from typst_lit.metrics.scoring import Scorer
 from typst_lit.progress import Every
-from typst_lit.reporting.report import REPORT_FILES, Report
+from typst_lit.reporting.report import REPORT_FILES, Report, check_report
 from typst_lit.typesetting.typesetter import Typesetter
 
 log = logging.getLogger(__name__)
@@ -46,6 +46,7 @@ def score(
     field: str | None = None,
     template: PromptTemplate | None = None,
     output_dir: str | None = None,
+    overwrite: bool = False,
     typesetting: Typesetter,
 ) -> None:
     """Compile and score existing documents, and write report.html and report.json.
@@ -58,12 +59,13 @@ def score(
             source, completion, response, text.
         template: The prompt template, which names the fields of a record.
         output_dir: Where to write the report; by default next to the results.
+        overwrite: Replace a report.html or report.json that another program wrote.
         typesetting: The limits of each document.
     """
     template = template or ReportPrompt()
     path = Path(results)
     directory = Path(output_dir) if output_dir else path.parent
-    _check_output(directory, [path, *([Path(references)] if references else [])])
+    _check_output(directory, [path, *([Path(references)] if references else [])], overwrite)
     candidates = _candidates(_read_sources(path, field, template), references, template)
     scorer = Scorer(typesetting)
     report = Report(scorer, {"results": str(path), "references": references or "none"})
@@ -76,15 +78,15 @@ def score(
     values = scorer.compute()
     for name, value in values.items():
         print(f"{name:<18}{value:.4f}")
-    print(f"\nreport: {report.write(directory, values)}")
+    print(f"\nreport: {report.write(directory, values, overwrite)}")
 
 
-def _check_output(directory: Path, inputs: Sequence[Path]) -> None:
-    """Creates the directory before any work is done, and makes sure that the report overwrites no input."""
-    directory.mkdir(parents=True, exist_ok=True)
+def _check_output(directory: Path, inputs: Sequence[Path], overwrite: bool) -> None:
+    """Checks, before any work is done, that the report can be written and overwrites no input."""
     for path in inputs:
         if path.resolve() in [(directory / name).resolve() for name in REPORT_FILES]:
             raise UserError(f"{path}: the report would overwrite it.", hint="Name another directory with `output_dir`.")
+    check_report(directory, overwrite)
 
 
 def _read_sources(path: Path, field: str | None, template: PromptTemplate) -> list[Source]:

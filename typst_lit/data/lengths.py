@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -66,8 +66,12 @@ class LengthReport:
             for edge, next_edge, bar, count in zip(edges[:-1], edges[1:], bars, counts, strict=True)
         )
 
-    def draw(self, path: Path) -> None:
-        """Draws the histogram of the lengths as a PNG.
+    def draw(self, stream: BinaryIO, file_format: str = "png") -> None:
+        """Draws the histogram of the lengths as an image.
+
+        Args:
+            stream: where to write it.
+            file_format: any that matplotlib knows, such as ``png``, ``svg`` or ``pdf``.
 
         Raises:
             UserError: if matplotlib is not installed.
@@ -77,7 +81,7 @@ class LengthReport:
             from matplotlib.figure import Figure
         except ImportError as error:
             raise UserError(
-                f"{path}: drawing needs matplotlib ({error}).", hint="Install it: pip install 'typst-lit[plot]'"
+                f"drawing needs matplotlib ({error}).", hint="Install it: pip install 'typst-lit[plot]'"
             ) from error
 
         figure = Figure(figsize=(9, 4.5), layout="constrained")
@@ -105,7 +109,7 @@ class LengthReport:
         axes.set_title(f"Lengths of {len(self.total)} samples", loc="left")
         axes.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 1), ncols=3)
         axes.set_xlim(0, max(top, MAX_LENGTHS[0]) * 1.12)
-        figure.savefig(path, dpi=120)
+        figure.savefig(stream, dpi=120, format=file_format)
 
 
 def _table(rows: list[list[str]]) -> str:

@@ -11,12 +11,13 @@ from typing import Any, Literal
 import torch
 from transformers import AutoConfig
 
-from typst_lit.errors import UserError
 from typst_lit.exporting.comparison import Comparison, compare_models, load_pairs
 from typst_lit.exporting.gguf import GgufType, pretokenizer_name, read_gguf, write_gguf
 from typst_lit.exporting.merging import write_merged
 from typst_lit.exporting.targets import modelfile, read_test_scores, vllm_commands, write_hub_directory
+from typst_lit.files import atomic_write
 from typst_lit.inference.generator import Generator
+from typst_lit.manifest import check_export, check_separate, export_directory
 from typst_lit.model.adapter_config import adapter_base
 from typst_lit.model.adapters import adapter_directory, merge_adapter, model_directory, plain_lora_rank
 from typst_lit.model.backbones import loads_in_other_engines
@@ -96,16 +97,18 @@ def export_merged(
     shard_size: str = "5GB",
     records: str | None = None,
     check: bool = True,
+    overwrite: bool = False,
 ) -> Export:
     """Writes the merged weights as a directory that transformers loads.
 
     Args:
         trained: the model.
-        output: the directory, which must be empty or not exist.
+        output: the directory, which must be empty or not exist, unless ``overwrite`` replaces an earlier export.
         dtype: of the weights.
         shard_size: maximum size of a weights file.
         records: file of pairs to compare the result on; None for the samples.
         check: whether to load the result and compare it.
+        overwrite: whether to replace an earlier export.
 
     Raises:
         UserError: when the adapter can't be merged, or the result is not the same model.
@@ -117,11 +120,13 @@ def export_merged(
     ...     (export.path / "model.safetensors").is_file()
     True
     """
-    check_output_is_free(output)
+    check_separate(output, [trained.directory])
+    check_export(output, overwrite)
     generator = trained.load()
     encoder = generator.encoder()
     pairs = load_pairs(records, encoder.template) if check else []
-    write_merged(merge_adapter(generator.model), encoder, output, getattr(torch, dtype), shard_size)
+    with export_directory(output, overwrite) as scratch:
+        write_merged(merge_adapter(generator.model), encoder, scratch, getattr(torch, dtype), shard_size)
     del generator  # the two models that are compared should be the only ones in memory
     if not check:
         return Export(output)
@@ -138,6 +143,7 @@ def export_vllm(
     shard_size: str = "5GB",
     records: str | None = None,
     check: bool = True,
+    overwrite: bool = False,
 ) -> Export:
     """Writes the merged weights as `export_merged` does, and returns the commands that serve them with vLLM.
 
@@ -147,7 +153,7 @@ def export_vllm(
     ...     export_vllm(trained, Path(directory), check=False).commands[0].split()[:2]
     ['vllm', 'serve']
     """
-    export = export_merged(trained, output, dtype, shard_size, records, check)
+    export = export_merged(trained, output, dtype, shard_size, records, check, overwrite)
     context_length = AutoConfig.from_pretrained(output).max_position_embeddings
     base_model = trained.base_model or (adapter_base(trained.adapter) if trained.adapter else None) or ""
     lora_rank = plain_lora_rank(trained.adapter) if trained.adapter and loads_in_other_engines(base_model) else None
@@ -161,15 +167,17 @@ def export_gguf(
     weights_type: GgufType = "f16",
     records: str | None = None,
     check: bool = True,
+    overwrite: bool = False,
 ) -> Export:
     """Writes the merged weights and the tokenizer as ``model.gguf``, for llama.cpp.
 
     Args:
         trained: the model.
-        output: the directory, which must be empty or not exist.
+        output: the directory, which must be empty or not exist, unless ``overwrite`` replaces an earlier export.
         weights_type: of the matrices: 16-bit floats, or 8-bit integers in blocks.
         records: file of pairs to compare the result on; None for the samples.
         check: whether to load the result and compare it.
+        overwrite: whether to replace an earlier export.
 
     Raises:
         UserError: when llama.cpp does not support the architecture or the tokenizer, the adapter can't be merged, or
@@ -182,8 +190,7 @@ def export_gguf(
     ...     export.path.name, export.path.stat().st_size < 8_000_000
     ('model.gguf', True)
     """
-    export, _, _ = _export_gguf(trained, output, weights_type, records, check)
-    return export
+    return _export_gguf(trained, output, weights_type, records, check, overwrite, with_modelfile=False)
 
 
 def export_ollama(
@@ -192,6 +199,7 @@ def export_ollama(
     weights_type: GgufType = "f16",
     records: str | None = None,
     check: bool = True,
+    overwrite: bool = False,
 ) -> Export:
     """Writes ``model.gguf`` as `export_gguf` does, and a Modelfile for Ollama.
 
@@ -201,17 +209,22 @@ def export_ollama(
     ...     export_ollama(trained, Path(directory), check=False).path.read_text().split("\\n")[0]
     'FROM ./model.gguf'
     """
-    export, config, tokenizer = _export_gguf(trained, output, weights_type, records, check)
+    export = _export_gguf(trained, output, weights_type, records, check, overwrite, with_modelfile=True)
     path = output / "Modelfile"
-    path.write_text(modelfile(GGUF_FILE, config.max_position_embeddings, tokenizer.eos_token), "utf-8")
     return Export(path, export.comparison, [f"ollama create typst-lit -f {shlex.quote(str(path))}"])
 
 
 def _export_gguf(
-    trained: TrainedModel, output: Path, weights_type: GgufType, records: str | None, check: bool
-) -> tuple[Export, Any, Any]:
-    """Returns the export, and the model's configuration and tokenizer."""
-    check_output_is_free(output)
+    trained: TrainedModel,
+    output: Path,
+    weights_type: GgufType,
+    records: str | None,
+    check: bool,
+    overwrite: bool,
+    with_modelfile: bool,
+) -> Export:
+    check_separate(output, [trained.directory])
+    check_export(output, overwrite)
     generator = trained.load()
     encoder = generator.encoder()
     tokenizer: Any = encoder.tokenizer
@@ -219,28 +232,38 @@ def _export_gguf(
     pairs = load_pairs(records, encoder.template) if check else []
     model: Any = merge_adapter(generator.model)
     config, path = model.config, output / GGUF_FILE
-    write_gguf(model, tokenizer, path, weights_type)
+    with export_directory(output, overwrite) as scratch:
+        write_gguf(model, tokenizer, scratch / GGUF_FILE, weights_type)
+        if with_modelfile:
+            text = modelfile(GGUF_FILE, config.max_position_embeddings, tokenizer.eos_token)
+            atomic_write(scratch / "Modelfile", text.encode())
     del generator, model  # the two models that are compared should be the only ones in memory
     if not check:
-        return Export(path), config, tokenizer
+        return Export(path)
     before = trained.load()
     after = Generator(read_gguf(path, config), tokenizer, before.templates)
     comparison = compare_models(before, after, pairs)
     comparison.check(weights_type)
-    return Export(path, comparison), config, tokenizer
+    return Export(path, comparison)
 
 
 def prepare_for_hub(
-    trained: TrainedModel, run_dir: Path, output: Path, records: str | None = None, render_page: bool = True
+    trained: TrainedModel,
+    run_dir: Path,
+    output: Path,
+    records: str | None = None,
+    render_page: bool = True,
+    overwrite: bool = False,
 ) -> Export:
     """Writes the directory to upload: the trained files, and a card with the scores of the run and an example page.
 
     Args:
         trained: the model.
         run_dir: directory of the run, for its scores.
-        output: the directory, which must be empty or not exist.
+        output: the directory, which must be empty or not exist, unless ``overwrite`` replaces an earlier export.
         records: file of pairs, the first of which is generated for the example page; None for the samples.
         render_page: whether to generate an example page.
+        overwrite: whether to replace an earlier export.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as directory:
@@ -248,10 +271,11 @@ def prepare_for_hub(
     ...     adapter.mkdir()
     ...     _ = (adapter / "adapter_config.json").write_text("{}")
     ...     export = prepare_for_hub(TrainedModel(adapter, None), Path(directory), output, render_page=False)
-    ...     sorted(path.name for path in export.path.iterdir())
+    ...     sorted(path.name for path in export.path.iterdir() if not path.name.startswith("."))
     ['README.md', 'adapter_config.json']
     """
-    check_output_is_free(output)
+    check_separate(output, [trained.directory])
+    check_export(output, overwrite)
     page = None
     if render_page:
         generator = trained.load(use_4bit=True)
@@ -259,15 +283,6 @@ def prepare_for_hub(
         with Typesetter(workers=1) as typesetter:
             result = typesetter.compile(generator.generate_one(record).source, ppi=72)
         page = result.pages[0] if result.pages else None
-    write_hub_directory(trained.directory, output, read_test_scores(run_dir), page)
+    with export_directory(output, overwrite) as scratch:
+        write_hub_directory(trained.directory, scratch, read_test_scores(run_dir), page)
     return Export(output)
-
-
-def check_output_is_free(output: Path) -> None:
-    """Checks that an output directory is empty or does not exist.
-
-    Raises:
-        UserError: when it is not.
-    """
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise UserError(f"{output} is not empty.", hint="Name another `output`.")

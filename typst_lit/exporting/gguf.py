@@ -37,22 +37,16 @@ def write_gguf(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path:
     if architecture not in ARCHITECTURES:
         supported = ", ".join(ARCHITECTURES)
         raise UserError(f"GGUF: the architecture {architecture} is not supported, only {supported}.", hint=ALTERNATIVE)
-    scratch = path.with_name(f".{path.name}.part")
-    writer = gguf.GGUFWriter(scratch, architecture)
+    writer = gguf.GGUFWriter(path, architecture)
     writer.add_name(path.stem)
     writer.add_file_type(gguf.LlamaFileType.MOSTLY_F16 if weights_type == "f16" else gguf.LlamaFileType.MOSTLY_Q8_0)
     _add_hyperparameters(writer, model.config)
     _add_tokenizer(writer, gguf, tokenizer, model.config.vocab_size)
     _add_weights(writer, gguf, model, weights_type)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-        writer.close()
-        scratch.replace(path)
-    finally:
-        scratch.unlink(missing_ok=True)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
 
 
 def read_gguf(path: Path, config: PretrainedConfig) -> Any:

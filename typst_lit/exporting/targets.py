@@ -6,10 +6,12 @@ import json
 import shlex
 import shutil
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from typst_lit.errors import UserError
+from typst_lit.files import atomic_write
 from typst_lit.inference.backends.vllm import max_lora_rank
 from typst_lit.inference.sampling import GenerationSettings
 
@@ -83,15 +85,18 @@ def vllm_commands(
 def write_hub_directory(
     source: Path, output: Path, scores: Mapping[str, Any] | None = None, page: bytes | None = None
 ) -> None:
-    """Writes what is uploaded to the hub: the files of an adapter or a model, and a model card.
+    """Writes what is uploaded to the hub: the files of an adapter or a model, without hidden ones, and a model card.
 
     Args:
         source: directory of the adapter or the model.
-        output: the directory to write.
+        output: the directory to write, which must be empty.
         scores: metrics on held-out records, for the card.
         page: PNG image of a generated page, for the card.
     """
-    shutil.copytree(source, output, dirs_exist_ok=True)
+    for file in source.iterdir():
+        if file.is_file() and not file.name.startswith("."):
+            with file.open("rb") as stream:
+                atomic_write(output / file.name, partial(shutil.copyfileobj, stream))
     card_path = output / "README.md"
     card = card_path.read_text("utf-8") if card_path.is_file() else "# Typst writer\n"
     if scores:
@@ -99,9 +104,9 @@ def write_hub_directory(
         card += "\n## Scores\n\nOn held-out records, by `typst-lit test`:\n\n"
         card += f"| metric | score |\n|---|---|\n{rows}\n"
     if page:
-        (output / PAGE_IMAGE).write_bytes(page)
+        atomic_write(output / PAGE_IMAGE, page)
         card += f"\n## Example\n\nThe first page of a generated document:\n\n![First page]({PAGE_IMAGE})\n"
-    card_path.write_text(card, "utf-8")
+    atomic_write(card_path, card.encode())
 
 
 def read_test_scores(run_dir: Path) -> dict[str, Any] | None:
@@ -134,7 +139,7 @@ def push_to_hub(directory: Path, repository: str) -> str:
 
     try:
         HfApi().create_repo(repository, exist_ok=True, private=True)
-        return str(HfApi().upload_folder(folder_path=directory, repo_id=repository))
+        return str(HfApi().upload_folder(folder_path=directory, repo_id=repository, ignore_patterns=".*"))
     except Exception as error:  # whatever the network or the hub does
         reason = (str(error).splitlines() or [""])[0]
         raise UserError(

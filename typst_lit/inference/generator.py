@@ -384,7 +384,7 @@ class Generator:
         """Generates the documents of a file's records into a JSON list; see `write_documents`.
 
         Raises:
-            UserError: when records are invalid, or the list was made with different settings; before anything is
+            UserError: when records are invalid, or when `write_documents` refuses the file; before anything is
                 generated.
         """
         records = read_records(input_file, self.encoder(adapter).template)
@@ -408,21 +408,42 @@ class Generator:
             output_file: the JSON list.
             adapter: which adapter to use; by default the default one.
             overwrite: start again where results exist.
-            on_document: called with each new document, once it is in the file.
+            on_document: called with each new document, before it is added to the file.
 
         Returns:
             The results of all records, in their order.
 
         Raises:
-            UserError: when the list has results of other records, or was made with different settings; before anything
-                is generated.
+            UserError: when another process writes the file, when it belongs to the user, or when it has results of
+                other records or with different settings; before anything is generated.
         """
         fields = [record.fields for record in records]
-        results = RecordResults(output_file, fields, self.provenance(adapter), overwrite)
+        with RecordResults(output_file, fields, self.provenance(adapter), overwrite) as results:
+            return self.write_results(records, results, adapter, on_document)
+
+    def write_results(
+        self,
+        records: Sequence[InputRecord],
+        results: RecordResults,
+        adapter: str | None = None,
+        on_document: Callable[[GeneratedDocument], None] | None = None,
+    ) -> list[dict[str, Any]]:
+        """Generates the documents that results lack; see `write_documents`.
+
+        Args:
+            records: what `read_records` returned.
+            results: those of the same records, with the provenance of this generator.
+            adapter: which adapter to use; by default the default one.
+            on_document: called with each new document, before it is added to the results.
+
+        Returns:
+            The results of all records, in their order.
+        """
+        results.start()
         with closing(self._documents([records[index] for index in results.missing], adapter)) as documents:
             for document in documents:
                 document = replace(document, index=results.missing[document.index])
-                results.add(document.index, document.to_json())
-                if on_document:
+                if on_document:  # before `add`: of a result that is in the file, all other files exist as well
                     on_document(document)
+                results.add(document.index, document.to_json())
         return results.finish()

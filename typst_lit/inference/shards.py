@@ -9,24 +9,29 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from typst_lit.data.sources import Row
 from typst_lit.errors import UserError
-from typst_lit.files import atomic_write, sha256
+from typst_lit.files import atomic_write, remove_reserved, sha256
 from typst_lit.inference.attempts import GeneratedDocument
 from typst_lit.inference.generator import GenerationFailure, Generator
 from typst_lit.inference.outputs import check_same_settings
+from typst_lit.locking import RESERVED_PREFIX
+from typst_lit.manifest import Manifest, check_directory, check_output, claim_directory, remove_output
 from typst_lit.progress import Every
 
 MANIFEST_NAME = "manifest.json"
+INPUT_DIRECTORY = f"{RESERVED_PREFIX}records"
+_SHARD_NAME = re.compile(r"part-\d{5,}\.jsonl")
 SECONDS_BETWEEN_MANIFESTS = 1.0
 HINT = "Use another `output`, or `overwrite=true`."
+DIRECTORY_HINT = "Use another `output`: shards are written to a directory of their own."
 Outcome = GeneratedDocument | Exception
 
 
@@ -51,6 +56,21 @@ class Shard:
     not_compiled: int
     bytes: int
     sha256: str
+
+    @classmethod
+    def from_json(cls, value: object, shard_size: int) -> Shard:
+        """Returns the shard that a manifest describes.
+
+        Raises:
+            ValueError: when fields are missing, unknown or of another type, or the name is not that of its index.
+        """
+        types = get_type_hints(cls)
+        if not isinstance(value, dict) or {name: type(field) for name, field in value.items()} != types:
+            raise ValueError(f"a shard must have the fields {', '.join(types)}")
+        shard = cls(**value)
+        if shard.first < 0 or shard.first % shard_size or shard.name != shard_name(shard.first // shard_size):
+            raise ValueError(f"the shard at record {shard.first} has the name {shard.name!r}")
+        return shard
 
 
 class ShardDirectory:
@@ -86,30 +106,41 @@ class ShardDirectory:
         self._manifest_due = Every(SECONDS_BETWEEN_MANIFESTS)
 
     def start(self, provenance: Mapping[str, Any], overwrite: bool = False) -> None:
-        """Adopts the intact shards that exist already, and deletes other files of earlier jobs.
+        """Adopts the intact shards that exist already, and deletes other shards of earlier jobs.
 
         Args:
             provenance: what the results depend on, the records included, as plain values.
             overwrite: start again from scratch.
 
         Raises:
-            UserError: when the directory has results with different provenance, or shards without a manifest.
+            UserError: when the directory contains files of the user, or has results with different provenance.
         """
+        claim_directory(self.path, "shards", _former_files, hint=DIRECTORY_HINT)
         self._provenance = {**provenance, "shard_size": self.shard_size}
         manifest = None if overwrite else self._read_manifest()
         if manifest is not None:
             check_same_settings(self.path, manifest["provenance"], self._provenance, HINT)
-            self.shards = {
-                shard.first // self.shard_size: shard
-                for shard in (Shard(**fields) for fields in manifest["shards"])
-                if self._is_intact(shard)
-            }
+            try:
+                shards = [Shard.from_json(value, self.shard_size) for value in manifest["shards"]]
+            except ValueError as error:
+                raise UserError(f"{self.path / MANIFEST_NAME}: is damaged ({error}).", hint=HINT) from error
+            self.shards = {shard.first // self.shard_size: shard for shard in shards if self._is_intact(shard)}
         adopted = {shard.name for shard in self.shards.values()}
-        for path in [*self.path.glob("part-*.jsonl"), *self.path.glob(".part-*.jsonl-*")]:
-            if path.name not in adopted:
-                path.unlink()
-        shutil.rmtree(self._input_directory, ignore_errors=True)
+        check_output(self.path / MANIFEST_NAME, hint=HINT)
+        Manifest.of(self.path).add([MANIFEST_NAME])
+        for path in self.path.iterdir():
+            if _SHARD_NAME.fullmatch(path.name) and path.name not in adopted:
+                remove_output(path)
+        remove_reserved(self._input_directory)
         self.write_manifest()
+
+    def check(self) -> None:
+        """Checks that the directory is new, empty or one of shards.
+
+        Raises:
+            UserError: when it contains files of the user.
+        """
+        check_directory(self.path, "shards", _former_files, hint=DIRECTORY_HINT)
 
     def split(self, rows: Iterable[Row]) -> tuple[int, list[int]]:
         """Writes the records of each missing shard into a file, from which a worker reads them.
@@ -125,9 +156,13 @@ class ShardDirectory:
                 missing.append(num_shards)
                 # default: values that Parquet has and JSON has not, such as dates, become text
                 body = json.dumps([asdict(row) for row in chunk], default=str).encode()
-                _write(self._input_path(num_shards), body)
+                atomic_write(self._input_path(num_shards), body)
             num_shards += 1
         self._num_expected = num_shards
+        names = [shard_name(index) for index in missing]
+        for name in names:
+            check_output(self.path / name, hint=DIRECTORY_HINT)
+        Manifest.of(self.path).add(names)  # here and not in `generate`, whose processes may be on other machines
         return num_shards, missing
 
     def generate(self, index: int, generator: Generator, adapter: str | None = None) -> Shard:
@@ -147,7 +182,7 @@ class ShardDirectory:
             _line(first + i, row, outcome) for i, (row, outcome) in enumerate(zip(rows, outcomes, strict=True))
         )
         shard = Shard(
-            name=f"part-{index:05d}.jsonl",
+            name=shard_name(index),
             first=first,
             records=len(rows),
             failed=len(errors),
@@ -157,7 +192,7 @@ class ShardDirectory:
             bytes=len(body),
             sha256=hashlib.sha256(body).hexdigest(),
         )
-        _write(self.path / shard.name, body)
+        atomic_write(self.path / shard.name, body)
         return shard
 
     def add(self, shard: Shard) -> None:
@@ -179,13 +214,13 @@ class ShardDirectory:
             "provenance": self._provenance,
             "shards": [asdict(self.shards[index]) for index in sorted(self.shards)],
         }
-        _write(self.path / MANIFEST_NAME, json.dumps(manifest, indent=1).encode())
+        atomic_write(self.path / MANIFEST_NAME, json.dumps(manifest, indent=1).encode())
         if complete:
-            shutil.rmtree(self._input_directory, ignore_errors=True)
+            remove_reserved(self._input_directory)
 
     @property
     def _input_directory(self) -> Path:
-        return self.path / "records"
+        return self.path / INPUT_DIRECTORY
 
     def _input_path(self, index: int) -> Path:
         return self._input_directory / f"part-{index:05d}.json"
@@ -203,8 +238,28 @@ class ShardDirectory:
             if next(self.path.glob("part-*.jsonl"), None) is None:
                 return None
             raise UserError(f"{self.path}: contains shards but no {MANIFEST_NAME}.", hint=HINT) from None
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise UserError(f"{path}: is damaged ({error!r}).", hint=HINT) from error
+
+
+def shard_name(index: int) -> str:
+    """Returns the name of the file of a shard.
+
+    >>> shard_name(3)
+    'part-00003.jsonl'
+    """
+    return f"part-{index:05d}.jsonl"
+
+
+def _former_files(directory: Path) -> list[str] | None:
+    """Returns the files of shards that a version without manifests of directories wrote; None if it wrote none."""
+    try:
+        manifest = json.loads((directory / MANIFEST_NAME).read_bytes())
+        is_ours = {"complete", "records", "shards"} <= manifest.keys() and bool(_read_provenance(manifest))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
+    shards = [path.name for path in directory.iterdir() if _SHARD_NAME.fullmatch(path.name)]
+    return [MANIFEST_NAME, *shards] if is_ours else None
 
 
 def _read_provenance(manifest: Mapping[str, Any]) -> dict[str, Any]:
@@ -242,7 +297,3 @@ def _standard_json(value: object) -> Any:
     except ValueError:
         return str(value)
     return value
-
-
-def _write(path: Path, body: bytes) -> None:
-    atomic_write(path, lambda stream: stream.write(body))

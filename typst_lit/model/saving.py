@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -17,10 +14,13 @@ from transformers import PreTrainedTokenizerBase
 
 from typst_lit.data.prompts import PromptTemplate
 from typst_lit.errors import UserError
-from typst_lit.files import fsync_directory, sha256
+from typst_lit.files import atomic_write, fsync_directory, scratch_directory, sha256
+from typst_lit.manifest import claim_directory, move_output
 
 METADATA_FILE = "typst_lit.json"
 CARD_FILE = "README.md"
+FILE_HINT = "Move it, or use another `run_dir`."
+DIRECTORY_HINT = "Use another `run_dir`."
 CHECKSUMS = "sha256"  # key in the metadata: of the weights next to it, and of those that they are about to replace
 
 
@@ -37,24 +37,21 @@ def save_weights(
     reader, or a crash, finds the old weights or the new ones, never half of either.
 
     Raises:
-        UserError: when it can't be written. The adapter that was there before is intact.
+        UserError: when it can't be written, or the directory contains other files than those of an adapter. The adapter
+            that was there before is intact.
     """
-    directory.mkdir(parents=True, exist_ok=True)
-    for stale in directory.parent.glob(f".{directory.name}-*"):  # of a save that was killed
-        shutil.rmtree(stale, ignore_errors=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
     # By default, PEFT asks the hub at every save whether the frozen embeddings should be saved too.
     options = {"save_embedding_layers": False} if isinstance(model, PeftModel) else {}
     try:
-        model.save_pretrained(str(scratch), **options)  # type: ignore[operator]
-        tokenizer.save_pretrained(str(scratch))
-        metadata = {"template": template.describe(), CHECKSUMS: _checksums(scratch, directory)}
-        (scratch / METADATA_FILE).write_text(json.dumps(metadata, indent=2) + "\n", "utf-8")
-        (scratch / CARD_FILE).write_text(card, "utf-8")
-        for file in sorted(scratch.iterdir(), key=lambda path: path.suffix == ".safetensors"):
-            with file.open("rb") as stream:
-                os.fsync(stream.fileno())
-            file.replace(directory / file.name)
+        claim_directory(directory, "adapter", _former_files, hint=DIRECTORY_HINT)
+        with scratch_directory(directory.parent) as scratch:
+            model.save_pretrained(str(scratch), **options)  # type: ignore[operator]
+            tokenizer.save_pretrained(str(scratch))
+            metadata = {"template": template.describe(), CHECKSUMS: _checksums(scratch, directory)}
+            atomic_write(scratch / METADATA_FILE, (json.dumps(metadata, indent=2) + "\n").encode())
+            atomic_write(scratch / CARD_FILE, card.encode())
+            for file in sorted(scratch.iterdir(), key=lambda path: path.suffix == ".safetensors"):
+                move_output(file, directory / file.name, FILE_HINT)
         fsync_directory(directory)
     except Exception as error:
         # Where the disk is full, the libraries below raise SafetensorError, or a plain Exception.
@@ -64,8 +61,11 @@ def save_weights(
             f"{directory} could not be written ({error}). What was there before is intact.",
             hint="Free some space, or use another `run_dir`.",
         ) from error
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _former_files(directory: Path) -> list[str] | None:
+    """Returns the files of an adapter that a version without manifests of directories saved; None if it saved none."""
+    return [path.name for path in directory.iterdir()] if (directory / METADATA_FILE).is_file() else None
 
 
 def _checksums(new: Path, old: Path) -> list[str]:

@@ -14,6 +14,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from typst_lit.data.datamodule import TypstDataModule
 from typst_lit.errors import UserError
+from typst_lit.manifest import write_output
 from typst_lit.model.adapters import load_adapter_config
 from typst_lit.model.module import TypstModule
 from typst_lit.model.preparation import TrainingSpec
@@ -23,6 +24,7 @@ log = logging.getLogger(__name__)
 # What a process holds in addition to its tensors: the CUDA context and the allocator's gaps; on the CPU, what fitting a
 # model of next to no weights adds.
 OVERHEAD_GIB = {"cuda": 0.8, "cpu": 0.03}
+OVERLAY_HINT = "Use another `write`, or `overwrite=true` to replace it."
 Overlay = dict[str, dict[str, Any]]  # settings by group
 
 
@@ -97,10 +99,13 @@ def format_settings(overlay: Overlay) -> str:
     return " ".join(f"`{group}.{name}={value}`" for group, values in overlay.items() for name, value in values.items())
 
 
-def write_overlay(overlay: Overlay, path: Path) -> None:
-    """Writes settings as a YAML file that a run can be configured with."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(yaml.safe_dump(overlay, sort_keys=False), "utf-8")
+def write_overlay(overlay: Overlay, path: str | Path, overwrite: bool = False) -> None:
+    """Writes settings as a YAML file that a run can be configured with.
+
+    Raises:
+        UserError: when the file belongs to the user, and ``overwrite`` is not set.
+    """
+    write_output(path, yaml.safe_dump(overlay, sort_keys=False).encode(), overwrite, hint=OVERLAY_HINT)
 
 
 def plan_run(module: TypstModule, data: TypstDataModule, trainer: Trainer) -> Overlay:

@@ -16,6 +16,7 @@ from jinja2 import Environment, PackageLoader
 from PIL import Image
 from torchmetrics import Metric
 
+from typst_lit.manifest import check_output, write_output
 from typst_lit.metrics.documents import Document
 from typst_lit.metrics.scoring import Scorer
 from typst_lit.typesetting.results import CompileResult, source_line
@@ -25,6 +26,7 @@ MAX_DOCUMENTS_WITH_IMAGES = 100  # the worst ones; with more, the HTML file woul
 MAX_IMAGES_PER_DOCUMENT = 12
 WEBP_QUALITY = 60
 REPORT_FILES = ("report.html", "report.json")
+_OUTPUT_HINT = "Name another directory with `eval.report_dir`, or use `eval.overwrite=true` to replace it."
 # Names in the HTML file of metrics that are acronyms, with hyphens that don't break
 TITLES = {
     "chrf": "chrF",
@@ -156,20 +158,25 @@ class Report:
             if len(self._with_images) > MAX_DOCUMENTS_WITH_IMAGES:
                 heapq.heappop(self._with_images)[1].images = []
 
-    def write(self, directory: Path, values: Mapping[str, float]) -> Path:
+    def write(self, directory: Path, values: Mapping[str, float], overwrite: bool = False) -> Path:
         """Writes both files and returns the path of ``report.html``.
 
         Args:
             directory: created if it does not exist.
             values: the scores over all documents.
+            overwrite: whether to replace files of the user.
+
+        Raises:
+            UserError: see `check_report`.
         """
-        directory.mkdir(parents=True, exist_ok=True)
+        check_report(directory, overwrite)
         entries = sorted(self.entries, key=lambda entry: entry.badness, reverse=True)
         values = {name: round(value, 6) for name, value in values.items()}
         content = {"about": self.about, "scores": values, "documents": [entry.to_json() for entry in entries]}
-        (directory / "report.json").write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", "utf-8")
+        text = json.dumps(content, ensure_ascii=False, indent=1) + "\n"
+        write_output(directory / "report.json", text.encode(), overwrite=True)
         path = directory / "report.html"
-        path.write_text(self._html(entries, values), "utf-8")
+        write_output(path, self._html(entries, values).encode(), overwrite=True)
         return path
 
     def _html(self, entries: Sequence[ReportEntry], values: Mapping[str, float]) -> str:
@@ -184,6 +191,26 @@ class Report:
             titles=TITLES,
             max_with_images=MAX_DOCUMENTS_WITH_IMAGES,
         )
+
+
+def check_report(directory: Path, overwrite: bool = False) -> None:
+    """Checks that a report may be written to a directory. One of an earlier version may be replaced.
+
+    Raises:
+        UserError: when ``report.html`` or ``report.json`` belongs to the user, and ``overwrite`` is not set.
+    """
+    overwrite = overwrite or _is_report(directory / "report.json")
+    for name in REPORT_FILES:
+        check_output(directory / name, overwrite, hint=_OUTPUT_HINT)
+
+
+def _is_report(path: Path) -> bool:
+    """Returns whether a file is the JSON of a report: that of an earlier version, which no manifest lists."""
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(content, dict) and content.keys() == {"about", "scores", "documents"}
 
 
 def _diagnostics(result: CompileResult) -> list[dict[str, Any]]:

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from typst_lit.errors import UserError
+from typst_lit.files import atomic_write
+
 MAX_MESSAGE_LENGTH = 2000  # characters
 
 
@@ -106,11 +109,14 @@ class CompileResult:
         return next((str(diagnostic) for diagnostic in self.diagnostics if diagnostic.severity == "error"), "")
 
     def save_pdf(self, path: Path) -> None:
-        """Writes the PDF. Without a PDF, deletes the file that an earlier version of the source left at the path."""
-        if self.ok:
-            path.write_bytes(self.pdf)
-        else:
-            path.unlink(missing_ok=True)
+        """Writes the PDF atomically: what is at the path is replaced.
+
+        Raises:
+            UserError: when there is no PDF.
+        """
+        if not self.ok:
+            raise UserError(f"{path}: there is no PDF: {self.error}.")
+        atomic_write(path, self.pdf)
 
 
 _BLOCK = re.compile(r"^(error|warning|help): ", re.MULTILINE)

@@ -23,10 +23,13 @@ from typing import Any
 
 import torch
 
-from typst_lit.data.sources import RecordSource
+from typst_lit.data.sources import FileSource, RecordSource
 from typst_lit.errors import UserError, plural
 from typst_lit.inference.generator import Generator
+from typst_lit.inference.outputs import LOCK_HINT
 from typst_lit.inference.shards import Shard, ShardDirectory
+from typst_lit.locking import FileLock
+from typst_lit.manifest import check_separate
 from typst_lit.progress import Every
 
 log = logging.getLogger(__name__)
@@ -100,7 +103,8 @@ def generate_on_ray(
         num_actors: number of models; by default one per GPU, or without GPUs one per node.
 
     Raises:
-        UserError: when Ray is not installed, the directory has other results, or shards fail repeatedly.
+        UserError: when Ray is not installed, the directory has other files or other results, another process writes
+            it, or shards fail repeatedly.
 
     Example:
         >>> from functools import partial
@@ -111,7 +115,11 @@ def generate_on_ray(
     """
     if num_actors is not None and num_actors < 1:
         raise UserError(f"must be 1 or more, not {num_actors}.", setting="actors")
-    with _connect(address) as ray:
+    if isinstance(source, FileSource):
+        check_separate(directory.path, [source.path])
+    directory.check()
+    directory.path.mkdir(parents=True, exist_ok=True)
+    with FileLock(directory.path, LOCK_HINT), _connect(address) as ray:
         directory.start({**provenance, "input": source.fingerprint()}, overwrite)
         num_shards, missing = directory.split(source.rows())
         if len(missing) < num_shards:
