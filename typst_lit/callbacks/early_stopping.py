@@ -8,6 +8,8 @@ from typing import Any
 import lightning.pytorch.callbacks
 from lightning.pytorch import LightningModule, Trainer
 
+from typst_lit.errors import UserError
+
 log = logging.getLogger(__name__)
 
 
@@ -23,6 +25,9 @@ class EarlyStopping(lightning.pytorch.callbacks.EarlyStopping):
         min_delta: smallest decrease that counts as an improvement.
         monitor: the logged value to watch; lower is better.
 
+    Raises:
+        UserError: when ``patience`` is negative.
+
     Example:
         >>> from typst_lit.callbacks import EarlyStopping
         >>> EarlyStopping(patience=5).mode
@@ -30,6 +35,8 @@ class EarlyStopping(lightning.pytorch.callbacks.EarlyStopping):
     """
 
     def __init__(self, patience: int = 3, min_delta: float = 0.0, monitor: str = "val_loss") -> None:
+        if patience < 0:
+            raise UserError(f"must be 0 or more, not {patience}.", setting="early_stopping.patience")
         super().__init__(monitor=monitor, min_delta=min_delta, patience=patience, mode="min", strict=False)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -85,7 +86,7 @@ class LearningCurve(Callback):
 
 
 def diagnose(points: Sequence[Point]) -> str:
-    """Returns a learning curve as a table, and what it says: overfitting, still falling, or levelled off.
+    """Returns a learning curve as a table, and what it says: not finite, overfitting, still falling, or leveled off.
 
     Args:
         points: epochs done, val_loss, and mean train_loss since the point before, of each validation in order.
@@ -98,7 +99,7 @@ def diagnose(points: Sequence[Point]) -> str:
             1.00      2.0000      2.5000
             2.00      1.0010      1.2000
             3.00      1.0000      1.1000
-        val_loss has levelled off: more epochs would gain little. More data or a higher rank might help.
+        val_loss has leveled off: more epochs would gain little. More data or a higher rank might help.
     """
     rows = [
         f"  {epoch:>6.2f}{value:>12.4f}{'' if train is None else f'{train:>12.4f}'}" for epoch, value, train in points
@@ -108,6 +109,9 @@ def diagnose(points: Sequence[Point]) -> str:
 
 
 def _conclusion(points: Sequence[Point]) -> str:
+    diverged = next((index for index, (_, value, _) in enumerate(points) if not math.isfinite(value)), None)
+    if diverged is not None:
+        return _diverged(points, diverged)
     if len(points) < 2:
         return "One validation does not show a trend: train for more epochs."
     values = [value for _, value, _ in points]
@@ -127,4 +131,18 @@ def _conclusion(points: Sequence[Point]) -> str:
             f"val_loss is still falling ({fall:.1%} since the validation before): train for more epochs "
             f"(`trainer.max_epochs={max(2, round(points[-1][0] * 2))}` `ckpt_path=last`)."
         )
-    return "val_loss has levelled off: more epochs would gain little. More data or a higher rank might help."
+    return "val_loss has leveled off: more epochs would gain little. More data or a higher rank might help."
+
+
+def _diverged(points: Sequence[Point], first: int) -> str:
+    epoch, value, _ = points[first]
+    finite = [point for point in points if math.isfinite(point[1])]
+    if finite:
+        best_epoch, best_value, _ = min(finite, key=lambda point: point[1])
+        saved = f"adapter/best is from epoch {best_epoch:.2f} (val_loss {best_value:.4f})"
+    else:
+        saved = "no usable adapter was saved"
+    return (
+        f"val_loss is not finite ({value}) at epoch {epoch:.2f}: the weights have diverged; {saved}. Train again with a "
+        "lower `model.learning_rate` or more `model.warmup_steps`."
+    )

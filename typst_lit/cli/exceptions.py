@@ -61,6 +61,8 @@ def _message(error: BaseException) -> str | None:
         return LOST_RANK.format(first_line)
     if _is_out_of_memory(error):
         return f"out of memory: {first_line}"
+    if _is_refused_by_lightning(error):
+        return f"Lightning refuses these settings: {error}"
     return None
 
 
@@ -103,6 +105,14 @@ def _is_lost_rank(error: BaseException) -> bool:
 
     is_gloo = type(error) is RuntimeError and any(text in str(error) for text in LOST_CONNECTIONS)
     return is_gloo or isinstance(error, DistError)
+
+
+def _is_refused_by_lightning(error: BaseException) -> bool:
+    if "lightning.pytorch" not in sys.modules:
+        return False
+    from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+    return isinstance(error, MisconfigurationException)
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

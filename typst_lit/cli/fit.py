@@ -16,6 +16,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from typst_lit.callbacks.adapter_export import AdapterExport
 from typst_lit.callbacks.early_stopping import EarlyStopping
@@ -41,10 +42,16 @@ from typst_lit.cli.run_directory import (
     resolve_checkpoint,
 )
 from typst_lit.cli.settings_help import settings_help
-from typst_lit.cli.trainer import TRAINER_DEFAULTS, check_precision, default_precision
+from typst_lit.cli.trainer import (
+    TRAINER_DEFAULTS,
+    check_precision,
+    check_seed,
+    check_trainer_settings,
+    default_precision,
+)
 from typst_lit.cli.unknown_flags import refuse_unknown_flags
 from typst_lit.data.datamodule import TypstDataModule
-from typst_lit.errors import UsageError
+from typst_lit.errors import UsageError, UserError
 from typst_lit.inference.sampling import GenerationSettings
 from typst_lit.locking import check_unlocked
 from typst_lit.manifest import write_output
@@ -192,6 +199,8 @@ class TypstCLI(LightningCLI):
             # of a trainer that is null, the setting that run_dir is linked to is left
             if settings is None or (group == "trainer" and "max_epochs" not in settings):
                 raise UsageError("must not be null.", setting=group, hint="Give its settings, or leave it out.")
+        check_trainer_settings(vars(self.config.trainer), self.command)
+        check_seed(self.config.get("seed_everything"))
 
     def before_instantiate_classes(self) -> None:
         config = self.config
@@ -235,7 +244,10 @@ class TypstCLI(LightningCLI):
         self.trainer_defaults["callbacks"] = [
             *callbacks, Throughput(), LearningCurve(self._flat_settings()), GracefulShutdown()
         ]  # fmt: skip
-        return super().instantiate_trainer(**kwargs)
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except (MisconfigurationException, ValueError) as error:
+            raise UserError(f"Lightning refuses these settings: {error}") from error
 
     def run(self) -> None:
         """Runs the command.

@@ -79,9 +79,13 @@ class LengthPolicy:
         if not len(fitting):
             raise UserError(
                 f"no {name} sample is left: all {len(table)} are longer than {self.max_length} tokens.",
-                hint=f"Use `data.max_length={longest}`, or choose `data.overlength=truncate_text`.",
+                hint=f"Use `data.max_length={longest}`{self._alternative()}.",
             )
         return fitting
+
+    def _alternative(self) -> str:
+        """Returns what else a user can do about samples that are all too long; a policy that has failed is not named."""
+        return ", or choose `data.overlength=truncate_text`" if self.overlength == "drop" else ""
 
     def _summary(self, num_truncated: int, num_dropped: int) -> str:
         if self.overlength == "drop":

@@ -385,19 +385,23 @@ class TypstModule(LightningModule):
             self.eval_loss.update(loss)
             self.eval_tokens.update(tokens)
 
-    def _log_evaluation(self, stage: str) -> None:
+    def _log_evaluation(self, stage: str) -> float:
+        """Logs the mean loss of an evaluation, over all ranks, and returns it."""
         loss = (self.eval_loss.compute() / self.eval_tokens.compute()).float()
         self.eval_loss.reset()
         self.eval_tokens.reset()
         # The metrics are summed over all ranks already; averaging equal values only keeps Lightning from warning.
         self.log(f"{stage}_loss", loss, prog_bar=True, sync_dist=True)
         self.log(f"{stage}_perplexity", loss.exp(), sync_dist=True)
+        return float(loss)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self._evaluate(batch)
 
     def on_validation_epoch_end(self) -> None:
-        self._log_evaluation("val")
+        val_loss = self._log_evaluation("val")
+        if self._is_fitting and not self.trainer.sanity_checking:
+            self.step_guard.check_val_loss(self.trainer.global_step, val_loss)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         self._evaluate(batch)

@@ -44,7 +44,8 @@ class StepGuard:
     'skip'
 
     Args:
-        non_finite: when the loss or the gradient norm is NaN or infinite: stop the run, or skip the step.
+        non_finite: when the loss or the gradient norm is NaN or infinite: stop the run, or skip the step. When val_loss
+            is: stop the run, or log it.
         spike: when the loss is far above that of the steps before: stop, skip the step, warn and take it, or off.
         spike_sigma: how far above the running mean a loss is a spike, in running standard deviations.
         out_of_memory: when a micro-batch does not fit into memory: stop, or split it. From there on every micro-batch
@@ -109,6 +110,27 @@ class StepGuard:
         consequence = ": the step is skipped" if action == "skip" else ""
         log.warning("%s at step %d%s. The samples of the step:\n%s", problem, step, consequence, samples)
         return action == "take"
+
+    def check_val_loss(self, step: int, val_loss: float) -> None:
+        """Checks the loss of a validation during training, before what was trained is saved.
+
+        Args:
+            step: the number of the last step, for messages.
+            val_loss: the mean loss over all ranks.
+
+        Raises:
+            UserError: when it is not finite, and the run must stop.
+        """
+        if math.isfinite(val_loss):
+            return
+        problem = f"val_loss is not finite ({val_loss}) after step {step}: the weights have diverged"
+        if self.non_finite == "stop":
+            raise UserError(
+                f"{problem}. They were not saved as an adapter; one that an earlier validation saved is intact.",
+                hint="Train again in another `run_dir`, with a lower `model.learning_rate` or more `model.warmup_steps`. "
+                "`watchdog.non_finite=skip` continues such a run.",
+            )
+        log.warning("%s.", problem)
 
     def decide(self, loss: float, grad_norm: float, fp16_scaler: bool = False) -> Decision:
         """Returns what to do with a step; the arguments are those of `allows_step`."""
