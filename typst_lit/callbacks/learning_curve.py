@@ -143,6 +143,6 @@ def _diverged(points: Sequence[Point], first: int) -> str:
     else:
         saved = "no usable adapter was saved"
     return (
-        f"val_loss is not finite ({value}) at epoch {epoch:.2f}: the weights have diverged; {saved}. Train again with a "
-        "lower `model.learning_rate` or more `model.warmup_steps`."
+        f"val_loss is not finite ({value}) at epoch {epoch:.2f}: the weights have diverged; {saved}. Train again with "
+        "a lower `model.learning_rate` or more `model.warmup_steps`."
     )

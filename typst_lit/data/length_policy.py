@@ -12,7 +12,7 @@ from datasets import Dataset, concatenate_datasets
 
 from typst_lit._compat.datasets import fingerprint
 from typst_lit.data.encoding import Encoder
-from typst_lit.data.table import cache_key, column, record_origins
+from typst_lit.data.table import cache_key, cached_map, column, record_origins
 from typst_lit.errors import UserError, listing
 
 log = logging.getLogger(__name__)
@@ -84,7 +84,7 @@ class LengthPolicy:
         return fitting
 
     def _alternative(self) -> str:
-        """Returns what else a user can do about samples that are all too long; a policy that has failed is not named."""
+        """Returns what else a user can do about samples that are all too long."""
         return ", or choose `data.overlength=truncate_text`" if self.overlength == "drop" else ""
 
     def _summary(self, num_truncated: int, num_dropped: int) -> str:
@@ -100,7 +100,8 @@ class LengthPolicy:
     def _truncate(self, table: Dataset, encoder: Encoder) -> Dataset:
         if self.overlength == "drop":
             return table.select([])
-        return table.map(
+        return cached_map(
+            table,
             self._truncate_rows,
             batched=True,
             batch_size=100,

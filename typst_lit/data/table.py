@@ -9,19 +9,24 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterator, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from datasets import Dataset, Features, List, Value
 from datasets.exceptions import DatasetGenerationError
 
+from typst_lit._compat.datasets import generator_cache
 from typst_lit.data.prompts import PromptTemplate
 from typst_lit.data.records import Field, parse_record
 from typst_lit.data.sources import RecordSource
 from typst_lit.errors import UserError, listing, plural
 
 log = logging.getLogger(__name__)
+# What reading a file of the cache raises that was cut or emptied; ValueError includes ArrowInvalid and JSONDecodeError
+DAMAGED_CACHE_ERRORS = (OSError, ValueError)
 FORMAT = "3"  # increase it when the columns or the checks change, so that older caches are not used
 
 
@@ -54,18 +59,7 @@ def load_records(
     >>> table.column_names[-4:]
     ['contents_txt', 'origin', 'reference', 'errors']
     """
-    try:
-        table = Dataset.from_generator(
-            _checked_rows,
-            features=_features(template.fields),
-            cache_dir=cache_dir,
-            gen_kwargs={"source": source, "fields": tuple(template.fields), "needs_reference": needs_reference},
-            fingerprint=cache_key(FORMAT, source.fingerprint(), [vars(f) for f in template.fields], needs_reference),
-        )
-    except DatasetGenerationError as error:  # datasets wraps what the source raised
-        if isinstance(error.__cause__, UserError):
-            raise error.__cause__ from None
-        raise
+    table = _cached_table(source, template.fields, needs_reference, cache_dir)
     is_invalid = np.asarray(table.data.column("errors").combine_chunks().value_lengths()) > 0
     if not is_invalid.any():
         return table
@@ -77,6 +71,58 @@ def load_records(
         raise UserError(f"{counts}:\n{listing(errors, limit=len(errors))}", hint=f"Fix them{or_skip}.")
     log.warning("%s and skipped:\n%s", counts, listing(errors))
     return table.select(np.flatnonzero(~is_invalid))
+
+
+def _cached_table(
+    source: RecordSource, fields: Sequence[Field], needs_reference: bool, cache_dir: str | None
+) -> Dataset:
+    """Returns the table of a source. One in the cache that is damaged, as by a full disk, is created again."""
+    key = cache_key(FORMAT, source.fingerprint(), [vars(field) for field in fields], needs_reference)
+
+    def load() -> Dataset:
+        try:
+            return Dataset.from_generator(
+                _checked_rows,
+                features=_features(fields),
+                cache_dir=cache_dir,
+                gen_kwargs={"source": source, "fields": tuple(fields), "needs_reference": needs_reference},
+                fingerprint=key,
+            )
+        except DatasetGenerationError as error:  # datasets wraps what the source raised
+            if isinstance(error.__cause__, UserError):
+                raise error.__cause__ from None
+            raise
+
+    directory = generator_cache(cache_dir, key)
+    was_cached = directory.is_dir()
+    try:
+        return load()
+    except DAMAGED_CACHE_ERRORS as error:
+        if not was_cached:
+            raise
+        log.warning("%s: the cached records are damaged (%s). They are read again.", directory, error)
+        shutil.rmtree(directory, ignore_errors=True)
+        return load()
+
+
+def cached_map(table: Dataset, function: Callable[..., Any], new_fingerprint: str, **options: Any) -> Dataset:
+    """Returns ``table.map(function, ...)``. A result in the cache that is damaged is computed again.
+
+    Args:
+        table: a table that is cached in a file.
+        function: what is applied.
+        new_fingerprint: key of the result.
+        **options: of ``map``.
+    """
+    directories = {Path(file["filename"]).parent for file in table.cache_files}
+    cached = [file for path in directories for file in path.glob(f"cache-{new_fingerprint}*.arrow")]
+    try:
+        return table.map(function, new_fingerprint=new_fingerprint, **options)
+    except DAMAGED_CACHE_ERRORS as error:
+        if not cached:
+            raise
+        log.warning("%s: the cached table is damaged (%s). It is computed again.", cached[0], error)
+        return table.map(function, new_fingerprint=new_fingerprint, load_from_cache_file=False, **options)
 
 
 def column(table: Dataset, name: str) -> np.ndarray:

@@ -12,7 +12,7 @@ from datasets import Dataset, concatenate_datasets
 from typst_lit._compat.datasets import fingerprint
 from typst_lit.data.encoding import Encoder
 from typst_lit.data.minhash import minhash_signature
-from typst_lit.data.table import cache_key
+from typst_lit.data.table import cache_key, cached_map
 
 FORMAT = "tokenize-4"  # change it when the columns or their values change, so that older caches are not used
 MIN_ROWS_PER_PROCESS = 2000  # with fewer rows, starting one more process takes longer than it saves
@@ -36,7 +36,8 @@ def tokenize(table: Dataset, encoder: Encoder, num_proc: int | None = None) -> D
     # Only the new columns are written: those of the table are put next to them as they are.
     texts = table.select_columns([*names, "reference"])
     parts = [
-        texts.select(range(first, min(first + ROWS_PER_PART, len(table)))).map(
+        cached_map(
+            texts.select(range(first, min(first + ROWS_PER_PART, len(table)))),
             _tokenize_rows,
             batched=True,
             batch_size=1000,

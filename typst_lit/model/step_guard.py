@@ -127,8 +127,8 @@ class StepGuard:
         if self.non_finite == "stop":
             raise UserError(
                 f"{problem}. They were not saved as an adapter; one that an earlier validation saved is intact.",
-                hint="Train again in another `run_dir`, with a lower `model.learning_rate` or more `model.warmup_steps`. "
-                "`watchdog.non_finite=skip` continues such a run.",
+                hint="Train again in another `run_dir`, with a lower `model.learning_rate` or more "
+                "`model.warmup_steps`. `watchdog.non_finite=skip` continues such a run.",
             )
         log.warning("%s.", problem)
 
