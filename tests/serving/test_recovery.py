@@ -15,6 +15,7 @@ import pytest
 import torch
 import uvicorn
 
+from tests.serving.test_app import GREEDY, Server
 from typst_lit.inference.decoder import Decoder
 from typst_lit.inference.generator import Generator
 from typst_lit.inference.sampling import GenerationSettings
@@ -30,9 +31,9 @@ def generator() -> Generator:
 
 
 @contextmanager
-def serve(generator: Generator) -> Iterator[str]:
+def serve(generator: Generator, **options: Any) -> Iterator[str]:
     """Serves a generator in a thread of this process, and returns the server's address."""
-    server = uvicorn.Server(uvicorn.Config(create_app(generator), log_level="critical"))
+    server = uvicorn.Server(uvicorn.Config(create_app(generator, **options), log_level="critical"))
     with socket.create_server(("127.0.0.1", 0)) as listening:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
         thread.start()
@@ -115,3 +116,36 @@ def test_request_that_fails_every_step_fails_alone(monkeypatch, generator, bodie
     assert [response.status_code for response in responses] == [200] * 3 + [500] + [200] * 4
     assert "RuntimeError: device-side assert" in responses[3].json()["error"]["message"]
     assert '"code": 500' in stream and "device-side assert" in stream and "[DONE]" not in stream
+
+
+def test_failed_accelerator_is_reported_by_health(monkeypatch, bodies) -> None:
+    settings = GenerationSettings(max_tokens=60, temperature=0, repetition_penalty=1)
+    generator = Generator.load(base_model="typst-nano", use_4bit=False, compile=False, settings=settings)
+    failures: list[Exception] = []
+
+    def fail(decoder: Decoder) -> None:
+        raise torch.AcceleratorError("injected")
+
+    replace_step(monkeypatch, generator, fail)
+    with serve(generator, on_failure=failures.append) as url:
+        responses = post_all(url, bodies)
+        health = httpx.get(f"{url}/health")
+        late = httpx.post(f"{url}/generate", json=bodies[0])
+    assert [response.status_code for response in responses] == [503] * NUM_CLIENTS
+    assert health.status_code == 503 and health.json()["status"] == "failed"
+    assert late.status_code == 503 and int(late.headers["retry-after"]) > 0
+    assert [type(failure) for failure in failures] == [torch.AcceleratorError]
+
+
+def test_failed_accelerator_ends_the_server_process(able_pairs) -> None:
+    server = Server("--base-model", "typst-nano", "--no-4bit", *GREEDY, command=["-m", "tests.serving.failing_server"])
+    record = able_pairs[0]["input"]
+    with ThreadPoolExecutor(4) as pool, server.client() as client:
+        running = [pool.submit(client.post, "/generate", json={"input": record, "seed": seed}) for seed in range(3)]
+        wait_until(lambda: client.get("/health").json()["running"] == 3)
+        failing = pool.submit(client.post, "/generate", json={"input": record, "max_tokens": 33})
+        assert [future.result().status_code for future in [*running, failing]] == [503] * 4
+    assert server.wait() == 1
+    log = "".join(server.log)
+    assert "error: the accelerator has failed (CUDA error: device-side assert triggered). Start the server" in log
+    assert "Traceback" not in log

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from typst_lit.errors import UserError
 from typst_lit.inference.sampling import DEFAULT_BATCH_SIZE, GenerationSettings
 from typst_lit.typesetting.typesetter import Typesetter
 
-if TYPE_CHECKING:
+# To mypy the same as TYPE_CHECKING, whose imports jsonargparse would execute: transformers takes seconds.
+MYPY = False
+if MYPY:
     from typst_lit.inference.generator import Generator
     from typst_lit.inference.loading import ModelSpec
 
@@ -60,11 +61,19 @@ class ModelArguments:
         """
         from typst_lit.model.adapters import adapter_directory
 
+        self.check_numbers()
+        for path in (self.adapters or {}).values():
+            adapter_directory(path)
+
+    def check_numbers(self) -> None:
+        """Checks the values that are numbers; `validate` does as well, but imports more.
+
+        Raises:
+            UserError: when one is out of range.
+        """
         for name in ("attempts", "batch_size"):
             if getattr(self, name) < 1:
                 raise UserError(f"must be 1 or more, not {getattr(self, name)}.", setting=name)
-        for path in (self.adapters or {}).values():
-            adapter_directory(path)
 
     def resolve(self, engine: str = "builtin") -> ModelSpec:
         """Returns which model and adapters these are; nothing of them is loaded.

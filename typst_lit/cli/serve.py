@@ -7,11 +7,15 @@ import logging
 import os
 import signal
 import socket
+import sys
+
+import torch
 
 from typst_lit.cli.model_arguments import ModelArguments
 from typst_lit.cli.parser import Command
 from typst_lit.errors import UserError
 from typst_lit.inference.sampling import GenerationSettings
+from typst_lit.serving.limits import ServerLimits
 from typst_lit.typesetting.typesetter import Typesetter
 
 log = logging.getLogger(__name__)
@@ -24,11 +28,12 @@ def serve(
     model: ModelArguments,
     generation: GenerationSettings,
     typesetting: Typesetter,
+    limits: ServerLimits,
     host: str = "127.0.0.1",
     port: int = 8000,
     token: str | None = None,
-    queue: int = 64,
-    max_body_kib: int = 1024,
+    allowed_hosts: list[str] = [],  # noqa: B006
+    log_requests: bool = True,
 ) -> None:
     """Serve documents over HTTP, also with an OpenAI-compatible API.
 
@@ -38,11 +43,13 @@ def serve(
         model: Which model generates.
         generation: How it is sampled.
         typesetting: The limits of each document.
+        limits: What clients may take.
         host: Address to listen on; any that other machines can reach needs a token.
         port: Port to listen on; 0 takes a free one.
         token: What requests must present as a bearer token. Better set in the variable TYPST_LIT_TOKEN.
-        queue: Maximum number of waiting documents; further requests get 429.
-        max_body_kib: Maximum size of a request, in KiB; larger ones get 413.
+        allowed_hosts: Without a token, requests must be sent to this machine's own name or address, not by web pages of
+            other sites; names of more hosts to accept, such as that of a proxy.
+        log_requests: Log a line per request.
     """
     token = token or os.environ.get(TOKEN_VARIABLE) or None
     if not token and not _is_loopback(host):
@@ -51,27 +58,39 @@ def serve(
             setting="host",
             hint=f"Set a token that requests must present, in {TOKEN_VARIABLE} or with `token`.",
         )
-    if queue < 0:
-        raise UserError(f"must be 0 or more, not {queue}.", setting="queue")
-    if max_body_kib < 1:
-        raise UserError(f"must be 1 or more, not {max_body_kib}.", setting="max_body_kib")
-    model.validate()
+    model.check_numbers()
     try:
-        import uvicorn
-
         from typst_lit.serving.app import create_app
+        from typst_lit.serving.server import Server
     except ImportError as error:
         raise UserError(f"serving needs {error.name}.", hint="pip install 'typst-lit[serve]'") from error
-    listening = _listen(host, port)  # before a model is loaded in vain
+    app = create_app(
+        lambda: model.load(generation, typesetting),
+        token,
+        limits,
+        None if token else [host, *allowed_hosts],
+        log_requests,
+        on_failure=lambda error: server.fail(error),
+    )
+    server = Server(app, limits)
+    listening = _listen(host, port)
     with typesetting, listening:
-        app = create_app(model.load(generation, typesetting), token, queue, max_body_kib)
-        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False))
         address = f"[{host}]" if ":" in host else host
         log.info("Serving on http://%s:%d; /docs describes the interface.", address, listening.getsockname()[1])
-        # uvicorn finishes the running requests and then raises the signal again, when nothing is left to do
+        # uvicorn raises the signal that ended it again, when nothing is left to do
         signal.signal(signal.SIGINT, lambda *_: None)
         signal.signal(signal.SIGTERM, lambda *_: None)
         server.run(sockets=[listening])
+    if isinstance(server.error, torch.AcceleratorError):
+        first_line = str(server.error).partition("\n")[0]
+        raise UserError(f"the accelerator has failed ({first_line}).", hint="Start the server again.") from server.error
+    if server.error is not None:
+        raise server.error
+    status = 0 if server.exit_signal is None else 128 + server.exit_signal
+    if app.state.runner.is_loading:
+        os._exit(status)  # Python itself would abort: it can't end while another thread runs native code
+    if status:
+        sys.exit(status)
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -13,17 +13,20 @@ from starlette.exceptions import HTTPException
 
 from typst_lit.errors import UserError
 from typst_lit.serving.schemas import ErrorResponse
-from typst_lit.serving.service import GenerationError, QueueFullError
+from typst_lit.serving.service import TOO_DEEP, GenerationError, QueueFullError, ServiceUnavailableError
 
+RETRY_AFTER_S = 10  # while the model is being loaded, or the server is restarted
 CLIENT_CLOSED_REQUEST = 499  # nginx's status; nobody reads it
 ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorResponse, "description": description}
     for status, description in {
         401: "The token is missing or wrong.",
+        408: "The request body did not arrive in time.",
         413: "The request body is too large.",
         422: "The record or an option is invalid; the message names the field.",
         429: "Too many documents are waiting; `Retry-After` estimates when to try again.",
         500: "The model failed on this request.",
+        503: "The model is being loaded or has failed, or the server is shutting down.",
     }.items()
 }
 
@@ -34,13 +37,15 @@ class ClientDisconnectedError(Exception):
 
 def error_response(status: int, message: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
     """Returns a response with OpenAI's ``error`` and FastAPI's ``detail``."""
+    message = message.encode("utf-8", "backslashreplace").decode()  # it may quote what a client sent
     error = {"message": message, "type": "invalid_request_error" if status < 500 else "server_error"}
     return JSONResponse({"error": error, "detail": message}, status, dict(headers or {}))
 
 
 def status_code(error: Exception) -> int:
     """Returns the HTTP status of an error that generation raised."""
-    return 429 if isinstance(error, QueueFullError) else 422 if isinstance(error, UserError) else 500
+    statuses = {QueueFullError: 429, ServiceUnavailableError: 503, UserError: 422}
+    return next((status for class_, status in statuses.items() if isinstance(error, class_)), 500)
 
 
 def add_error_handlers(app: FastAPI) -> None:
@@ -58,6 +63,14 @@ def add_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def answer_http_error(request: Request, error: HTTPException) -> Response:
         return error_response(error.status_code, str(error.detail), error.headers)
+
+    @app.exception_handler(RecursionError)
+    async def answer_deep_nesting(request: Request, error: RecursionError) -> Response:
+        return error_response(422, TOO_DEEP)
+
+    @app.exception_handler(ServiceUnavailableError)
+    async def answer_unavailable(request: Request, error: ServiceUnavailableError) -> Response:
+        return error_response(status_code(error), str(error), {"Retry-After": str(RETRY_AFTER_S)})
 
     @app.exception_handler(UserError)
     @app.exception_handler(GenerationError)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from typst_lit.inference.attempts import GeneratedDocument
-from typst_lit.inference.engine import Engine
+if TYPE_CHECKING:
+    from typst_lit.inference.attempts import GeneratedDocument
+    from typst_lit.inference.engine import Engine
 
 
 class ServiceMetrics:

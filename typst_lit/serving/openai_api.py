@@ -6,18 +6,20 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Mapping
 from contextlib import aclosing
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from typst_lit.errors import UserError
-from typst_lit.inference.attempts import Attempts, GeneratedDocument
 from typst_lit.serving.errors import ERROR_RESPONSES, status_code
 from typst_lit.serving.routes import Service, generate_while_connected
 from typst_lit.serving.schemas import ChatRequest, CompletionRequest, OpenAIOptions
-from typst_lit.serving.service import GenerationError, GenerationService, QueueFullError
+from typst_lit.serving.service import GenerationError, GenerationService, QueueFullError, ServiceUnavailableError
 from typst_lit.serving.streaming import TextDelta, server_sent_event, stream_document
+
+if TYPE_CHECKING:
+    from typst_lit.inference.attempts import Attempts, GeneratedDocument
 
 MODEL_WITHOUT_ADAPTER = "typst-lit"
 router = APIRouter(prefix="/v1", tags=["OpenAI-compatible API"])
@@ -84,7 +86,7 @@ async def _answer(
     if options.stream:
         service.check_capacity()  # while the response's status can still be 429
         header["object"] = shape.chunk_object_name
-        events = _stream(service, attempts, options, header, shape)
+        events = _stream(request, service, attempts, options, header, shape)
         return StreamingResponse(events, media_type="text/event-stream")
     document = await generate_while_connected(request, service, attempts)
     choice = {
@@ -98,6 +100,7 @@ async def _answer(
 
 
 async def _stream(
+    request: Request,
     service: GenerationService,
     attempts: Attempts,
     options: OpenAIOptions,
@@ -115,11 +118,12 @@ async def _stream(
                 if isinstance(item, TextDelta):
                     yield server_sent_event(chunk(item.text))
                     continue
+                request.state.tokens = item.tokens
                 results = {**_typst_results(item), "source": item.source}
                 yield server_sent_event({**chunk("", item.finish_reason), "typst": results})
                 if (options.stream_options or {}).get("include_usage"):
                     yield server_sent_event({**header, "choices": [], "usage": _usage(attempts, item)})
-    except (QueueFullError, UserError, GenerationError) as error:
+    except (QueueFullError, UserError, GenerationError, ServiceUnavailableError) as error:
         yield server_sent_event({"error": {"message": str(error), "code": status_code(error)}})
         return
     yield "data: [DONE]\n\n"

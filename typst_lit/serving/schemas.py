@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -9,6 +10,16 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from typst_lit.inference.sampling import RANGES, GenerationSettings
 from typst_lit.serving.service import MAX_ATTEMPTS
+
+MAX_NAME_CHARS = 200
+EXAMPLE_RECORD = {
+    "starting_page": 1,
+    "academic_year": "2025-26",
+    "department": "Department of Physics",
+    "project_title": "Measuring Rain",
+    "contents_txt": "Chapter 1\n\nIntroduction\n\nIt rains more than it did. We measured how much.",
+}
+EXAMPLE_PROMPT = json.dumps(EXAMPLE_RECORD)
 
 
 def _setting(name: str, description: str | None = None) -> Any:
@@ -27,7 +38,9 @@ class GenerationOptions(BaseModel):
     """Options of one request; those left out keep the values that the server was started with."""
 
     model_config = ConfigDict(extra="forbid")
-    adapter: str | None = Field(default=None, description="One of /v1/models; by default the first.")
+    adapter: str | None = Field(
+        default=None, max_length=MAX_NAME_CHARS, description="One of /v1/models; by default the first."
+    )
     max_tokens: int | None = _setting("max_tokens", "Limited to the value that the server was started with.")
     temperature: float | None = _setting("temperature")
     top_p: float | None = _setting("top_p")
@@ -53,7 +66,11 @@ class OpenAIOptions(GenerationOptions):
     """The options of ``/v1``: OpenAI's in addition to our own. OpenAI's that have no meaning here are ignored."""
 
     model_config = ConfigDict(extra="ignore")
-    model: str = Field(default="", description="The name of an adapter; other names mean the default adapter.")
+    model: str = Field(
+        default="",
+        max_length=MAX_NAME_CHARS,
+        description="The name of an adapter; other names mean the default adapter.",
+    )
     stream: bool = Field(
         default=False, description="Send the text as server-sent events while it is generated, in a single attempt."
     )
@@ -76,6 +93,7 @@ class OpenAIOptions(GenerationOptions):
 class CompletionRequest(OpenAIOptions):
     """The body of ``/v1/completions``."""
 
+    model_config = ConfigDict(json_schema_extra={"examples": [{"prompt": EXAMPLE_PROMPT}]})
     prompt: str = Field(min_length=1, description="A record as JSON, or a rendered prompt.")
 
 
@@ -83,12 +101,15 @@ class Message(BaseModel):
     """A message of a chat."""
 
     role: str
-    content: str
+    content: str = Field(min_length=1)
 
 
 class ChatRequest(OpenAIOptions):
     """The body of ``/v1/chat/completions``."""
 
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"messages": [{"role": "user", "content": EXAMPLE_PROMPT}]}]}
+    )
     messages: list[Message] = Field(min_length=1, description="The last user message is a record as JSON.")
 
 

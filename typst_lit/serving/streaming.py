@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncGenerator, Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from typst_lit.inference.attempts import Attempts, GeneratedDocument
-from typst_lit.serving.service import GenerationService
+if TYPE_CHECKING:
+    from typst_lit.inference.attempts import Attempts, GeneratedDocument
+    from typst_lit.serving.service import GenerationService
 
 REPLACEMENT_CHARACTER = "\ufffd"  # decodes from the first bytes of a character whose other bytes are still to come
 
@@ -30,19 +31,30 @@ async def stream_document(
     Raises:
         QueueFullError: when too many documents are waiting.
         UserError: when the request is invalid.
-        GenerationError: when the model failed.
+        GenerationError: when the model failed on this document.
+        ServiceUnavailableError: when it can't generate any longer.
     """
-    texts: asyncio.Queue[str | None] = asyncio.Queue()  # the whole source so far, each time; None ends the queue
-    task = asyncio.create_task(service.generate(attempts, texts.put_nowait))
-    task.add_done_callback(lambda _: texts.put_nowait(None))
-    sent = ""
+    # Only the latest text is retained: a client that does not read would accumulate a copy per token.
+    latest, sent, has_changed = "", "", asyncio.Event()
+
+    def set_latest(text: str) -> None:
+        nonlocal latest
+        latest = text
+        has_changed.set()
+
+    task = asyncio.create_task(service.generate(attempts, set_latest))
+    task.add_done_callback(lambda _: has_changed.set())
     try:
-        while (text := await texts.get()) is not None:
-            text = text.removesuffix(REPLACEMENT_CHARACTER)
+        while True:
+            await has_changed.wait()
+            has_changed.clear()
+            is_done, text = task.done(), latest.removesuffix(REPLACEMENT_CHARACTER)
             if text.startswith(sent) and text != sent:
                 delta = TextDelta(text[len(sent) :])
                 sent = text
                 yield delta
+            if is_done:
+                break
         yield task.result()
     finally:
         task.cancel()
