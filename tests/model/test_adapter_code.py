@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -165,6 +166,28 @@ def test_damaged_metadata_is_one_error_with_the_file(workspace, text) -> None:
     (workspace / "adapter" / "typst_lit.json").write_text(text)
     with pytest.raises(UserError, match=r"adapter/typst_lit\.json: "):
         Generator.load("adapter", use_4bit=False, compile=False)
+
+
+@pytest.mark.parametrize(
+    ("file", "settings"),
+    [
+        ("config.json", {"auto_map": {"AutoConfig": "evil.E", "AutoModelForCausalLM": "evil.E"}}),
+        ("config.json", {"auto_map": {"AutoConfig": "evil.E"}, "model_type": "evil"}),
+        ("config.json", {"_attn_implementation_internal": "someone/kernel", "attn_implementation": "someone/kernel"}),
+        ("tokenizer_config.json", {"tokenizer_class": "evil.E", "auto_map": {"AutoTokenizer": ["evil.E", None]}}),
+    ],
+    ids=["auto_map", "model_type", "attention", "tokenizer"],
+)  # fmt: skip
+def test_the_files_of_a_base_model_run_no_code(tiny_model, tmp_path, monkeypatch, file, settings) -> None:
+    directory = tmp_path / "model"
+    shutil.copytree(tiny_model, directory)
+    monkeypatch.chdir(directory)
+    (directory / "evil.py").write_text("open('executed', 'w').close()\nclass E: pass\n")
+    content = json.loads((directory / file).read_text())
+    (directory / file).write_text(json.dumps({**content, **settings}))
+    with contextlib.suppress(UserError):  # a model without such code is loaded
+        Generator.load(base_model=str(directory), use_4bit=False, compile=False)
+    assert not Path("executed").exists()
 
 
 def test_descriptions_name_registered_classes_only() -> None:
