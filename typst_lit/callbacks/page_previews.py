@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import textwrap
 from collections.abc import Sequence
 
@@ -36,12 +37,12 @@ def show_pages(writer: SummaryWriter, documents: Sequence[Document], step: int) 
         writer.add_image(f"{name}/pages", _side_by_side(pages), step, dataformats="HWC")
         writer.add_text(f"{name}/source", _as_code(document.source), step)
         diagnostics = "\n".join(f"- {diagnostic}" for diagnostic in document.result.diagnostics) or "no diagnostics"
-        writer.add_text(f"{name}/diagnostics", f"**{document.origin}**\n\n{diagnostics}", step)
+        writer.add_text(f"{name}/diagnostics", _as_code(f"{document.origin}\n{diagnostics}"), step)
 
 
-def _as_code(source: str) -> str:
-    """Returns a source as an indented block of Markdown; unlike a fenced one, no backtick in it can end it."""
-    return "\n".join("    " + line for line in source.split("\n"))
+def _as_code(text: str) -> str:
+    """Returns a text as an indented block of Markdown; unlike a fenced one, no backtick in it can end it."""
+    return "\n".join("    " + line for line in re.split(r"\r\n|\r|\n", text))
 
 
 def _first_page(result: CompileResult) -> Image.Image:

@@ -39,7 +39,8 @@ def app(
     model.validate()
     if missing := [name for name in REQUIRED if importlib.util.find_spec(name) is None]:
         raise UserError(f"the page needs {', '.join(missing)}.", hint="pip install 'typst-lit[app]'")
-    from typst_lit.serving.web_page import serve_web_page
+    from typst_lit.serving.web_page import check_settings, serve_web_page
 
+    check_settings(generation, model.attempts)
     log.info("The page: http://%s:%d", host, port)
     serve_web_page(lambda: model.load(generation, typesetting()), host, port)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import html
 import json
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import replace
 from importlib.resources import files
-from typing import Any
+from typing import Any, Literal
 
 import streamlit as st
 from pygments import highlight
@@ -16,21 +18,31 @@ from pygments.formatters import HtmlFormatter
 from pygments.lexers import TypstLexer
 
 from typst_lit.data.prompts import PromptTemplate, ReportPrompt
-from typst_lit.errors import UserError
+from typst_lit.errors import UserError, plural
 from typst_lit.inference.attempts import Attempts, GeneratedDocument
 from typst_lit.inference.generator import Generator
 from typst_lit.inference.outputs import file_name
 from typst_lit.inference.sampling import RANGES
 from typst_lit.serving.service import MAX_ATTEMPTS, GenerationError, GenerationService, QueueFullError
-from typst_lit.serving.web_page import load_generator
+from typst_lit.serving.uploads import read_upload
+from typst_lit.serving.web_page import MAX_NUMBER, load_generator
+from typst_lit.typesetting.results import shorten
 
 PPI = 110.0  # of the page images
 MAX_WAITING = 16  # documents of all visitors
 SECONDS_BETWEEN_UPDATES = 0.25
 NUM_PREVIEW_LINES = 12
 SLIDER_STEP = 0.05
-MAX_TOP_K = 1000  # of the input field, as that of the seed
+MAX_TOP_K = 1000  # of the input field, as those of the seed and the attempts, unless the command line has a larger one
 MAX_SEED = 2**31
+LABEL_CHARS = 70  # of a record's fields in the list
+NOTICE_COLORS = {"error": "255, 43, 43", "warning": "255, 190, 0", "info": "28, 131, 225", "success": "33, 195, 84"}
+STYLE = """<style>
+    .notice { padding: .75rem 1rem; border-radius: .5rem; white-space: pre-wrap; overflow-wrap: anywhere; }
+    .highlight pre { white-space: pre-wrap; overflow-wrap: anywhere; }
+    .field-name { font-size: .875rem; margin-bottom: -.75rem; }
+    [data-testid="stImage"] img { border: 1px solid rgba(128, 128, 128, .35); box-shadow: 0 1px 4px rgba(0, 0, 0, .2); }
+</style>"""
 
 
 @st.cache_resource(show_spinner="Loading the model ...")
@@ -49,28 +61,35 @@ def sample_records(template: PromptTemplate) -> list[dict[str, Any]]:
     return [pair["input"] for pair in json.loads(text)]
 
 
-def uploaded_records(upload: Any, generator: Generator, adapter: str | None) -> list[dict[str, Any]]:
+def notice(severity: Literal["error", "warning", "info", "success"], text: str) -> None:
+    """Shows a message in a colored box, as text.
+
+    Streamlit's own boxes render Markdown, which fetches images from the addresses in it. Messages quote records,
+    documents and file names, so the page shows all messages by this function.
+    """
+    role = "alert" if severity == "error" else "status"
+    text = html.escape(text.encode("utf-8", "replace").decode())
+    background = f"background: rgba({NOTICE_COLORS[severity]}, .12)"
+    st.html(f'<div class="notice {severity}" role="{role}" style="{background}">{text}</div>')
+
+
+def uploaded_records(upload: Any, template: PromptTemplate) -> list[dict[str, Any]]:
     """Returns the valid records of an uploaded file, and shows the errors of the others."""
-    try:
-        value = json.loads(upload.getvalue().decode("utf-8"))
-    except (UnicodeDecodeError, ValueError) as error:
-        st.error(f"{upload.name} is not a JSON file: {error}.")
-        return []
-    records = []
-    for index, record in enumerate(value if isinstance(value, list) else [value]):
-        fields, errors = generator.check(record, adapter)
-        if errors:
-            st.error(f"{upload.name}, record {index}: {'; '.join(errors)}")
-        else:
-            records.append(fields)
+    key = upload.file_id, template
+    if st.session_state.get("upload_key") != key:  # the script runs again with every click
+        st.session_state.upload = read_upload(upload.name, upload.getvalue(), template)
+        st.session_state.upload_key = key
+    records, messages = st.session_state.upload
+    for message in messages:
+        notice("error", message)
     return records
 
 
 def record_label(record: Mapping[str, Any], template: PromptTemplate) -> str:
     """Returns a record's label in the list: the beginning of its text, and its other fields."""
     paragraphs = str(record[template.body_field]).split("\n\n")[:2]
-    others = [str(value) for name, value in record.items() if name != template.body_field]
-    return ", ".join([" - ".join(paragraphs)[:70], *others])
+    others = [str(value)[:LABEL_CHARS] for name, value in record.items() if name != template.body_field]
+    return ", ".join([" - ".join(paragraphs)[:LABEL_CHARS], *others])
 
 
 def settings_panel(generator: Generator) -> dict[str, Any]:
@@ -84,8 +103,9 @@ def settings_panel(generator: Generator) -> dict[str, Any]:
         assert allowed.maximum is not None
         values[name] = st.slider(label, min(minimum, default), float(allowed.maximum), default, SLIDER_STEP, help=help)
 
-    def number_input(label: str, name: str, maximum: int, help: str | None = None) -> None:
-        values[name] = st.number_input(label, RANGES[name].minimum, maximum, getattr(defaults, name), help=help)
+    def number_input(label: str, name: str, minimum: int, maximum: int, default: int, help: str) -> None:
+        maximum = max(maximum, default)
+        values[name] = min(maximum, st.number_input(label, minimum, maximum, default, help=help))
 
     with st.sidebar:
         st.header("Settings")
@@ -93,14 +113,15 @@ def settings_panel(generator: Generator) -> dict[str, Any]:
             values["adapter"] = st.selectbox("Adapter", generator.adapters)
         slider("Temperature", "temperature", "0.1 to 0.3 keeps to the format; 0 always takes the most likely token.")
         slider("Top-p", "top_p", "Samples only among the most likely tokens that together have this probability.")
-        number_input("Top-k", "top_k", MAX_TOP_K, "Samples only among this many most likely tokens; 0 for all.")
+        top_k_help = "Samples only among this many most likely tokens; 0 for all."
+        number_input("Top-k", "top_k", 0, MAX_TOP_K, defaults.top_k, top_k_help)
         slider("Repetition penalty", "repetition_penalty", "Above 1, tokens that were generated become less likely.")
-        number_input("Max tokens", "max_tokens", defaults.max_tokens, "The document is cut off there.")
-        number_input("Seed", "seed", MAX_SEED, "The same seed generates the same document.")
+        max_tokens = defaults.max_tokens
+        number_input("Max tokens", "max_tokens", 1, max_tokens, max_tokens, "The document is cut off there.")
+        number_input("Seed", "seed", 0, MAX_SEED, defaults.seed, "The same seed generates the same document.")
         if generator.typesetter is not None:
-            values["attempts"] = st.number_input(
-                "Attempts", 1, MAX_ATTEMPTS, generator.max_attempts, help="Maximum number, until the document compiles."
-            )
+            attempts_help = "Maximum number, until the document compiles."
+            number_input("Attempts", "attempts", 1, MAX_ATTEMPTS, generator.max_attempts, attempts_help)
     return values
 
 
@@ -114,13 +135,16 @@ def record_form(template: PromptTemplate, records: list[dict[str, Any]], origin:
         values: dict[str, Any] = {}
         for field in template.fields:
             title, value = field.name.replace("_", " ").capitalize(), record.get(field.name)
-            key = f"{origin} {index} {field.name}"  # so that selecting another record replaces what was typed
-            if field.kind == "number":
-                values[field.name] = st.number_input(title, value=int(value or 0), key=key)
+            st.html(f'<div class="field-name">{html.escape(title)}</div>')
+            label = re.sub(r"\W+", " ", title)  # Streamlit takes it for Markdown; hidden, and read by screen readers
+            # with a key of the record, so that selecting another one replaces what was typed
+            options: dict[str, Any] = {"key": f"{origin} {index} {field.name}", "label_visibility": "collapsed"}
+            if field.kind == "number" and int(value or 0) <= MAX_NUMBER:
+                values[field.name] = st.number_input(label, 0, MAX_NUMBER, int(value or 0), **options)
             elif field.name == template.body_field:
-                values[field.name] = st.text_area(title, str(value or ""), height=320, key=key)
+                values[field.name] = st.text_area(label, str(value or ""), height=320, **options)
             else:
-                values[field.name] = st.text_input(title, str(value or ""), key=key)
+                values[field.name] = st.text_input(label, str(value or ""), **options)
         return values if st.form_submit_button("Generate", type="primary") else None
 
 
@@ -149,7 +173,7 @@ def generate(service: GenerationService, fields: Mapping[str, Any], settings: Ma
     adapter = settings.get("adapter")
     record, errors = generator.check(fields, adapter)
     for error in errors:
-        st.error(error)
+        notice("error", error)
     if errors:
         return
     overrides = {name: value for name, value in settings.items() if name not in ("adapter", "attempts")}
@@ -159,35 +183,34 @@ def generate(service: GenerationService, fields: Mapping[str, Any], settings: Ma
             record, adapter, replace(generator.settings, **overrides), settings.get("attempts")
         )
         document = generate_with_progress(service, attempts, expected_chars)
+        images = generator.typesetter.compile(document.source, PPI).pages if generator.typesetter else ()
     except (UserError, QueueFullError, GenerationError) as exception:
-        st.error(str(exception))
+        notice("error", str(exception))
         return
     st.session_state.document = document
-    st.session_state.page_images = (
-        generator.typesetter.compile(document.source, PPI).pages if generator.typesetter else ()
-    )
+    st.session_state.page_images = images
 
 
 def show_status(document: GeneratedDocument) -> None:
     """Shows whether a document compiles, and what was repaired, replaced or reported."""
-    effort = f"{document.tokens} tokens in {document.seconds:.1f} s"
+    effort = f"{plural(document.tokens, 'token')} in {document.seconds:.1f} s"
     result = document.result
     if result is None:
-        st.info(f"Not compiled: {effort}.")
+        notice("info", f"Not compiled: {effort}.")
     elif result.ok:
-        pages = f"{result.page_count} page{'s' * (result.page_count != 1)}"
-        st.success(f"Compiled: {pages}, {effort}, fidelity {document.fidelity or 0:.3f}.")
+        pages = plural(result.page_count, "page")
+        notice("success", f"Compiled: {pages}, {effort}, fidelity {document.fidelity or 0:.3f}.")
     else:
-        attempts = f"{document.attempts} attempt{'s' * (document.attempts != 1)}"
-        st.error(f"Does not compile: {effort}, {attempts}.")
+        notice("error", f"Does not compile: {effort}, {plural(document.attempts, 'attempt')}.")
     if document.finish_reason == "length":
-        st.warning("Cut off at the token limit: raise “Max tokens” in the settings.")
+        notice("warning", "Cut off at the token limit: raise “Max tokens” in the settings.")
     for repair in document.repairs:
-        st.info(f"Repaired: {repair}")
+        notice("info", f"Repaired: {repair}")
     for diagnostic in result.diagnostics if result else ():
-        (st.error if diagnostic.severity == "error" else st.warning)(str(diagnostic))
+        notice(diagnostic.severity, str(diagnostic))
     if result and result.missing_assets:
-        st.warning(f"Missing images, replaced by placeholders: {', '.join(result.missing_assets)}")
+        names = shorten(", ".join(result.missing_assets))
+        notice("warning", f"Missing images, replaced by placeholders: {names}")
 
 
 def show_downloads(document: GeneratedDocument) -> None:
@@ -207,9 +230,10 @@ def show_document(document: GeneratedDocument, page_images: tuple[bytes, ...]) -
     show_downloads(document)
     source, pages = st.columns(2)
     with source, st.container(height=820):
-        formatter = HtmlFormatter(style="friendly", nobackground=True)
-        html = highlight(document.source, TypstLexer(), formatter)
-        st.html(f"<style>{formatter.get_style_defs()}</style>{html}")
+        style = "github-dark" if st.context.theme.type == "dark" else "friendly"
+        formatter = HtmlFormatter(style=style, nobackground=True)
+        source_html = highlight(document.source, TypstLexer(), formatter)
+        st.html(f"<style>{formatter.get_style_defs()}</style>{source_html}")
     with pages:
         for number, image in enumerate(page_images, 1):
             st.image(image, caption=f"Page {number}", width="stretch")
@@ -218,19 +242,20 @@ def show_document(document: GeneratedDocument, page_images: tuple[bytes, ...]) -
 def main() -> None:
     """Shows the page."""
     st.set_page_config("typst_lit", layout="wide")
+    st.html(STYLE)
     st.title("Typst documents from records")
     try:
         service = load_service()
     except UserError as error:
-        st.error(str(error))
+        notice("error", str(error))
         return
     generator = service.generator
     settings = settings_panel(generator)
     template = generator.encoder(settings.get("adapter")).template
     left, right = st.columns([2, 3])
     with left:
-        upload = st.file_uploader("Records as JSON", type="json")
-        records = uploaded_records(upload, generator, settings.get("adapter")) if upload else sample_records(template)
+        upload = st.file_uploader("Records as JSON", type=["json", "jsonl"])
+        records = uploaded_records(upload, template) if upload else sample_records(template)
         fields = record_form(template, records, upload.file_id if upload else "samples")
     with right:
         if fields is not None:
@@ -239,7 +264,7 @@ def main() -> None:
         if "document" in st.session_state:
             show_document(st.session_state.document, st.session_state.page_images)
         elif fields is None:
-            st.info("Select a sample record, upload a JSON file, or fill in the fields; then press Generate.")
+            notice("info", "Select a sample record, upload a JSON file, or fill in the fields; then press Generate.")
 
 
 if __name__ == "__main__":

@@ -6,9 +6,25 @@ import sys
 from collections.abc import Callable
 from importlib.resources import files
 
+from typst_lit.errors import UserError
 from typst_lit.inference.generator import Generator
+from typst_lit.inference.sampling import GenerationSettings
 
+MAX_NUMBER = 2**53 - 1  # of an input field: the largest integer of JavaScript
+MAX_UPLOAD_MB = 20
 _load_generator: Callable[[], Generator] | None = None
+
+
+def check_settings(generation: GenerationSettings, max_attempts: int) -> None:
+    """Checks that the page's input fields can hold the settings.
+
+    Raises:
+        UserError: naming a value that is too large.
+    """
+    for name in ("generation.max_tokens", "generation.top_k", "generation.seed", "attempts"):
+        value = max_attempts if name == "attempts" else getattr(generation, name.removeprefix("generation."))
+        if value > MAX_NUMBER:
+            raise UserError(f"must be at most {MAX_NUMBER} on the web page, not {value}.", setting=name)
 
 
 def serve_web_page(load_generator: Callable[[], Generator], host: str, port: int) -> None:
@@ -28,6 +44,9 @@ def serve_web_page(load_generator: Callable[[], Generator], host: str, port: int
         "server.address": host,
         "server.headless": "true",
         "server.fileWatcherType": "none",
+        "server.maxUploadSize": MAX_UPLOAD_MB,
+        "client.showErrorDetails": "none",  # a traceback has the paths of this machine; the log has it
+        "client.toolbarMode": "viewer",
         "browser.gatherUsageStats": "false",
     }
     flags = [text for name, value in options.items() for text in (f"--{name}", str(value))]
