@@ -21,6 +21,7 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from typst_lit.errors import UserError
+from typst_lit.inference.constraints import SyntaxConstraint
 from typst_lit.inference.kv_cache import RaggedCache
 from typst_lit.inference.prompt_lookup import Draft, DraftCorpus, PromptLookup, best_draft_length
 from typst_lit.inference.request import Request
@@ -68,15 +69,21 @@ class Decoder(BaseDecoder):
         model: a causal language model in evaluation mode, with or without an adapter.
         eos_token_ids: ids that end a document.
         corpus: finished documents to draft from; this decoder adds its own.
+        constraint: which tokens may follow, for requests whose settings ask for it; None lets all follow.
     """
 
     def __init__(
-        self, model: PreTrainedModel, eos_token_ids: Collection[int], corpus: DraftCorpus | None = None
+        self,
+        model: PreTrainedModel,
+        eos_token_ids: Collection[int],
+        corpus: DraftCorpus | None = None,
+        constraint: SyntaxConstraint | None = None,
     ) -> None:
         self.requests: list[Request] = []
         self.model = model
         self.eos_token_ids = frozenset(eos_token_ids)
         self.corpus = DraftCorpus() if corpus is None else corpus
+        self.constraint = constraint
         self.device = model.device
         # A soft prompt goes into the cache once; any other adapter is inside of the model.
         self._num_virtual_tokens = num_virtual_tokens(model)
@@ -112,8 +119,8 @@ class Decoder(BaseDecoder):
             for row, (request, draft) in enumerate(zip(self.requests, drafts, strict=True))
         ]
         chosen = torch.cat(choices).tolist()  # the only synchronization of a step
-        for request, draft in zip(self.requests, drafts, strict=True):
-            self._accept(request, draft, chosen[: len(draft) + 1])
+        for row, (request, draft) in enumerate(zip(self.requests, drafts, strict=True)):
+            self._accept(request, draft, chosen[: len(draft) + 1], logits[row])
             del chosen[: len(draft) + 1]
         for request in self.requests:
             if request.finish_reason == "stop":
@@ -138,14 +145,16 @@ class Decoder(BaseDecoder):
         length = best_draft_length(drafts, TOKEN_COST.get(self.device.type, 1 / 256))
         return [draft.tokens[:length] for draft in drafts]
 
-    def _accept(self, request: Request, draft: list[int], chosen: list[int]) -> None:
+    def _accept(self, request: Request, draft: list[int], chosen: list[int], logits: Tensor) -> None:
         accepted: list[int] = []
         for position, token in enumerate(chosen):
-            if token in self.eos_token_ids:
-                request.finish_reason = "stop"
-                break
             if token == INVALID_TOKEN:
                 raise InvalidScoresError
+            if token not in self.eos_token_ids and not self._advance(request, token):
+                token = self._choose_valid(request, draft[:position], logits[position])
+            if token in self.eos_token_ids:
+                self._stop(request)
+                break
             accepted.append(token)
             if position == len(draft) or token != draft[position]:
                 break
@@ -155,6 +164,27 @@ class Decoder(BaseDecoder):
         request.passes += 1
         if request.finish_reason is None and request.num_generated >= request.max_tokens:
             request.finish_reason = "length"
+
+    def _advance(self, request: Request, token: int) -> bool:
+        """Updates the state of a request's output by a token; returns False if the token must not follow."""
+        if self.constraint is None or not request.settings.valid_syntax:
+            return True
+        state = self.constraint.advance(request.output_state or self.constraint.start, token)
+        if state is not None:
+            request.output_state = state
+        return state is not None
+
+    def _choose_valid(self, request: Request, draft: list[int], logits: Tensor) -> int:
+        """Chooses a token that may follow, after one that must not; the EOS token always may."""
+        token = request.sampler.choose_allowed(
+            logits, draft, lambda token: token in self.eos_token_ids or self._advance(request, token)
+        )
+        return min(self.eos_token_ids) if token is None else token
+
+    def _stop(self, request: Request) -> None:
+        request.finish_reason = "stop"
+        if self.constraint is not None and request.output_state is not None:
+            request.closers = self.constraint.closers(request.output_state)
 
     @torch.inference_mode()
     def _retain(self, requests: list[Request]) -> None:

@@ -15,6 +15,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from typst_lit.errors import UserError
+from typst_lit.inference.constraints import REPLACEMENT_CHARACTER
 from typst_lit.inference.decoder import BaseDecoder
 from typst_lit.inference.request import Completion, Request
 from typst_lit.inference.sampling import DEFAULT_BATCH_SIZE
@@ -298,7 +299,10 @@ class Engine:
             self._changed.notify_all()
 
     def _text(self, request: Request) -> str:
-        return str(self.tokenizer.decode(request.output, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+        text = str(self.tokenizer.decode(request.output, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+        if request.output_state is not None and request.output_state.pending:
+            text = text.removesuffix(REPLACEMENT_CHARACTER)  # the last character is incomplete
+        return text + request.closers
 
 
 def _reject(request: Request, error: Exception) -> None:

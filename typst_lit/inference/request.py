@@ -7,6 +7,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 from typst_lit.errors import UserError
+from typst_lit.inference.constraints import OutputState
 from typst_lit.inference.prompt_lookup import IndexedText
 from typst_lit.inference.sampling import GenerationSettings, Sampler, document_seed
 
@@ -16,7 +17,7 @@ class Completion:
     """What a model wrote for a request.
 
     Attributes:
-        text: the Typst source, without the EOS token.
+        text: the Typst source, without the EOS token; what the model left open at its EOS token is closed.
         tokens: number of generated tokens, including the EOS token.
         finish_reason: ``stop`` when the model ended it, ``length`` when the token limit did.
         seconds: from its first forward pass to its end; others were generated in the same time.
@@ -51,6 +52,8 @@ class Request:
         finish_reason: None while it is decoded; then ``stop`` (the model ended it) or ``length`` (the limit did).
         passes: forward passes that it took part in, those of its prompt not counted.
         text: prompt and output so far.
+        output_state: what is known of the output's syntax; None before its first token, and without a constraint.
+        closers: text that closes what the model left open at the end.
         max_tokens: maximum number of tokens of the output, in this model's context.
         started_at: when it joined the batch, in seconds of `time.monotonic`.
         num_reported: tokens at the last call of ``on_text``; a retry does not repeat them.
@@ -75,6 +78,8 @@ class Request:
     num_reported: int = field(default=0, init=False, repr=False)
     isolated: bool = field(default=False, init=False, repr=False)
     text: IndexedText = field(init=False, repr=False)
+    output_state: OutputState | None = field(init=False, repr=False)
+    closers: str = field(init=False, repr=False)
     sampler: Sampler = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -86,6 +91,7 @@ class Request:
         """Discards what was generated."""
         assert self.seed is not None
         self.finish_reason, self.passes, self.max_tokens = None, 0, self.settings.max_tokens
+        self.output_state, self.closers = None, ""
         self.text = IndexedText(self.prompt)
         self.sampler = Sampler(self.settings, self.seed)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +16,7 @@ DEFAULT_BATCH_SIZE = 8  # documents that are decoded at the same time
 # Lower temperatures sample greedily, as 0 does. Scores (up to some 1e4) divided by it stay far below the maximum of
 # fp32, 3e38, and a token whose score is lower by only 0.01 has e^-100 times the probability of the most likely one.
 MIN_TEMPERATURE = 1e-4
+MAX_REDRAWS = 64  # of a token that may follow; then the most likely one is taken
 UNIFORM_BLOCK_SIZE = 1024  # random numbers that are drawn together
 INVALID_TOKEN = -1  # where no token can be chosen, because the model's scores are not finite
 
@@ -85,6 +86,8 @@ class GenerationSettings:
         seed: makes sampling repeatable.
         prompt_lookup: speculative decoding with drafts that are copied from the record and from earlier documents. The
             documents are the same without it, and take several times as long.
+        valid_syntax: never sample a token after which the document can't become valid Typst, and close what is open
+            where the model ends it.
 
     Raises:
         UserError: naming a value that is out of range.
@@ -101,6 +104,7 @@ class GenerationSettings:
     repetition_penalty: float = 1.1
     seed: int = 0
     prompt_lookup: bool = True
+    valid_syntax: bool = True
 
     def __post_init__(self) -> None:
         for name, allowed in RANGES.items():
@@ -132,6 +136,7 @@ class Sampler:
 
     def __init__(self, settings: GenerationSettings, seed: int | Sequence[int]) -> None:
         self.settings = settings
+        self._seed = seed
         self._generator = np.random.default_rng(seed)
         self._uniform = np.empty(0)  # drawn when they are needed: max_tokens may be any number
         self._num_chosen = 0
@@ -170,6 +175,33 @@ class Sampler:
         while len(self._uniform) < end:
             self._uniform = np.concatenate([self._uniform, self._generator.random(UNIFORM_BLOCK_SIZE)])
         return self._uniform[self._num_chosen : end]
+
+    def choose_allowed(self, logits: Tensor, draft: Sequence[int], is_allowed: Callable[[int], bool]) -> int | None:
+        """Chooses the next token after a draft among those that are allowed, after `choose` chose one that is not.
+
+        Args:
+            logits: (V,), the scores after the draft.
+            draft: token ids that follow those that were accepted.
+            is_allowed: whether a token may be chosen; not called again after a token that may.
+
+        Returns:
+            A token id; None when none is allowed.
+        """
+        if self.settings.repetition_penalty > 1:
+            logits = self._penalize(logits.expand(len(draft) + 1, -1), draft)[-1]
+        if not self.settings.is_greedy:
+            candidates, probabilities = top_candidates(logits[None], self.settings)
+            cumulative = probabilities[0].double().cumsum(-1).cpu().numpy()
+            generator = np.random.default_rng([*np.atleast_1d(self._seed), self._num_chosen + len(draft)])
+            numbers = generator.random(MAX_REDRAWS) * cumulative[-1]
+            for index in np.minimum(np.searchsorted(cumulative, numbers, "right"), len(cumulative) - 1):
+                if is_allowed(token := int(candidates[0, index])):
+                    return token
+        for count in (MAX_REDRAWS, len(logits)):  # mostly, one of the first is allowed
+            for token in logits.topk(min(count, len(logits))).indices.tolist():
+                if is_allowed(token):
+                    return int(token)
+        return None
 
     def accept(self, tokens: Sequence[int]) -> None:
         """Records the tokens that became part of the document."""
