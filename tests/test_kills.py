@@ -84,6 +84,7 @@ def test_fifty_kills_change_nothing(run, fit_args, tmp_path, other_filesystem) -
     assert uninterrupted.status == 0, uninterrupted.err
     generator = random.Random(0)
     directory = tmp_path / "run/checkpoints"
+    notes = {path: path.encode() for path in ("notes.txt", "checkpoints/notes.md", "adapter/best/notes.md")}
     num_resumed = num_unfinished = 0
     for number in range(KILLS):
         moment = "start" if number % 10 == 3 else ("save", "step")[number % 2]
@@ -91,6 +92,12 @@ def test_fifty_kills_change_nothing(run, fit_args, tmp_path, other_filesystem) -
         temporary = str(other_filesystem if number % 4 < 2 else tmp_path)
         stderr = fit_and_kill([*args, *again], moment, generator, directory, temporary)
         assert "Traceback" not in stderr and "error:" not in stderr, stderr
+        for name, content in notes.items():
+            path = tmp_path / "run" / name
+            if path.exists():
+                assert path.read_bytes() == content
+            elif path.parent.exists():
+                path.write_bytes(content)
         num_resumed += "Resuming after step" in stderr
         incomplete = [path for path in directory.glob("[0-9]*.ckpt") if not path.with_suffix(".json").is_file()]
         num_unfinished += bool(incomplete or list(directory.glob(f"{TEMPORARY_PREFIX}*")))
@@ -99,6 +106,7 @@ def test_fifty_kills_change_nothing(run, fit_args, tmp_path, other_filesystem) -
     step = int(last.err.split("Resuming after step ")[1].split(",")[0])
     print(f"{KILLS} kills, {num_resumed} after a resume, {num_unfinished} during a save; the last after step {step}")
     assert step < 4 * EPOCHS and num_unfinished
+    assert all((tmp_path / "run" / name).read_bytes() == content for name, content in notes.items())
     order, rest = ((tmp_path / name).read_text().splitlines() for name in ("order", "order-2"))
     assert len(rest) == len(order) - step and order[step:] == rest
     expected, killed = (

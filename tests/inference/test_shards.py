@@ -15,6 +15,7 @@ from typst_lit.errors import UserError
 from typst_lit.inference.attempts import GeneratedDocument
 from typst_lit.inference.generator import GenerationFailure
 from typst_lit.inference.shards import Shard, ShardDirectory
+from typst_lit.manifest import MANIFEST_NAME
 
 PROVENANCE = {"model": "a", "seed": 0}
 
@@ -155,6 +156,59 @@ def test_shard_is_read_back_from_the_manifest(tmp_path) -> None:
     directory.write_manifest()
     manifest = read_manifest(tmp_path)
     assert [Shard(**fields) for fields in manifest["shards"]] == [shard] and not manifest["complete"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"name": "../secret"}, {"name": "part-00001.jsonl"}, {"name": 3}, {"first": "0"}, {"first": 1}, {"first": -3},
+        {"records": None}, {"unknown": 1},
+    ],
+)  # fmt: skip
+def test_hostile_manifest_is_refused_and_names_no_other_files(tmp_path, change) -> None:
+    directory = tmp_path / "out"
+    run_job(directory, ROWS)
+    secret = tmp_path / "secret"
+    secret.write_bytes((directory / "part-00000.jsonl").read_bytes())
+    manifest = read_manifest(directory)
+    manifest["shards"][0] |= change
+    (directory / "manifest.json").write_text(json.dumps(manifest))
+    before = read_lines(directory)
+    with pytest.raises(UserError, match=r"manifest\.json: is damaged .*`overwrite=true`"):
+        run_job(directory, ROWS)
+    assert read_lines(directory) == before and secret.exists()
+    assert run_job(directory, ROWS, overwrite=True) == [0, 1, 2]
+    for shard in (3, None, "x", [], {}):
+        (directory / "manifest.json").write_text(json.dumps({**read_manifest(directory), "shards": [shard]}))
+        with pytest.raises(UserError, match=r"manifest\.json: is damaged"):
+            run_job(directory, ROWS)
+        run_job(directory, ROWS, overwrite=True)
+    (directory / "manifest.json").write_bytes(b"[" * 100_000)
+    with pytest.raises(UserError, match=r"manifest\.json: is damaged"):
+        run_job(directory, ROWS)
+
+
+def test_files_of_the_user_are_spared_and_shards_of_earlier_versions_adopted(tmp_path) -> None:
+    (tmp_path / "records").mkdir()
+    (tmp_path / "records" / "mine.json").write_text("mine")
+    with pytest.raises(UserError, match=r"contains 1 file that this program did not write:\n  records"):
+        run_job(tmp_path, ROWS)
+    (tmp_path / "records").rename(tmp_path / "mine")
+    directory = tmp_path / "out"
+    run_job(directory, ROWS)
+    (directory / MANIFEST_NAME).unlink()  # as an earlier version wrote it
+    (tmp_path / "mine").rename(directory / "records")
+    assert run_job(directory, ROWS) == []
+    (directory / "part-00001.jsonl").unlink()
+    assert run_job(directory, ROWS) == [1]
+    (directory / "part-of-mine.jsonl").write_text("mine")
+    (directory / "part-00009.jsonl").write_text("mine")
+    link = directory / ".typst-lit-records"
+    link.symlink_to(directory / "records")
+    assert run_job(directory, ROWS, overwrite=True) == [0, 1, 2]
+    for name in ("part-of-mine.jsonl", "part-00009.jsonl", "records/mine.json"):
+        assert (directory / name).read_text() == "mine"
+    assert not link.exists() and {path.name for path in (directory / "records").iterdir()} == {"mine.json"}
 
 
 def test_manifest_with_the_former_keys_is_adopted(tmp_path) -> None:

@@ -67,6 +67,11 @@ class RecordSource(ABC):
         """Returns text that changes whenever the rows do: it is part of the cache's key."""
 
 
+def is_hidden(name: str) -> bool:
+    """Returns whether a file or directory is hidden, as those that this program writes for itself are."""
+    return name.startswith(".")
+
+
 def open_source(path: str) -> RecordSource:
     """Returns the source for a path: a file, a folder of files, or else the name of a data set on the hub.
 
@@ -118,7 +123,10 @@ class FileSource(RecordSource):
         if self.path in SAMPLES and not path.exists():
             path = Path(__file__).with_name("samples") / SAMPLES[self.path]
         if path.is_dir():
-            files = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+            files = sorted(
+                file for file in path.rglob("*")
+                if file.suffix.lower() in SUFFIXES and not any(map(is_hidden, file.relative_to(path).parts))
+            )  # fmt: skip
             if not files:
                 raise UserError(f"{path}: the folder contains no {', '.join(SUFFIXES)} files.")
             return files
