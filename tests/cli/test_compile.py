@@ -35,6 +35,7 @@ def test_typesetting_options_are_applied(tmp_path, run) -> None:
     for flag in ("--typesetting.max_pages", "--typesetting.max-pages"):
         result = run("compile", tmp_path, flag, 3)
         assert result.status == 1 and "6 pages" in result.out and "3" in result.out
+        assert "the limit is --typesetting.max_pages" in result.out and "`" not in result.out
     assert "typesetting.timeout_s" in run("compile", tmp_path, "--typesetting.timeout_s", 0).err
 
 

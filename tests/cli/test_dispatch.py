@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import os
+import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -135,3 +138,31 @@ def test_the_help_of_fit_is_short_and_lists_everything_on_request(run) -> None:
 def test_small_commands_accept_both_spellings_and_answer_in_the_one_that_was_typed(run, flag, value) -> None:
     result = run("generate", "--input", "none.json", flag, *([value] if value else []))
     assert result.status == 1 and f"{flag.partition('=')[0]}: must be 1 or more" in result.err
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("args", ["configs", "--help", "configs --help"])
+def test_output_that_nobody_reads_ends_a_command_quietly(args, unbuffered) -> None:
+    program = f"{shlex.quote(sys.executable)} -m typst_lit {args}"
+    # `true` reads nothing: the pipe is closed before the command writes
+    command = f"{{ sleep 0.3; {program}; echo status $? >&2; }} | true"
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    done = subprocess.run(["bash", "-c", command], env=environment, capture_output=True, text=True, check=False)
+    assert done.stderr == f"status {128 + signal.SIGPIPE}\n"
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ("trainer: {default_root_dir: elsewhere}", "there is no setting 'trainer.default_root_dir'. Use --run_dir."),
+        ("trainer.default_root_dir: elsewhere", "there is no setting 'trainer.default_root_dir'. Use --run_dir."),
+        ("lora_r: 8", "there is no setting 'lora_r'. Use --model.adapter.r."),
+    ],
+)
+def test_settings_of_other_programs_in_a_configuration_are_refused_with_the_setting_to_use(
+    run, tmp_path, config, message
+) -> None:
+    (tmp_path / "other.yaml").write_text(config)
+    for flags in (["--config", tmp_path / "other.yaml"], [f"--config={tmp_path / 'other.yaml'}"]):
+        result = run("fit", *flags)
+        assert result.status == 2 and f"{tmp_path / 'other.yaml'}: {message}" in result.err

@@ -37,7 +37,7 @@ def compile(paths: list[str], *, ppi: float | None = None, overwrite: bool = Fal
                 if result.ok:
                     _write(file, result, overwrite)
                     compiled += 1
-                print(_summary(file, result))
+                print(translate(_summary(file, result)))
             except UserError as error:
                 print(f"{file}: not written: {error.problem} {translate(error.hint)}")
     print(f"{compiled} of {plural(len(files), 'document')} compiled.")

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from typst_lit.cli.parser import Command
 from typst_lit.errors import UserError
@@ -74,3 +77,25 @@ def resolve_configs(args: Sequence[str]) -> list[str]:
         else:
             resolved.append(arg)
     return resolved
+
+
+def read_configs(args: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yields the name and the content of each configuration after ``--config``; not of URLs, nor of invalid YAML.
+
+    Args:
+        args: arguments of `resolve_configs`.
+    """
+    for index, arg in enumerate(args):
+        flag, separator, value = arg.partition("=")
+        if index and args[index - 1] in CONFIG_FLAGS:
+            name = arg
+        elif separator and flag in CONFIG_FLAGS:
+            name = value
+        else:
+            continue
+        try:
+            content = yaml.safe_load(Path(name).read_text("utf-8"))
+        except (OSError, ValueError, yaml.YAMLError):  # the parser explains what is wrong
+            continue
+        if isinstance(content, dict):
+            yield name, content

@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit status: 0; 1 after an error that the user can fix; 2 for a command line or configuration that can't be
-        parsed; 128 plus the signal's number for a run that a signal stopped.
+        parsed; 128 plus the signal's number for a run that a signal stopped, and for output that nobody reads.
 
     Example:
         >>> from typst_lit.cli import main
@@ -56,6 +56,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         0
     """
     args = list(sys.argv[1:] if argv is None else argv)
+    try:
+        status = _run(args)
+        print(end="", flush=True)  # raises here, not when Python ends, if nobody reads the output
+    except BaseException as error:
+        failure = exit_status(error, args)
+        if failure is None:
+            raise
+        return failure
+    return status
+
+
+def _run(args: Sequence[str]) -> int:
     if not args or args[0] in ("-h", "--help"):
         print(usage(), end="")
         return 0 if args else 2
@@ -69,15 +81,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     set_up_logging()
     use_flags(Flags())  # none, until the command has a parser
-    try:
-        load_plugins()
-        allow_local_modules(args[1:])
-        load_command(args[0])(args[1:])
-    except BaseException as error:
-        status = exit_status(error, args)
-        if status is None:
-            raise
-        return status
+    load_plugins()
+    allow_local_modules(args[1:])
+    load_command(args[0])(args[1:])
     return 0
 
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import errno
+import os
+import select
 import shlex
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -41,6 +44,8 @@ def exit_status(error: BaseException, args: Sequence[str]) -> int | None:
     # Lightning turns Ctrl-C into sys.exit(1), and a SIGTERM into a SystemExit of its own
     if _is_interrupt(error):
         return _print(INTERRUPTED, 130)
+    if isinstance(error, BrokenPipeError | SystemExit) and _is_output_closed():
+        return 128 + signal.SIGPIPE  # the status of Unix tools that write into a closed pipe
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else 0 if error.code is None else 1
     message = _message(error)
@@ -85,6 +90,22 @@ def _is_interrupt(error: BaseException) -> bool:
     if isinstance(error, SystemExit):
         return isinstance(error.__context__, KeyboardInterrupt) or type(error).__name__ == "SIGTERMException"
     return isinstance(error, KeyboardInterrupt)
+
+
+def _is_output_closed() -> bool:
+    """Returns whether nobody reads standard output any more, as after ``| head``; if so, what is left is discarded."""
+    try:
+        descriptor = sys.stdout.fileno()
+    except (AttributeError, OSError):  # there is none, or it is not a file
+        return False
+    poll = select.poll()
+    poll.register(descriptor, 0)  # errors are always reported
+    if not any(event & select.POLLERR for _, event in poll.poll(0)):
+        return False
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, descriptor)  # Python flushes again at its end
+    os.close(null)
+    return True
 
 
 def _is_disk_full(error: OSError) -> bool:

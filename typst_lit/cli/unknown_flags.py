@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from jsonargparse import ArgumentParser
 
+from typst_lit.cli.configs import read_configs
 from typst_lit.cli.messages import translate
 from typst_lit.errors import UsageError
 
@@ -34,13 +36,30 @@ REPLACED = {
 
 
 def refuse_unknown_flags(args: Sequence[str], parser: ArgumentParser) -> None:
-    """Raises a `UsageError` for a flag of `REPLACED`, with the flag to use."""
+    """Raises a `UsageError` for a flag, or a setting in a configuration, of `REPLACED`, with what to use."""
     for arg in args:
         name = arg.partition("=")[0].removeprefix("--").removesuffix("+")
-        if not arg.startswith("--"):
-            continue
-        hint = next((REPLACED[known] for known in REPLACED if name == known or name.startswith(f"{known}.")), None)
+        hint = _replacement(name) if arg.startswith("--") else None
         if hint:
             raise UsageError(
                 f"there is no option --{name}. {translate(hint)}\n`{parser.prog} --help` lists the options."
             )
+    for path, content in read_configs(args):
+        for name in _settings(content):
+            hint = _replacement(name)
+            if hint:
+                raise UsageError(f"{path}: there is no setting '{name}'. {hint}")
+
+
+def _replacement(name: str) -> str | None:
+    """Returns what to use instead of a setting, if it is one of `REPLACED` or belongs to one."""
+    return next((hint for known, hint in REPLACED.items() if name == known or name.startswith(f"{known}.")), None)
+
+
+def _settings(content: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Yields the dotted names of the settings of a configuration that have a value."""
+    for key, value in content.items():
+        if isinstance(value, dict):
+            yield from _settings(value, f"{prefix}{key}.")
+        elif value is not None:
+            yield f"{prefix}{key}"
