@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+from html.parser import HTMLParser
 
 from PIL import Image
 
@@ -32,6 +33,41 @@ def test_only_the_worst_documents_keep_their_images(tmp_path, monkeypatch) -> No
     assert page.count('class="document"') == 3 and "Pages of the 3 worst" in page
     assert "<script>alert" not in page and "&lt;script&gt;alert" in page
     assert sum(bool(entry.images) for entry in report.entries) == 3
+
+
+class _Structure(HTMLParser):
+    """The elements of a page with the names of their attributes, and the values of those that can hold an address."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, tuple[str, ...]]] = []
+        self.addresses: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, tuple(name for name, _ in attrs)))
+        self.addresses += [value or "" for name, value in attrs if name in ("href", "src", "style", "action")]
+
+
+def test_hostile_records_and_documents_add_no_elements_to_the_report(tmp_path) -> None:
+    hostile = "\"><img src=x onerror=alert(1)><a href='javascript:alert(1)'>&{{ 7*7 }}</pre></script>"
+    structures = []
+    for text in ("harmless", hostile):
+        fields = {"title": text, "text": "one"}
+        escaped = text.replace('"', '\\"')
+        sources = [f'#panic("{escaped}")', f'#image("{escaped.replace("/", "")}.png", width: 1cm)']
+        candidates = [Candidate(f"record {text}", fields, "text", source, "one") for source in sources]
+        with Typesetter(workers=1) as typesetter:
+            scorer = Scorer(typesetter)
+            report = Report(scorer, {"model": text})
+            for index, document in enumerate(scorer.score(candidates)):
+                report.add(document, index)
+        assert [entry.compiled for entry in report.entries] == [False, True]
+        page = report.write(tmp_path / str(len(structures)), scorer.compute()).read_text()
+        structures.append(_Structure(page))
+        assert "&amp;49" not in page
+    assert structures[0].elements == structures[1].elements
+    assert all(address.startswith(("#d", "data:image/webp;base64,")) for address in structures[1].addresses)
 
 
 def test_entries_of_other_processes_are_merged(tmp_path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ from typst_lit.inference.decoder import Decoder
 from typst_lit.inference.generator import Generator
 from typst_lit.inference.sampling import GenerationSettings
 from typst_lit.serving.app import create_app
+from typst_lit.typesetting.typesetter import Typesetter
 
 NUM_CLIENTS = 8
 
@@ -78,6 +80,19 @@ def replace_step(monkeypatch, generator: Generator, check: Callable[[Decoder], N
         step()
 
     monkeypatch.setattr(decoder, "step", checked_step)
+
+
+def test_documents_that_cannot_be_compiled_now_are_answered_503_and_later_ones_compile(
+    monkeypatch, generator, bodies, tmp_path
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
+    with Typesetter(workers=1) as typesetter, serve(generator) as url:
+        monkeypatch.setattr(generator, "typesetter", typesetter)
+        (refused,) = post_all(url, bodies[:1])
+        (tmp_path / "gone").mkdir()
+        (answered,) = post_all(url, bodies[:1])
+    assert refused.status_code == 503 and "No temporary directory can be created" in refused.json()["detail"]
+    assert answered.status_code == 200 and "compiled" in answered.json()
 
 
 def test_out_of_memory_loses_no_request(monkeypatch, generator, bodies) -> None:

@@ -275,6 +275,8 @@ def test_invalid_arguments_are_reported_before_the_page_opens(run, tmp_path) -> 
         (["--prt", 1], "Did you mean --port"),
         (["--seed", 2**53], "--seed: must be at most 9007199254740991 on the web page"),
         (["--max-tokens", 2**60], "--max-tokens: must be at most 9007199254740991 on the web page"),
+        (["--port", 70000], "can't listen on 127.0.0.1, port 70000"),
+        (["--host", "300.1.1.1"], "can't listen on 300.1.1.1"),
         (["--attempts", 2**60], "--attempts: must be at most 9007199254740991 on the web page"),
     ):
         result = run("app", *flags)

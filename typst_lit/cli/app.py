@@ -6,6 +6,7 @@ import importlib.util
 import logging
 from functools import partial
 
+from typst_lit.cli.listening import listen
 from typst_lit.cli.model_arguments import ModelArguments
 from typst_lit.cli.parser import Command
 from typst_lit.errors import UserError
@@ -34,7 +35,7 @@ def app(
         generation: How it is sampled.
         typesetting: The limits of each document.
         host: Address to listen on. With another than this one, other machines can open the page as well.
-        port: Port to listen on.
+        port: Port to listen on; 0 takes a free one.
     """
     model.validate()
     if missing := [name for name in REQUIRED if importlib.util.find_spec(name) is None]:
@@ -42,5 +43,7 @@ def app(
     from typst_lit.serving.web_page import check_settings, serve_web_page
 
     check_settings(generation, model.attempts)
+    with listen(host, port) as listening:  # Streamlit would end with a traceback where that is impossible
+        port = listening.getsockname()[1]
     log.info("The page: http://%s:%d", host, port)
     serve_web_page(lambda: model.load(generation, typesetting()), host, port)

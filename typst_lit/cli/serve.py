@@ -6,11 +6,11 @@ import ipaddress
 import logging
 import os
 import signal
-import socket
 import sys
 
 import torch
 
+from typst_lit.cli.listening import listen
 from typst_lit.cli.model_arguments import ModelArguments
 from typst_lit.cli.parser import Command
 from typst_lit.errors import UserError
@@ -73,7 +73,7 @@ def serve(
         on_failure=lambda error: server.fail(error),
     )
     server = Server(app, limits)
-    listening = _listen(host, port)
+    listening = listen(host, port)
     with typesetting, listening:
         address = f"[{host}]" if ":" in host else host
         log.info("Serving on http://%s:%d; /docs describes the interface.", address, listening.getsockname()[1])
@@ -91,14 +91,6 @@ def serve(
         os._exit(status)  # Python itself would abort: it can't end while another thread runs native code
     if status:
         sys.exit(status)
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    try:
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        return socket.create_server((host, port), family=family)
-    except (OSError, OverflowError) as error:
-        raise UserError(f"can't listen on {host}, port {port} ({error}).", hint="Choose another `port`.") from error
 
 
 def _is_loopback(host: str) -> bool:

@@ -21,6 +21,7 @@ import torch
 from typst_lit.errors import UserError
 from typst_lit.inference.sampling import InvalidScoresError
 from typst_lit.serving.metrics import ServiceMetrics
+from typst_lit.typesetting.process import CompilerStartError
 
 if TYPE_CHECKING:
     # not at run time: transformers takes seconds to import, in which the server can't answer yet
@@ -160,7 +161,7 @@ class GenerationService:
             QueueFullError: when too many documents are waiting.
             UserError: when the prompt is too long for the model.
             GenerationError: when the model failed on this document.
-            ServiceUnavailableError: when it can't generate any longer.
+            ServiceUnavailableError: when the model has failed, or the document can't be compiled now.
         """
         self.check_capacity()
         self._num_documents += 1
@@ -172,6 +173,9 @@ class GenerationService:
         except Exception as error:
             if self.error or isinstance(error, torch.AcceleratorError):
                 raise ServiceUnavailableError(FAILED) from error
+            if isinstance(error, CompilerStartError):
+                log.warning("%s", error)
+                raise ServiceUnavailableError(str(error)) from error
             if isinstance(error, UserError) and not isinstance(error, InvalidScoresError):
                 raise
             message = f"The document could not be generated ({type(error).__name__}: {error})."

@@ -23,7 +23,13 @@ from typst_lit.inference.attempts import Attempts, GeneratedDocument
 from typst_lit.inference.generator import Generator
 from typst_lit.inference.outputs import file_name
 from typst_lit.inference.sampling import RANGES
-from typst_lit.serving.service import MAX_ATTEMPTS, GenerationError, GenerationService, QueueFullError
+from typst_lit.serving.service import (
+    MAX_ATTEMPTS,
+    GenerationError,
+    GenerationService,
+    QueueFullError,
+    ServiceUnavailableError,
+)
 from typst_lit.serving.uploads import read_upload
 from typst_lit.serving.web_page import MAX_NUMBER, load_generator
 from typst_lit.typesetting.results import shorten
@@ -184,7 +190,7 @@ def generate(service: GenerationService, fields: Mapping[str, Any], settings: Ma
         )
         document = generate_with_progress(service, attempts, expected_chars)
         images = generator.typesetter.compile(document.source, PPI).pages if generator.typesetter else ()
-    except (UserError, QueueFullError, GenerationError) as exception:
+    except (UserError, QueueFullError, GenerationError, ServiceUnavailableError) as exception:
         notice("error", str(exception))
         return
     st.session_state.document = document

@@ -38,6 +38,10 @@ _START_HINTS = {
 }
 
 
+class CompilerStartError(UserError):
+    """No compiler process can be started, whatever the document: the system or its limits do not permit it now."""
+
+
 class ProcessDiedError(Exception):
     """A compiler process ended before it answered.
 
@@ -76,7 +80,7 @@ class CompilerProcess:
         """Starts the process unless it runs; returns whether it is new and has not compiled anything yet.
 
         Raises:
-            UserError: when it does not start.
+            CompilerStartError: when it does not start.
         """
         alive = self._process is not None and self._process.poll() is None
         if alive and self._num_compiled < MAX_COMPILES_PER_PROCESS:
@@ -86,7 +90,7 @@ class CompilerProcess:
             try:
                 root = self._start()
             except OSError as error:
-                raise UserError(
+                raise CompilerStartError(
                     f"The compiler process can't be started: {error}.", hint=_START_HINTS.get(error.errno or 0, "")
                 ) from None
             try:
@@ -94,7 +98,7 @@ class CompilerProcess:
             except ProcessDiedError as death:
                 self.stop()
                 if not death.killed or attempt == MAX_START_ATTEMPTS:
-                    raise UserError(f"The compiler process does not start: {death}.") from None
+                    raise CompilerStartError(f"The compiler process does not start: {death}.") from None
             except BaseException:  # interrupted: it would take the next document for its settings
                 self.stop()
                 raise
@@ -241,7 +245,7 @@ def _temporary_directory() -> Iterator[str]:
         directory = tempfile.TemporaryDirectory(prefix="typst-lit-", ignore_cleanup_errors=True)
     except OSError as error:
         if error.errno not in _START_HINTS:
-            raise UserError(f"No temporary directory can be created: {error}.", hint=_NO_DIRECTORY) from None
+            raise CompilerStartError(f"No temporary directory can be created: {error}.", hint=_NO_DIRECTORY) from None
         raise
     with directory as path:
         yield path

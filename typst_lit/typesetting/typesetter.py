@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from typst_lit.errors import UserError
-from typst_lit.typesetting.process import MORE_PROCESSES, CompilerProcess, ProcessDiedError
+from typst_lit.typesetting.process import MORE_PROCESSES, CompilerProcess, CompilerStartError, ProcessDiedError
 from typst_lit.typesetting.results import CompileResult, Diagnostic
 from typst_lit.typesetting.worker import WorkerSettings
 
@@ -119,7 +119,7 @@ class Typesetter:
         ``network``: it has no network; ``memory``: its address space is limited.
 
         Raises:
-            UserError: when no process starts.
+            CompilerStartError: when no process starts.
         """
         process = self._idle.get()
         try:
@@ -136,8 +136,8 @@ class Typesetter:
             ppi: resolution of the page images, in pixels per inch; None for no images.
 
         Raises:
-            UserError: when no process starts, because the system has no file handles, processes or disk space left. The
-                next call tries again.
+            CompilerStartError: when no process starts, because the system has no file handles, processes or disk space
+                left. The next call tries again.
         """
         started = time.monotonic()
         try:
@@ -166,7 +166,7 @@ class Typesetter:
             ppi: resolution of the page images, in pixels per inch; None for no images.
 
         Raises:
-            UserError: when no process starts. The next call tries again.
+            CompilerStartError: when no process starts. The next call tries again.
 
         >>> with Typesetter(workers=1) as typesetter:
         ...     [result.text for result in typesetter.compile_many(["First", "Second"])]
@@ -237,7 +237,7 @@ def _submit(
     try:
         return threads.submit(compile, source, ppi)
     except RuntimeError as error:
-        raise UserError(f"No thread can be started: {error}.", hint=MORE_PROCESSES) from None
+        raise CompilerStartError(f"No thread can be started: {error}.", hint=MORE_PROCESSES) from None
 
 
 def _num_cores() -> int:
