@@ -203,6 +203,7 @@ def test_web_pages_of_other_sites_can_not_use_a_server_without_a_token(server) -
         for host in ("evil.example", f"evil.example:{port}", "127.0.0.1.evil.example", "localhost.evil.example"):
             assert client.get("/v1/models", headers={"Host": host}).status_code == 400
         for origin in (
+            f"http://127.0.0.1:{port + 1}",
             "http://evil.example",
             f"http://localhost:{port + 1}",
             "null",

@@ -60,7 +60,7 @@ def serve(
         )
     model.check_numbers()
     try:
-        from typst_lit.serving.app import create_app
+        from typst_lit.serving.app import LOOPBACK_HOSTS, create_app
         from typst_lit.serving.server import Server
     except ImportError as error:
         raise UserError(f"serving needs {error.name}.", hint="pip install 'typst-lit[serve]'") from error
@@ -68,7 +68,7 @@ def serve(
         lambda: model.load(generation, typesetting),
         token,
         limits,
-        None if token else [host, *allowed_hosts],
+        None if token else [*allowed_hosts, *({host} - {*LOOPBACK_HOSTS})],
         log_requests,
         on_failure=lambda error: server.fail(error),
     )

@@ -55,7 +55,7 @@ def _fields(openapi: Mapping[str, Any], schema: Mapping[str, Any]) -> Iterator[d
         options = [_resolve(openapi, option) for option in field.get("anyOf", [field])]
         option = next((option for option in options if option.get("type") != "null"), {})
         limits = [
-            f"{text} {option[key]}"
+            f"{text} {option[key]:g}"
             for key, text in (("exclusiveMinimum", "above"), ("minimum", "from"), ("maximum", "up to"))
             if key in option
         ]
