@@ -30,6 +30,17 @@ def test_invalid_arguments_are_named(tmp_path, run) -> None:
     assert nothing.status == 2 and "no files are given" in nothing.err
 
 
+def test_warnings_are_printed_below_the_document_and_missing_fonts_once(tmp_path, run) -> None:
+    source = '#set text(font: "No Such Font")\n#link("javascript:x")[x]#pdf.attach("evil.exe", bytes("MZ"))'
+    (tmp_path / "a.typ").write_text(source)
+    result = run("compile", tmp_path)
+    assert result.status == 0 and result.out.splitlines()[1:3] == [
+        "  warning: the PDF has an attached file: evil.exe (PDF readers offer to open it)",
+        "  warning: a link on page 1 opens javascript:x (only http, https, mailto and tel are usual)",
+    ]
+    assert "no such font" not in result.out
+
+
 def test_typesetting_options_are_applied(tmp_path, run) -> None:
     (tmp_path / "a.typ").write_text("#for i in range(5) [x #pagebreak()]")
     for flag in ("--typesetting.max_pages", "--typesetting.max-pages"):

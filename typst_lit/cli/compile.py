@@ -9,7 +9,7 @@ from typst_lit.cli.parser import Command
 from typst_lit.errors import UsageError, UserError, plural
 from typst_lit.manifest import check_output, write_output
 from typst_lit.typesetting.results import CompileResult, shorten
-from typst_lit.typesetting.typesetter import Typesetter
+from typst_lit.typesetting.typesetter import UNKNOWN_FONT, Typesetter
 
 
 @Command
@@ -69,7 +69,8 @@ def _summary(file: Path, result: CompileResult) -> str:
     summary = f"{file.with_suffix('.pdf')}: {plural(result.page_count, 'page')}"
     if result.missing_assets:
         summary += f", with placeholder images for {shorten(', '.join(result.missing_assets))}"
-    return summary
+    warnings = [diagnostic for diagnostic in result.diagnostics if not diagnostic.message.startswith(UNKNOWN_FONT)]
+    return "\n  ".join([summary, *map(str, warnings)])  # without missing fonts, which the typesetter logs once
 
 
 def _typst_files(path: Path) -> list[Path]:

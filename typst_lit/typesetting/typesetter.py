@@ -22,7 +22,7 @@ from typst_lit.typesetting.worker import WorkerSettings
 log = logging.getLogger(__name__)
 MAX_KILLS_PER_DOCUMENT = 3
 MAX_SETTING = 1_000_000  # of any limit: a larger value is a mistake
-_UNKNOWN_FONT = "unknown font family: "
+UNKNOWN_FONT = "unknown font family: "  # how the compiler's warning of a missing font begins
 
 
 class Typesetter:
@@ -216,9 +216,9 @@ class Typesetter:
     def _warn_of_missing_fonts(self, result: CompileResult) -> None:
         """Logs each font that is not installed once per typesetter."""
         families = {
-            diagnostic.message.removeprefix(_UNKNOWN_FONT)
+            diagnostic.message.removeprefix(UNKNOWN_FONT)
             for diagnostic in result.diagnostics
-            if diagnostic.message.startswith(_UNKNOWN_FONT)
+            if diagnostic.message.startswith(UNKNOWN_FONT)
         }
         with self._lock:
             new = sorted(families - self._reported_fonts)
