@@ -60,7 +60,7 @@ class Engine:
         self._waiting: deque[Request] = deque()
         self._driving = False
         self._failure: Exception | None = None  # why nothing can be decoded any longer
-        # What follows belongs to the thread that drives.
+        # What follows is used by the thread in `run` that decodes.
         self._running: list[Request] = []
         self._max_running = batch_size  # less than batch_size after memory ran out
         self._adapter: str | None = None  # of the requests that run: one forward pass has one adapter
@@ -290,7 +290,7 @@ class Engine:
         self._running = [request for request in self._running if request not in requests]
 
     def _settle(self, request: Request) -> None:
-        """Reacts to a future that is done, in whichever thread completed or cancelled it."""
+        """Removes a request whose future is done, and wakes the threads in `run`; called in any thread."""
         with self._changed:
             if request.future.cancelled():
                 request.future.set_running_or_notify_cancel()  # for those who wait with concurrent.futures.wait

@@ -51,7 +51,7 @@ class Config(uvicorn.Config):
 
 
 class BoundedConnection(Connection):
-    """One of at most ``max_connections``: a new one replaces one that is not worth as much.
+    """One of at most ``max_connections`` connections: beyond that, a new one replaces one that waits for its client.
 
     Connections are replaced in this order, the longest wait first: those without a request, those whose request has not
     arrived completely, and those whose client does not read. So clients that only hold connections can't keep others
@@ -66,8 +66,8 @@ class BoundedConnection(Connection):
         if len(connections) < self.config.max_connections:
             return
         candidates = [(rank, connection) for connection in connections if (rank := connection.rank()) is not None]
-        worst = min(candidates, key=lambda item: item[0])[1] if candidates else self
-        worst.abort()
+        replaced = min(candidates, key=lambda item: item[0])[1] if candidates else self
+        replaced.abort()
 
     def rank(self) -> tuple[int, float] | None:
         """Returns its position among those that may be replaced; None where it may not be."""

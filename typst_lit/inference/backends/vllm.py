@@ -126,7 +126,7 @@ def sampling_arguments(request: Request, eos_ids: Collection[int]) -> dict[str, 
     check_settings(request.settings)
     (seed,) = np.random.SeedSequence(request.seed).generate_state(1, np.uint64)
     return {
-        "temperature": request.settings.temperature,
+        "temperature": 0.0 if request.settings.is_greedy else request.settings.temperature,
         "top_p": request.settings.top_p,
         "top_k": request.settings.top_k,
         "max_tokens": request.max_tokens,
