@@ -25,7 +25,7 @@ from typst_lit.inference.decoder import Decoder, eos_token_ids
 from typst_lit.inference.engine import Engine
 from typst_lit.inference.generator import Generator
 from typst_lit.inference.request import Request
-from typst_lit.inference.sampling import GenerationSettings
+from typst_lit.inference.settings import GenerationSettings
 from typst_lit.model.adapters import base_model
 from typst_lit.model.oom import is_out_of_memory
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from typst_lit.errors import UserError as UserError
     from typst_lit.inference.attempts import GeneratedDocument as GeneratedDocument
     from typst_lit.inference.generator import Generator as Generator
-    from typst_lit.inference.sampling import GenerationSettings as GenerationSettings
+    from typst_lit.inference.settings import GenerationSettings as GenerationSettings
     from typst_lit.metrics.documents import DocumentMetric as DocumentMetric
     from typst_lit.model.backbones import Backbone as Backbone
     from typst_lit.model.module import TypstModule as TypstModule
@@ -31,7 +31,7 @@ __getattr__, __dir__, __all__ = attach(
         "CompileResult": "typst_lit.typesetting.results",
         "DocumentMetric": "typst_lit.metrics.documents",
         "GeneratedDocument": "typst_lit.inference.attempts",
-        "GenerationSettings": "typst_lit.inference.sampling",
+        "GenerationSettings": "typst_lit.inference.settings",
         "Generator": "typst_lit.inference.generator",
         "PromptTemplate": "typst_lit.data.prompts",
         "RecordSource": "typst_lit.data.sources",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import re
 import secrets
@@ -167,3 +168,8 @@ def _remove_if_unlocked(path: Path) -> None:
                 path.unlink()
         finally:
             os.close(descriptor)
+
+
+def cache_key(*values: Any) -> str:
+    """Returns a short key that changes whenever one of some plain values does."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:32]

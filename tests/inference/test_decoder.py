@@ -33,7 +33,8 @@ from typst_lit.errors import UserError
 from typst_lit.inference.decoder import Decoder, sliding_window
 from typst_lit.inference.prompt_lookup import Draft, DraftCorpus
 from typst_lit.inference.request import Request
-from typst_lit.inference.sampling import GenerationSettings, top_candidates
+from typst_lit.inference.sampling import top_candidates
+from typst_lit.inference.settings import GenerationSettings
 
 GREEDY = GenerationSettings(max_tokens=60, temperature=0, repetition_penalty=1.0)
 NO_EOS = -1

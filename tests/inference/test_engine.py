@@ -15,7 +15,8 @@ from typst_lit.errors import UserError
 from typst_lit.inference.decoder import Decoder
 from typst_lit.inference.engine import Engine
 from typst_lit.inference.request import Request
-from typst_lit.inference.sampling import GenerationSettings, InvalidScoresError
+from typst_lit.inference.sampling import InvalidScoresError
+from typst_lit.inference.settings import GenerationSettings
 
 SETTINGS = GenerationSettings(max_tokens=40, temperature=1.5, top_k=0, top_p=1)
 PROMPTS = [[5, 9, 11, 5, 9], list(range(20, 70)), [7] * 9 + [8], [300, 301, 302], [6], [4, 4], [90, 91], [8, 9] * 6]

@@ -22,7 +22,7 @@ from typst_lit.inference.attempts import Attempts
 from typst_lit.inference.generator import Generator
 from typst_lit.inference.guide import _generator
 from typst_lit.inference.request import Completion
-from typst_lit.inference.sampling import GenerationSettings
+from typst_lit.inference.settings import GenerationSettings
 from typst_lit.typesetting.typesetter import Typesetter
 
 GREEDY = GenerationSettings(temperature=0, repetition_penalty=1, max_tokens=1200)

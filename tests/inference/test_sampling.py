@@ -11,13 +11,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from typst_lit.errors import UserError
-from typst_lit.inference.sampling import (
-    INVALID_TOKEN,
-    UNIFORM_BLOCK_SIZE,
-    GenerationSettings,
-    Sampler,
-    top_candidates,
-)
+from typst_lit.inference.sampling import INVALID_TOKEN, UNIFORM_BLOCK_SIZE, Sampler, top_candidates
+from typst_lit.inference.settings import GenerationSettings
 
 VOCABULARY = 40
 # Every order of magnitude, subnormal numbers included

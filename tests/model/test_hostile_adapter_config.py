@@ -16,10 +16,10 @@ from transformers import PretrainedConfig
 
 from typst_lit.data.prompts import ReportPrompt
 from typst_lit.errors import UserError
-from typst_lit.inference.loading import resolve_model
-from typst_lit.model.adapter_config import CONFIG_FILE
+from typst_lit.inference.model_spec import resolve_model
 from typst_lit.model.adapters import attach_adapter, check_adapter, load_adapter
 from typst_lit.model.backbones import PretrainedBackbone
+from typst_lit.model.locations import CONFIG_FILE
 from typst_lit.model.saving import save_weights
 
 ROOT = Path(__file__).parents[2]
@@ -60,7 +60,8 @@ def test_slow_regular_expressions_are_refused_in_time(adapter, tmp_path) -> None
         change(directories[-1], **settings)
     program = (
         "import sys\nfrom typst_lit.errors import UserError\n"
-        "from typst_lit.inference.loading import resolve_model, validate_model\n"
+        "from typst_lit.inference.model_spec import resolve_model\n"
+        "from typst_lit.inference.loading import validate_model\n"
         "for directory in sys.argv[1:]:\n"
         "    try: validate_model(resolve_model(directory))\n    except UserError as error: print(error)\n"
     )

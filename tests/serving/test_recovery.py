@@ -19,7 +19,7 @@ import uvicorn
 from tests.serving.test_app import GREEDY, Server
 from typst_lit.inference.decoder import Decoder
 from typst_lit.inference.generator import Generator
-from typst_lit.inference.sampling import GenerationSettings
+from typst_lit.inference.settings import GenerationSettings
 from typst_lit.serving.app import create_app
 from typst_lit.typesetting.typesetter import Typesetter
 

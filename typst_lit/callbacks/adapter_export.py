@@ -14,7 +14,7 @@ from torch import Tensor
 
 from typst_lit.callbacks.base import datamodule, typst_module
 from typst_lit.model.adapters import has_adapter
-from typst_lit.model.backbones import BUILT_IN
+from typst_lit.model.locations import BUILT_IN
 from typst_lit.model.module import TypstModule
 from typst_lit.model.saving import save_weights
 from typst_lit.version import __version__

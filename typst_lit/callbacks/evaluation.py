@@ -21,7 +21,7 @@ from typst_lit.errors import UserError
 from typst_lit.inference.attempts import GeneratedDocument
 from typst_lit.inference.generator import Generator
 from typst_lit.inference.records import InputRecord
-from typst_lit.inference.sampling import GenerationSettings
+from typst_lit.inference.settings import GenerationSettings
 from typst_lit.metrics.documents import Candidate, Document
 from typst_lit.metrics.scoring import Scorer
 from typst_lit.model.module import TypstModule

@@ -7,9 +7,9 @@ from typing import Any
 from typst_lit.data.datamodule import TypstDataModule
 from typst_lit.data.prompts import PromptTemplate
 from typst_lit.inference.generator import Generator
-from typst_lit.inference.loading import model_identity
-from typst_lit.inference.sampling import GenerationSettings
-from typst_lit.model.adapters import adapter_directory
+from typst_lit.inference.model_spec import model_identity
+from typst_lit.inference.settings import GenerationSettings
+from typst_lit.model.locations import adapter_directory
 from typst_lit.model.module import TypstModule
 from typst_lit.typesetting.typesetter import Typesetter
 

@@ -18,10 +18,10 @@ from typst_lit.data.datamodule import TypstDataModule
 from typst_lit.errors import UserError
 from typst_lit.inference.attempts import GeneratedDocument
 from typst_lit.inference.generator import Generator
-from typst_lit.inference.loading import provenance
+from typst_lit.inference.model_spec import provenance
 from typst_lit.inference.outputs import RecordResults, check_documents, write_document
 from typst_lit.inference.records import InputRecord
-from typst_lit.inference.sampling import GenerationSettings
+from typst_lit.inference.settings import GenerationSettings
 from typst_lit.manifest import check_separate
 from typst_lit.model.module import TypstModule
 from typst_lit.typesetting.typesetter import Typesetter

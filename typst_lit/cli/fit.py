@@ -52,7 +52,7 @@ from typst_lit.cli.trainer import (
 from typst_lit.cli.unknown_flags import refuse_unknown_flags
 from typst_lit.data.datamodule import TypstDataModule
 from typst_lit.errors import UsageError, UserError
-from typst_lit.inference.sampling import GenerationSettings
+from typst_lit.inference.settings import GenerationSettings
 from typst_lit.locking import check_unlocked
 from typst_lit.manifest import write_output
 from typst_lit.model.module import TypstModule

@@ -8,7 +8,7 @@ import tempfile
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from typst_lit.cli.model_arguments import ModelArguments
 from typst_lit.cli.parser import Command
@@ -18,11 +18,13 @@ from typst_lit.errors import UserError, plural
 from typst_lit.files import atomic_write, is_stream
 from typst_lit.inference.outputs import RecordResults, check_documents, write_document
 from typst_lit.inference.records import InputRecord, read_records
-from typst_lit.inference.sampling import GenerationSettings
+from typst_lit.inference.settings import GenerationSettings
 from typst_lit.manifest import check_separate, write_output
 from typst_lit.typesetting.typesetter import Typesetter
 
-if TYPE_CHECKING:
+# To mypy the same as TYPE_CHECKING, whose imports jsonargparse would execute: transformers takes seconds.
+MYPY = False
+if MYPY:
     from typst_lit.inference.attempts import GeneratedDocument
     from typst_lit.inference.generator import Generator
 
@@ -76,7 +78,7 @@ def generate(
         return
     if pdf and not model.compile:
         raise UserError("needs compiled documents.", setting="pdf", hint="Leave `compile=false` out.")
-    from typst_lit.inference.loading import provenance
+    from typst_lit.inference.model_spec import provenance
 
     stream = output if output and is_stream(output) else None if output else "-"
     if output and not stream:
@@ -157,7 +159,8 @@ def _generate_on_ray(
     ray_address: str | None,
 ) -> None:
     from typst_lit.inference.backends.ray import generate_on_ray
-    from typst_lit.inference.loading import provenance, validate_model
+    from typst_lit.inference.loading import validate_model
+    from typst_lit.inference.model_spec import provenance
     from typst_lit.inference.shards import ShardDirectory
 
     if not output or Path(output).suffix.lower() in SUFFIXES or Path(output).is_file():

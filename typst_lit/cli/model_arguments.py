@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from typst_lit.errors import UserError
-from typst_lit.inference.sampling import DEFAULT_BATCH_SIZE, GenerationSettings
+from typst_lit.inference.settings import DEFAULT_BATCH_SIZE, GenerationSettings
 from typst_lit.typesetting.typesetter import Typesetter
 
 # To mypy the same as TYPE_CHECKING, whose imports jsonargparse would execute: transformers takes seconds.
 MYPY = False
 if MYPY:
     from typst_lit.inference.generator import Generator
-    from typst_lit.inference.loading import ModelSpec
+    from typst_lit.inference.model_spec import ModelSpec
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class ModelArguments:
         Raises:
             UserError: when a value is out of range, or an adapter does not exist.
         """
-        from typst_lit.model.adapters import adapter_directory
+        from typst_lit.model.locations import adapter_directory
 
         self.check_numbers()
         for path in (self.adapters or {}).values():
@@ -81,7 +81,7 @@ class ModelArguments:
         Raises:
             UserError: when an adapter does not exist, or no model is named.
         """
-        from typst_lit.inference.loading import resolve_model
+        from typst_lit.inference.model_spec import resolve_model
 
         return resolve_model(self.adapters, self.base_model, self.use_4bit, self.merge, engine, self.trust_template)
 

@@ -12,7 +12,7 @@ from typst_lit.callbacks.resumable_checkpoint import SAVE_REQUEST
 from typst_lit.errors import UserError
 from typst_lit.locking import FileLock
 from typst_lit.manifest import check_directory, check_separate, claim_directory
-from typst_lit.model.saving import METADATA_FILE
+from typst_lit.model.locations import METADATA_FILE
 
 log = logging.getLogger(__name__)
 PLAN_FILE = "plan.yaml"

@@ -14,7 +14,7 @@ from typst_lit.cli.listening import listen
 from typst_lit.cli.model_arguments import ModelArguments
 from typst_lit.cli.parser import Command
 from typst_lit.errors import UserError
-from typst_lit.inference.sampling import GenerationSettings
+from typst_lit.inference.settings import GenerationSettings
 from typst_lit.serving.limits import ServerLimits
 from typst_lit.typesetting.typesetter import Typesetter
 

@@ -33,9 +33,10 @@ from typst_lit.data.position import TrainingPosition
 from typst_lit.data.prompts import PromptTemplate, ReportPrompt
 from typst_lit.data.sources import RecordSource, open_source
 from typst_lit.data.splitting import group_names, log_split, split_by_group
-from typst_lit.data.table import cache_key, column, load_records
+from typst_lit.data.table import column, load_records
 from typst_lit.data.tokenization import tokenize
 from typst_lit.errors import UserError
+from typst_lit.files import cache_key
 
 log = logging.getLogger(__name__)
 BATCHES_PER_PREDICT_STEP = 4

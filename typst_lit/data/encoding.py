@@ -15,8 +15,8 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from typst_lit.data.prompts import PromptTemplate
-from typst_lit.data.table import cache_key
 from typst_lit.errors import UserError
+from typst_lit.files import cache_key
 
 IGNORE_INDEX = -100  # the label of a token without a loss, as in torch's cross-entropy
 

@@ -12,8 +12,9 @@ from datasets import Dataset, concatenate_datasets
 
 from typst_lit._compat.datasets import fingerprint
 from typst_lit.data.encoding import Encoder
-from typst_lit.data.table import cache_key, cached_map, column, record_origins
+from typst_lit.data.table import cached_map, column, record_origins
 from typst_lit.errors import UserError, listing
+from typst_lit.files import cache_key
 
 log = logging.getLogger(__name__)
 Overlength = Literal["drop", "truncate_text", "truncate_completion", "error"]

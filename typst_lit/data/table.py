@@ -6,8 +6,6 @@ text) and ``errors`` (what is wrong with the record; empty if it is valid).
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -23,6 +21,7 @@ from typst_lit.data.prompts import PromptTemplate
 from typst_lit.data.records import Field, parse_record
 from typst_lit.data.sources import RecordSource
 from typst_lit.errors import UserError, listing, plural
+from typst_lit.files import cache_key
 
 log = logging.getLogger(__name__)
 # What reading a file of the cache raises that was cut or emptied; ValueError includes ArrowInvalid and JSONDecodeError
@@ -133,11 +132,6 @@ def column(table: Dataset, name: str) -> np.ndarray:
 def record_origins(table: Dataset, indices: Sequence[int] | np.ndarray) -> list[str]:
     """Returns where the records at some indices of a table come from. No other column is read."""
     return list(table.select_columns(["origin"]).select(indices)["origin"])
-
-
-def cache_key(*values: Any) -> str:
-    """Returns a short key that changes whenever one of some plain values does."""
-    return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:32]
 
 
 def _features(fields: Sequence[Field]) -> Features:

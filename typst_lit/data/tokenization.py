@@ -12,7 +12,8 @@ from datasets import Dataset, concatenate_datasets
 from typst_lit._compat.datasets import fingerprint
 from typst_lit.data.encoding import Encoder
 from typst_lit.data.minhash import minhash_signature
-from typst_lit.data.table import cache_key, cached_map
+from typst_lit.data.table import cached_map
+from typst_lit.files import cache_key
 
 FORMAT = "tokenize-4"  # change it when the columns or their values change, so that older caches are not used
 MIN_ROWS_PER_PROCESS = 2000  # with fewer rows, starting one more process takes longer than it saves

@@ -17,7 +17,7 @@ from typst_lit.data.records import parse_record
 from typst_lit.data.sources import FileSource
 from typst_lit.errors import UserError
 from typst_lit.inference.generator import Generator
-from typst_lit.inference.sampling import GenerationSettings
+from typst_lit.inference.settings import GenerationSettings
 from typst_lit.model.forward import summed_loss
 
 GREEDY = GenerationSettings(max_tokens=256, temperature=0, repetition_penalty=1.0)

@@ -18,9 +18,9 @@ from typst_lit.exporting.targets import modelfile, read_test_scores, vllm_comman
 from typst_lit.files import atomic_write
 from typst_lit.inference.generator import Generator
 from typst_lit.manifest import check_export, check_separate, export_directory
-from typst_lit.model.adapter_config import adapter_base
-from typst_lit.model.adapters import adapter_directory, merge_adapter, model_directory, plain_lora_rank
+from typst_lit.model.adapters import merge_adapter, plain_lora_rank
 from typst_lit.model.backbones import loads_in_other_engines
+from typst_lit.model.locations import adapter_base, adapter_directory, model_directory
 from typst_lit.typesetting.typesetter import Typesetter
 
 Dtype = Literal["bfloat16", "float16", "float32"]

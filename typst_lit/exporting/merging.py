@@ -13,8 +13,8 @@ from transformers import GenerationConfig, PreTrainedModel
 from typst_lit.data.encoding import Encoder
 from typst_lit.files import atomic_write
 from typst_lit.inference.decoder import eos_token_ids
-from typst_lit.inference.sampling import GenerationSettings
-from typst_lit.model.saving import METADATA_FILE
+from typst_lit.inference.settings import GenerationSettings
+from typst_lit.model.locations import METADATA_FILE
 
 # Engines that only offer chats pass the prompt through unchanged, because that is what the model was trained on.
 CHAT_TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% endfor %}"

@@ -13,7 +13,7 @@ from typing import Any
 from typst_lit.errors import UserError
 from typst_lit.files import atomic_write
 from typst_lit.inference.backends.vllm import max_lora_rank
-from typst_lit.inference.sampling import GenerationSettings
+from typst_lit.inference.settings import GenerationSettings
 
 PAGE_IMAGE = "page.png"
 

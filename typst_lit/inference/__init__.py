@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from typst_lit.inference.records import read_records as read_records
     from typst_lit.inference.request import Completion as Completion
     from typst_lit.inference.request import Request as Request
-    from typst_lit.inference.sampling import GenerationSettings as GenerationSettings
+    from typst_lit.inference.settings import GenerationSettings as GenerationSettings
 
 __getattr__, __dir__, __all__ = attach(
     __name__,
@@ -25,7 +25,7 @@ __getattr__, __dir__, __all__ = attach(
         "Engine": "typst_lit.inference.engine",
         "GeneratedDocument": "typst_lit.inference.attempts",
         "GenerationFailure": "typst_lit.inference.generator",
-        "GenerationSettings": "typst_lit.inference.sampling",
+        "GenerationSettings": "typst_lit.inference.settings",
         "Generator": "typst_lit.inference.generator",
         "InputRecord": "typst_lit.inference.records",
         "Request": "typst_lit.inference.request",

@@ -10,7 +10,8 @@ from typing import Any
 
 from typst_lit.inference.engine import Engine
 from typst_lit.inference.request import Completion, Request
-from typst_lit.inference.sampling import GenerationSettings, document_seed
+from typst_lit.inference.sampling import document_seed
+from typst_lit.inference.settings import GenerationSettings
 from typst_lit.metrics.functional import content_fidelity
 from typst_lit.typesetting.repairs import Repair, repair
 from typst_lit.typesetting.results import CompileResult

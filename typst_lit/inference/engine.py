@@ -18,7 +18,7 @@ from typst_lit.errors import UserError
 from typst_lit.inference.constraints import REPLACEMENT_CHARACTER
 from typst_lit.inference.decoder import BaseDecoder
 from typst_lit.inference.request import Completion, Request
-from typst_lit.inference.sampling import DEFAULT_BATCH_SIZE
+from typst_lit.inference.settings import DEFAULT_BATCH_SIZE
 from typst_lit.model.oom import is_out_of_memory
 
 log = logging.getLogger(__name__)

@@ -25,10 +25,11 @@ from typst_lit.inference.attempts import Attempts, DocumentTask, GeneratedDocume
 from typst_lit.inference.constraints import SyntaxConstraint, TokenBytes
 from typst_lit.inference.decoder import BaseDecoder, Decoder, eos_token_ids
 from typst_lit.inference.engine import Engine
-from typst_lit.inference.loading import ModelSpec, load_model, provenance, resolve_adapter, resolve_model
+from typst_lit.inference.loading import load_model
+from typst_lit.inference.model_spec import ModelSpec, provenance, resolve_adapter, resolve_model
 from typst_lit.inference.outputs import RecordResults
 from typst_lit.inference.records import InputRecord, read_records, validate_record, validate_records
-from typst_lit.inference.sampling import DEFAULT_BATCH_SIZE, GenerationSettings
+from typst_lit.inference.settings import DEFAULT_BATCH_SIZE, GenerationSettings
 from typst_lit.progress import Every
 from typst_lit.typesetting.typesetter import Typesetter
 

@@ -10,7 +10,7 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from typst_lit.inference.generator import Generator
-from typst_lit.inference.loading import resolve_model
+from typst_lit.inference.model_spec import resolve_model
 from typst_lit.typesetting.typesetter import Typesetter
 
 log = logging.getLogger(__name__)

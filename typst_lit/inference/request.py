@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from typst_lit.errors import UserError
 from typst_lit.inference.constraints import OutputState
 from typst_lit.inference.prompt_lookup import IndexedText
-from typst_lit.inference.sampling import GenerationSettings, Sampler, document_seed
+from typst_lit.inference.sampling import Sampler, document_seed
+from typst_lit.inference.settings import GenerationSettings
 
 
 @dataclass(frozen=True)

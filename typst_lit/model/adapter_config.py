@@ -18,10 +18,8 @@ from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors import SafetensorError, safe_open
 
 from typst_lit.errors import UserError
+from typst_lit.model.locations import CONFIG_FILE, damaged, read_json
 
-CONFIG_FILE = "adapter_config.json"
-DAMAGED_HINT = "Copy the adapter's directory again, or use the `best` or `last` one next to it."
-MAX_BYTES = 1 << 20
 MAX_NAMES = 2000  # PEFT compares each with each module
 MAX_INIT_ITERATIONS = 1000
 # What makes a regular expression slow: repetition, alternatives, classes. A dot and an anchor do no harm.
@@ -55,37 +53,6 @@ def read_adapter_config(directory: Path) -> PeftConfig:
     except Exception as error:
         raise damaged(path, f"not a configuration that PEFT can load: {error}") from error
     return config
-
-
-def adapter_base(directory: Path) -> str | None:
-    """Returns the name of the base model that an adapter was trained on, if its configuration has it."""
-    try:
-        name = read_json(directory / CONFIG_FILE).get("base_model_name_or_path")
-    except UserError:
-        return None
-    return name if name and isinstance(name, str) else None
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Returns the JSON object in a file.
-
-    Raises:
-        UserError: when the file has no JSON object, or is too large or too deeply nested.
-    """
-    try:
-        if path.stat().st_size > MAX_BYTES:
-            raise damaged(path, f"it has more than {MAX_BYTES >> 20} MiB")
-        content = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise damaged(path, error) from error
-    if not isinstance(content, dict):
-        raise damaged(path, "it is not a JSON object")
-    return content
-
-
-def damaged(path: Path, reason: object) -> UserError:
-    """Returns the error for a file of an adapter that can't be used."""
-    return UserError(f"{path}: is damaged ({reason}).", hint=DAMAGED_HINT)
 
 
 def _check_settings(path: Path, content: dict[str, Any]) -> None:

@@ -15,12 +15,11 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from typst_lit._compat.peft import add_adapter, load_saved_adapter
-from typst_lit.data.prompts import PromptTemplate, import_template, template_from
-from typst_lit.data.table import cache_key
 from typst_lit.errors import UserError
 from typst_lit.files import sha256
-from typst_lit.model.adapter_config import CONFIG_FILE, adapter_base, damaged, read_adapter_config, read_json
-from typst_lit.model.saving import CHECKSUMS, METADATA_FILE
+from typst_lit.model.adapter_config import read_adapter_config
+from typst_lit.model.locations import CONFIG_FILE, METADATA_FILE, adapter_base, adapter_directory, damaged, read_json
+from typst_lit.model.saving import CHECKSUMS
 
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
 TARGET_PRESETS: dict[str, list[str]] = {
@@ -32,11 +31,6 @@ PISSA_HINT = "PiSSA starts from weights that are not quantized: use `model.use_4
 # fill the memory.
 MAX_WEIGHTS_PER_SAVED_WEIGHT = 100
 MIN_WEIGHTS_THAT_COUNT = 100_000_000
-CONVERT_COMMAND = (  # weights_only: no code in the file is run
-    'python -c "import torch, safetensors.torch as s; '
-    "w = torch.load('{directory}/adapter_model.bin', weights_only=True); "
-    "s.save_file({{k: v.contiguous() for k, v in w.items()}}, '{directory}/adapter_model.safetensors')\""
-)
 
 
 def attach_adapter(model: PreTrainedModel, config: PeftConfig) -> PeftModel:
@@ -192,42 +186,6 @@ def _tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
         raise damaged(path, error) from error
 
 
-def adapter_directory(directory: str | Path) -> Path:
-    """Returns the directory of an adapter: the given one, or ``best`` or ``last`` in it, or in a run's ``adapter``.
-
-    Raises:
-        UserError: when there is no adapter, or only one in a format that can run code when it is loaded.
-    """
-    path = Path(directory).expanduser()
-    for candidate in (path, path / "best", path / "last", path / "adapter" / "best", path / "adapter" / "last"):
-        if (candidate / "adapter_config.json").is_file():
-            if (candidate / SAFETENSORS_WEIGHTS_NAME).is_file():
-                return candidate
-            raise UserError(
-                f"{candidate} has no {SAFETENSORS_WEIGHTS_NAME}. Adapters are loaded from safetensors only, because a "
-                ".bin file can run code when it is loaded.",
-                setting="model.adapter_path",
-                hint=f"To convert one:\n  {CONVERT_COMMAND.format(directory=candidate)}",
-            )
-    if not path.is_dir():
-        raise UserError(f"{directory} is not a directory.", setting="model.adapter_path")
-    names = ", ".join(sorted(file.name for file in path.iterdir())[:12]) or "nothing"
-    raise UserError(
-        f"{directory} contains no adapter (an adapter_config.json and its weights), but {names}.",
-        setting="model.adapter_path",
-    )
-
-
-def model_directory(directory: str | Path) -> Path | None:
-    """Returns the directory of a fully fine-tuned model, found as in `adapter_directory`, or None."""
-    path = Path(directory).expanduser()
-    for candidate in (path, path / "best", path / "last", path / "model" / "best", path / "model" / "last"):
-        weights = any(candidate.glob("model*.safetensors"))
-        if weights and (candidate / "config.json").is_file() and not (candidate / "adapter_config.json").is_file():
-            return candidate
-    return None
-
-
 def load_adapter_config(directory: str | Path) -> PeftConfig:
     """Returns the configuration of a saved adapter, as one to be trained."""
     config = read_adapter_config(adapter_directory(directory))
@@ -241,34 +199,6 @@ def plain_lora_rank(directory: Path) -> int | None:
     if not isinstance(config, LoraConfig) or config.use_dora or config.modules_to_save:
         return None
     return max([config.r, *(config.rank_pattern or {}).values()])
-
-
-def adapter_key(directory: Path) -> str:
-    """Returns a key that changes whenever an adapter's weights are written again."""
-    weights = (directory / SAFETENSORS_WEIGHTS_NAME).stat()
-    return cache_key(str(directory), weights.st_size, weights.st_mtime_ns)
-
-
-def adapter_template(directory: Path, trust_template: str | None = None) -> PromptTemplate | None:
-    """Returns the prompt template that an adapter was trained with, if it was saved by this package.
-
-    Args:
-        directory: of the adapter, or of a model that was trained or merged.
-        trust_template: class path of a template whose module may be imported. Nothing else is.
-
-    Raises:
-        UserError: when the template can't be created.
-    """
-    if trust_template:
-        import_template(trust_template)
-    file = directory / METADATA_FILE
-    if not file.is_file():
-        return None
-    try:
-        return template_from(read_json(file).get("template"))
-    except UserError as error:
-        hint = error.hint or "Copy the adapter's directory again, or train with `data.template`."
-        raise UserError(f"{file}: {error.problem}", hint=hint) from error
 
 
 def has_adapter(model: nn.Module) -> bool:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from bitsandbytes.nn import Linear4bit
-from huggingface_hub import snapshot_download, try_to_load_from_cache
-from huggingface_hub.errors import HFValidationError
+from huggingface_hub import snapshot_download
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -26,6 +24,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from typst_lit._compat.transformers import never_use_gqa_kernels
 from typst_lit.errors import UserError
 from typst_lit.model import qwen1
+from typst_lit.model.locations import BUILT_IN, path_or_name
 
 AUTOCAST_DTYPES = {"16-mixed": torch.float16, "bf16-mixed": torch.bfloat16}
 
@@ -152,32 +151,6 @@ class Backbone(ABC):
 NF4_BLOCK_SIZE = 64  # weights that share a scale
 EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts")  # their names in configurations
 FETCH_PATTERNS = ["*.json", "*.safetensors", "*.model", "*.tiktoken", "*.txt", "*.jinja", "*.py"]
-BUILT_IN = {"typst-nano": "model/nano"}  # the models in this package, and their directories
-
-
-def path_or_name(name: str) -> str:
-    """Returns what transformers can load: the directory of a built-in model, any other name unchanged.
-
-    >>> path_or_name("Qwen/Qwen3-1.7B")
-    'Qwen/Qwen3-1.7B'
-    """
-    return str(files("typst_lit") / BUILT_IN[name]) if name in BUILT_IN else name
-
-
-def model_location(name: str) -> Literal["package", "directory", "cache", "hub"]:
-    """Returns where a base model is: in this package, a directory, the hub's cache on this machine, or on the hub only.
-
-    >>> model_location("typst-nano")
-    'package'
-    """
-    if name in BUILT_IN:
-        return "package"
-    if Path(name).expanduser().is_dir():
-        return "directory"
-    try:
-        return "cache" if isinstance(try_to_load_from_cache(name, "config.json"), str) else "hub"
-    except HFValidationError:
-        return "hub"
 
 
 class PretrainedBackbone(Backbone):

@@ -28,10 +28,7 @@ from typst_lit.model.activation_checkpointing import (
     enable_activation_checkpointing,
     resolve_policy,
 )
-from typst_lit.model.adapter_config import adapter_base
 from typst_lit.model.adapters import (
-    adapter_directory,
-    adapter_template,
     attach_adapter,
     base_model,
     check_adapter,
@@ -41,6 +38,7 @@ from typst_lit.model.adapters import (
 )
 from typst_lit.model.attention import attention_backend
 from typst_lit.model.backbones import Backbone, PretrainedBackbone, compute_dtype
+from typst_lit.model.locations import adapter_base, adapter_directory, adapter_template
 from typst_lit.model.lr import LearningRate, Schedule, ScheduleName
 from typst_lit.model.oom import run_with_oom_fallback, split_batch_loss
 from typst_lit.model.optimizers import OptimizerSetting, build_optimizer

@@ -16,8 +16,8 @@ from typst_lit.data.prompts import PromptTemplate
 from typst_lit.errors import UserError
 from typst_lit.files import atomic_write, fsync_directory, scratch_directory, sha256
 from typst_lit.manifest import claim_directory, move_output
+from typst_lit.model.locations import METADATA_FILE
 
-METADATA_FILE = "typst_lit.json"
 CARD_FILE = "README.md"
 FILE_HINT = "Move it, or use another `run_dir`."
 DIRECTORY_HINT = "Use another `run_dir`."

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from typst_lit.inference.sampling import RANGES, GenerationSettings
+from typst_lit.inference.settings import RANGES, GenerationSettings
 from typst_lit.serving.service import MAX_ATTEMPTS
 
 MAX_NAME_CHARS = 200

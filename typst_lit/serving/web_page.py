@@ -8,7 +8,7 @@ from importlib.resources import files
 
 from typst_lit.errors import UserError
 from typst_lit.inference.generator import Generator
-from typst_lit.inference.sampling import GenerationSettings
+from typst_lit.inference.settings import GenerationSettings
 
 MAX_NUMBER = 2**53 - 1  # of an input field: the largest integer of JavaScript
 MAX_UPLOAD_MB = 20

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from benchmarks.nano.source import SyntheticReports
-from typst_lit.model.backbones import PretrainedBackbone, path_or_name
+from typst_lit.model.backbones import PretrainedBackbone
+from typst_lit.model.locations import path_or_name
 
 
 def test_it_is_small_and_in_16_bits() -> None:

@@ -22,11 +22,12 @@ from typst_lit.inference.attempts import GeneratedDocument
 from typst_lit.inference.backends import vllm as backend
 from typst_lit.inference.decoder import Decoder, eos_token_ids
 from typst_lit.inference.generator import GenerationFailure, Generator
-from typst_lit.inference.loading import resolve_model, validate_model
+from typst_lit.inference.loading import validate_model
+from typst_lit.inference.model_spec import resolve_model
 from typst_lit.inference.request import Request
-from typst_lit.inference.sampling import GenerationSettings, document_seed
-from typst_lit.model.adapters import adapter_directory
-from typst_lit.model.backbones import path_or_name
+from typst_lit.inference.sampling import document_seed
+from typst_lit.inference.settings import GenerationSettings
+from typst_lit.model.locations import adapter_directory, path_or_name
 
 SETTINGS = GenerationSettings(max_tokens=40, temperature=0.4, top_p=0.9, top_k=7, repetition_penalty=1, seed=5)
 

@@ -21,12 +21,14 @@ from transformers import GenerationConfig, PretrainedConfig
 
 from typst_lit.errors import UserError
 from typst_lit.inference.decoder import BaseDecoder, eos_token_ids
-from typst_lit.inference.loading import LoadedModel, ModelSpec, validate_model
+from typst_lit.inference.loading import LoadedModel, validate_model
+from typst_lit.inference.model_spec import ModelSpec
 from typst_lit.inference.request import Request
-from typst_lit.inference.sampling import GenerationSettings
+from typst_lit.inference.settings import GenerationSettings
 from typst_lit.model import qwen1
 from typst_lit.model.adapters import plain_lora_rank
-from typst_lit.model.backbones import PretrainedBackbone, compute_dtype, path_or_name
+from typst_lit.model.backbones import PretrainedBackbone, compute_dtype
+from typst_lit.model.locations import path_or_name
 
 # N-gram speculation copies drafts from the prompt, as the built-in decoder does. The numbers are not tuned; they change
 # how fast a document is generated, not which.
