@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import math
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -260,6 +262,49 @@ def test_generate_writes_documents_in_order_and_resumes(run, able_adapter, able_
     assert "--overwrite" in refused.err and json.loads(output.read_text()) == rewritten
     assert run(*other, "--overwrite").status == 0
     assert [result["tokens"] for result in json.loads(output.read_text())] == [6]
+
+
+def test_invalid_records_are_skipped_on_request_and_have_their_errors_as_results(
+    run, able_adapter, able_pairs, tmp_path
+) -> None:
+    records, output = tmp_path / "records.json", tmp_path / "documents.json"
+    valid = able_pairs[0]["input"]
+    invalid = {**valid, "starting_page": "one", "department": "\ud800"}
+    records.write_text(json.dumps([invalid, {"input": valid}, 5, {**valid, "starting_page": math.nan}]))
+    command = ["generate", "--input", records, "--model", able_adapter, "--output", output, "--max-tokens", 8]
+    refused = run(*command)
+    assert refused.status == 1 and not output.exists()
+    assert "record 0" in refused.err and "record 2" in refused.err and "record 3" in refused.err
+    result = run(*command, "--on-invalid", "skip", "--typ-dir", tmp_path / "typ")
+    assert result.status == 0, result.err
+    assert "are skipped" in result.err and "starting_page" in result.err and "1 document in" in result.err
+    first, document, second, third = json.loads(output.read_text())
+    assert first["input"] == invalid and "starting_page" in first["error"]
+    assert document["input"] == valid and document["tokens"] == 8
+    assert second["input"] == {"value": 5} and second["error"]
+    assert "nan" in third["input"]["value"] and third["error"]
+    assert [path.name[:4] for path in sorted((tmp_path / "typ").glob("*.typ"))] == ["0001"]
+    before = output.read_bytes()
+    again = run(*command, "--on-invalid", "skip")
+    assert again.status == 0 and "4 of 4 documents already exist" in again.err
+    assert output.read_bytes() == before
+
+
+def test_records_and_output_are_checked_before_torch_is_imported(able_adapter, able_pairs, tmp_path) -> None:
+    records, foreign = tmp_path / "records.json", tmp_path / "foreign.json"
+    records.write_text(json.dumps({**able_pairs[0]["input"], "starting_page": "one"}))
+    valid = tmp_path / "valid.json"
+    valid.write_text(json.dumps(able_pairs[0]["input"]))
+    foreign.write_text("[1, 2]")
+    for input_file, output in ((records, tmp_path / "documents.json"), (valid, foreign)):
+        program = (
+            "import sys\nfrom typst_lit.cli import main\n"
+            f"status = main(['generate', '--model', {str(able_adapter)!r}, '--input', {str(input_file)!r}, "
+            f"'--output', {str(output)!r}])\n"
+            "print(status, [name for name in ('torch', 'transformers', 'peft', 'datasets') if name in sys.modules])"
+        )
+        result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+        assert result.stdout == "1 []\n", result.stderr
 
 
 def test_generate_prints_and_reads_standard_input(run, able_adapter, able_pairs, monkeypatch) -> None:

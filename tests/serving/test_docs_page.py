@@ -12,7 +12,7 @@ from playwright.sync_api import expect, sync_playwright
 
 from tests.serving.test_recovery import serve
 from typst_lit.inference.generator import Generator
-from typst_lit.inference.sampling import GenerationSettings
+from typst_lit.inference.settings import GenerationSettings
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 TOKEN = "secret"

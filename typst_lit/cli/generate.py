@@ -40,6 +40,7 @@ def generate(
     typ_dir: str | None = None,
     pdf: bool = False,
     overwrite: bool = False,
+    on_invalid: Literal["error", "skip"] = "error",
     model: ModelArguments,
     adapter: str | None = None,
     generation: GenerationSettings,
@@ -59,6 +60,8 @@ def generate(
         typ_dir: Also write each document as a .typ file into this directory.
         pdf: Also write each document as a PDF, next to its .typ file.
         overwrite: Start again from scratch where results exist, and replace files of other programs.
+        on_invalid: What to do about invalid records. error: report all of them, and generate nothing. skip: leave them
+            out; each has its errors as its result. With --engine ray, they are always skipped.
         model: Which model generates.
         adapter: The name of the adapter to use, if several are loaded.
         generation: How it is sampled.
@@ -86,7 +89,7 @@ def generate(
             raise UserError(f"must be a .json file, not {output}.", setting="output")
         check_separate(output, [input])
     spec = model.resolve(engine)
-    records = _read_records(input, spec.template(adapter))
+    records = _read_records(input, spec.template(adapter), on_invalid == "skip")
     fields = [record.fields for record in records]
     settings = provenance(spec.identity, adapter, spec.template(adapter), generation, model.attempts, model.compile)
     with tempfile.TemporaryDirectory() as scratch:
@@ -106,16 +109,16 @@ def generate(
             write_output(stream, path.read_bytes())
 
 
-def _read_records(path: str, template: PromptTemplate) -> list[InputRecord]:
+def _read_records(path: str, template: PromptTemplate, skip_invalid: bool) -> list[InputRecord]:
     """Reads and validates the records of a file or of standard input."""
     if path != "-":
         FileSource(path).files()  # raises for a path that does not exist
-        return read_records(path, template)
+        return read_records(path, template, skip_invalid)
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch) / f"{STANDARD_INPUT}.json"
         atomic_write(file, sys.stdin.buffer.read())
         try:
-            return read_records(file, template)
+            return read_records(file, template, skip_invalid)
         except UserError as error:
             raise UserError(str(error).replace(str(file), STANDARD_INPUT)) from error
 

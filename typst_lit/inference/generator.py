@@ -443,9 +443,13 @@ class Generator:
             The results of all records, in their order.
         """
         results.start()
-        with closing(self._documents([records[index] for index in results.missing], adapter)) as documents:
+        for index in results.missing:
+            if records[index].errors:
+                results.add(index, {"input": records[index].fields, "error": "; ".join(records[index].errors)})
+        valid = [index for index in results.missing if not records[index].errors]
+        with closing(self._documents([records[index] for index in valid], adapter)) as documents:
             for document in documents:
-                document = replace(document, index=results.missing[document.index])
+                document = replace(document, index=valid[document.index])
                 if on_document:  # before `add`: of a result that is in the file, all other files exist as well
                     on_document(document)
                 results.add(document.index, document.to_json())

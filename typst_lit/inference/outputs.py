@@ -278,7 +278,8 @@ def check_documents(
 
 
 def _encode(result: Any) -> bytes:
-    return json.dumps(result, ensure_ascii=False).encode("utf-8")
+    # backslashreplace: a lone surrogate, which UTF-8 cannot encode, becomes JSON's escape of it
+    return json.dumps(result, ensure_ascii=False).encode("utf-8", "backslashreplace")
 
 
 def check_same_settings(path: Path, before: Mapping[str, Any], provenance: Mapping[str, Any], hint: str) -> None:

@@ -22,6 +22,7 @@ from typst_lit.files import atomic_write, remove_reserved, sha256
 from typst_lit.inference.attempts import GeneratedDocument
 from typst_lit.inference.generator import GenerationFailure, Generator
 from typst_lit.inference.outputs import check_same_settings
+from typst_lit.inference.records import standard_json
 from typst_lit.locking import RESERVED_PREFIX
 from typst_lit.manifest import Manifest, check_directory, check_output, claim_directory, remove_output
 from typst_lit.progress import Every
@@ -283,17 +284,8 @@ def _line(index: int, row: Row, outcome: Outcome) -> bytes:
     result: dict[str, Any] = {"record": index, "origin": row.origin}
     if isinstance(outcome, Exception):
         error = str(outcome) if isinstance(outcome, UserError) else f"{type(outcome).__name__}: {outcome}"
-        result |= {"input": _standard_json(row.value), "error": error}
+        result |= {"input": standard_json(row.value), "error": error}
     else:
         result |= outcome.to_json()
     # backslashreplace: a lone surrogate, which UTF-8 cannot encode, becomes JSON's escape of it
     return json.dumps(result, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
-
-
-def _standard_json(value: object) -> Any:
-    """Returns an invalid record as every JSON reader accepts it: Python's also accepts NaN."""
-    try:
-        json.dumps(value, allow_nan=False)
-    except ValueError:
-        return str(value)
-    return value

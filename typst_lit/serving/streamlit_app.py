@@ -22,7 +22,7 @@ from typst_lit.errors import UserError, plural
 from typst_lit.inference.attempts import Attempts, GeneratedDocument
 from typst_lit.inference.generator import Generator
 from typst_lit.inference.outputs import file_name
-from typst_lit.inference.sampling import RANGES
+from typst_lit.inference.settings import RANGES
 from typst_lit.serving.service import (
     MAX_ATTEMPTS,
     GenerationError,
