@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-RUN := runs/demo
+override RUN := runs/demo
 HELD_OUT := samples-held-out
 
 .PHONY: help demo pretrain-nano test test-slow lint type docs format clean

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import http.server
 import json
 import os
@@ -106,6 +107,22 @@ def page(address, browser) -> Iterator[Any]:
     page.get_by_role("button", name="Generate").wait_for(timeout=120_000)
     yield page
     page.close()
+
+
+def handshake(address: str, host: str) -> int:
+    """Returns the status of opening the page's WebSocket under a host name."""
+    connection = http.client.HTTPConnection(address.removeprefix("http://"), timeout=10)
+    with contextlib.closing(connection):
+        key = {"Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==", "Sec-WebSocket-Version": "13"}
+        headers = {"Host": host, "Origin": f"http://{host}", "Connection": "Upgrade", "Upgrade": "websocket", **key}
+        connection.request("GET", "/_stcore/stream", headers=headers)
+        return connection.getresponse().status
+
+
+def test_web_pages_of_other_sites_cannot_use_the_page(address) -> None:
+    assert handshake(address, address.removeprefix("http://")) == 101
+    assert handshake(address, address.removeprefix("http://").replace("127.0.0.1", "localhost")) == 101
+    assert handshake(address, "rebound.example") == 403
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 import os
 import signal
@@ -15,6 +14,7 @@ from typst_lit.cli.model_arguments import ModelArguments
 from typst_lit.cli.parser import Command
 from typst_lit.errors import UserError
 from typst_lit.inference.settings import GenerationSettings
+from typst_lit.serving.hosts import LOOPBACK_HOSTS, is_loopback
 from typst_lit.serving.limits import ServerLimits
 from typst_lit.typesetting.typesetter import Typesetter
 
@@ -52,7 +52,7 @@ def serve(
         log_requests: Log a line per request.
     """
     token = token or os.environ.get(TOKEN_VARIABLE) or None
-    if not token and not _is_loopback(host):
+    if not token and not is_loopback(host):
         raise UserError(
             f"{host} can be reached from other machines.",
             setting="host",
@@ -60,7 +60,7 @@ def serve(
         )
     model.check_numbers()
     try:
-        from typst_lit.serving.app import LOOPBACK_HOSTS, create_app
+        from typst_lit.serving.app import create_app
         from typst_lit.serving.server import Server
     except ImportError as error:
         raise UserError(f"serving needs {error.name}.", hint="pip install 'typst-lit[serve]'") from error
@@ -91,10 +91,3 @@ def serve(
         os._exit(status)  # Python itself would abort: it can't end while another thread runs native code
     if status:
         sys.exit(status)
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

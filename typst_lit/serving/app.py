@@ -12,6 +12,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from typst_lit.serving import openai_api, routes
 from typst_lit.serving.errors import add_error_handlers
+from typst_lit.serving.hosts import LOOPBACK_HOSTS
 from typst_lit.serving.limits import ServerLimits
 from typst_lit.serving.middleware import AuthAndLimitsMiddleware, RequestLogMiddleware, SameOriginMiddleware
 from typst_lit.serving.runner import ServiceRunner
@@ -19,8 +20,6 @@ from typst_lit.version import __version__
 
 if TYPE_CHECKING:
     from typst_lit.inference.generator import Generator
-
-LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "[::1]")
 
 
 def create_app(

@@ -9,9 +9,11 @@ from importlib.resources import files
 from typst_lit.errors import UserError
 from typst_lit.inference.generator import Generator
 from typst_lit.inference.settings import GenerationSettings
+from typst_lit.serving.hosts import LOOPBACK_HOSTS, is_loopback
 
 MAX_NUMBER = 2**53 - 1  # of an input field: the largest integer of JavaScript
 MAX_UPLOAD_MB = 20
+HOSTS_OPTION = "server.allowedHosts"  # of recent versions of Streamlit
 _load_generator: Callable[[], Generator] | None = None
 
 
@@ -35,6 +37,7 @@ def serve_web_page(load_generator: Callable[[], Generator], host: str, port: int
         host: address to listen on.
         port: port to listen on.
     """
+    from streamlit import config
     from streamlit.web import cli
 
     global _load_generator
@@ -50,6 +53,10 @@ def serve_web_page(load_generator: Callable[[], Generator], host: str, port: int
         "browser.gatherUsageStats": "false",
     }
     flags = [text for name, value in options.items() for text in (f"--{name}", str(value))]
+    if is_loopback(host) and HOSTS_OPTION in config.get_config_options():
+        # Otherwise a web page of another site could rebind its name to this address, and use the page.
+        names = [*(name.strip("[]") for name in LOOPBACK_HOSTS), host]
+        flags += [text for name in names for text in (f"--{HOSTS_OPTION}", name)]
     sys.argv = ["streamlit", "run", str(files("typst_lit") / "serving" / "streamlit_app.py"), *flags]
     cli.main()
 
