@@ -37,7 +37,6 @@ def serve_web_page(load_generator: Callable[[], Generator], host: str, port: int
         host: address to listen on.
         port: port to listen on.
     """
-    from streamlit import config
     from streamlit.web import cli
 
     global _load_generator
@@ -53,7 +52,8 @@ def serve_web_page(load_generator: Callable[[], Generator], host: str, port: int
         "browser.gatherUsageStats": "false",
     }
     flags = [text for name, value in options.items() for text in (f"--{name}", str(value))]
-    if is_loopback(host) and HOSTS_OPTION in config.get_config_options():
+    has_hosts_option = any(f"--{HOSTS_OPTION}" in parameter.opts for parameter in cli.main_run.params)
+    if is_loopback(host) and has_hosts_option:
         # Otherwise a web page of another site could rebind its name to this address, and use the page.
         names = [*(name.strip("[]") for name in LOOPBACK_HOSTS), host]
         flags += [text for name in names for text in (f"--{HOSTS_OPTION}", name)]
