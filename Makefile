@@ -5,6 +5,9 @@ BIN := $(VENV)/bin
 override RUN := runs/demo
 HELD_OUT := samples-held-out
 
+# one process per core, each with one thread; the tests of a file share its fixtures
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
+
 .PHONY: help demo pretrain-nano test test-slow lint type docs format clean
 
 help: ## show this list
@@ -67,10 +70,10 @@ pretrain-nano: $(VENV)/ready ## pretrain the built-in base model again (6 1/2 ho
 	$(BIN)/python -m benchmarks.nano.weights export $(NANO)/practice/model/best typst_lit/model/nano
 
 test: $(VENV)/ready lint type docs ## check style, types and docs, run the tests
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-slow: $(VENV)/ready ## run the slow tests too
-	$(BIN)/python -m pytest -m 'slow or not slow'
+	$(PYTEST) -m 'slow or not slow'
 
 lint: $(VENV)/ready ## check the style, the wording and the layers
 	$(BIN)/ruff check .

@@ -22,9 +22,12 @@ import os, sys, time
 from pathlib import Path
 from typst_lit.locking import FileLock
 lock = FileLock(Path(sys.argv[1]), "")
+read, write = os.pipe()
 if os.fork() == 0:
+    os.write(write, b"forked")
     time.sleep(60)
     os._exit(0)
+os.read(read, 10)
 print("locked", flush=True)
 time.sleep(60)
 """

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -83,6 +84,15 @@ def test_a_worker_has_neither_network_nor_environment(children, monkeypatch) -> 
         assert isolation["memory"] or sys.platform != "linux"
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Lets SIGINT interrupt the test, also in a process that was started with the signal ignored."""
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, handler)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupted_compilation_does_not_answer_the_next_one() -> None:
     with Typesetter(workers=1) as typesetter:
         typesetter.compile("= Start")
@@ -158,9 +168,9 @@ def test_no_file_handles_are_an_error_and_later_documents_compile(children, num_
         except UserError as error:
             succeeds = False
             assert "Too many open files" in str(error) or "does not start" in str(error)
-            assert children() == [] and _file_handles() == before
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        assert succeeds or (children() == [] and _file_handles() == before)
         assert not succeeds or num_free >= 5
         assert typesetter.compile("= A").ok
 
