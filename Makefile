@@ -31,7 +31,7 @@ demo: $(VENV)/ready ## teach the built-in model a house style, offline and witho
 	  --model.adapter_path $(RUN)/fit
 	@echo "== 4. New records to documents"
 	$(BIN)/typst-lit predict --config demo --run_dir $(RUN)/fit --data.predict_path $(HELD_OUT) \
-	  --model.adapter_path $(RUN)/fit --predict.compile true
+	  --model.adapter_path $(RUN)/fit
 	@echo
 	@echo "PDFs:                 $(RUN)/fit/predictions"
 	@echo "Pages, before, after: $(RUN)/before/test/report.html, $(RUN)/after/test/report.html"

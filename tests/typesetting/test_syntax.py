@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 import random
-import re
 from collections.abc import Callable
+from functools import partial
 from importlib.resources import files
 
 import pytest
 import typst
 
+from benchmarks.syntax import DELIMITER_ERROR, syntax_errors
 from typst_lit.typesetting.syntax import START, SyntaxState, advance, closers, may_end
 
-DELIMITER_ERROR = re.compile("unclosed|unexpected closing|unexpected end of block comment")
 VALID = [
     "Plain text, 2*3*4, snake_case_name and a~b -- c --- d ... e.",
     "*Strong*, _emph_, *both _nested_ here*, a*b*c d_e_f, 中*文*字.",
@@ -57,17 +57,7 @@ FRAGMENTS = [
 @pytest.fixture(scope="module")
 def parse_errors(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], list[str]]:
     """A function that returns the syntax errors of a source; those of evaluation don't count."""
-    compiler = typst.Compiler(root=str(tmp_path_factory.mktemp("root")))
-
-    def errors(source: str) -> list[str]:
-        try:
-            compiler.compile(f'#panic("parsed")\n{source}'.encode())
-        except typst.TypstError as error:
-            messages = re.findall("^error: (.*)$", error.diagnostic, re.MULTILINE)
-            return [] if "panicked" in messages[0] else messages
-        raise AssertionError("the source did not panic")
-
-    return errors
+    return partial(syntax_errors, typst.Compiler(root=str(tmp_path_factory.mktemp("root"))))
 
 
 def read(source: str, pieces: random.Random | None = None) -> SyntaxState | None:

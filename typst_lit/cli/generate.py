@@ -16,6 +16,7 @@ from typst_lit.data.prompts import PromptTemplate
 from typst_lit.data.sources import SUFFIXES, FileSource
 from typst_lit.errors import UserError, plural
 from typst_lit.files import atomic_write, is_stream
+from typst_lit.inference.model_spec import provenance
 from typst_lit.inference.outputs import RecordResults, check_documents, write_document
 from typst_lit.inference.records import InputRecord, read_records
 from typst_lit.inference.settings import GenerationSettings
@@ -81,8 +82,6 @@ def generate(
         return
     if pdf and not model.compile:
         raise UserError("needs compiled documents.", setting="pdf", hint="Leave `compile=false` out.")
-    from typst_lit.inference.model_spec import provenance
-
     stream = output if output and is_stream(output) else None if output else "-"
     if output and not stream:
         if Path(output).suffix != ".json":
@@ -163,7 +162,6 @@ def _generate_on_ray(
 ) -> None:
     from typst_lit.inference.backends.ray import generate_on_ray
     from typst_lit.inference.loading import validate_model
-    from typst_lit.inference.model_spec import provenance
     from typst_lit.inference.shards import ShardDirectory
 
     if not output or Path(output).suffix.lower() in SUFFIXES or Path(output).is_file():
