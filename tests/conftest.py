@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import sys
 import tempfile
 from collections.abc import Callable
@@ -101,3 +102,13 @@ def fit_args(tiny_model: Path, tmp_path: Path) -> list[str]:
 @pytest.fixture(autouse=True)
 def _restore_path(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "path", list(sys.path))
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    """Makes the random numbers of a test the same, whichever tests ran before it."""
+    random.seed(0)
+    if "torch" in sys.modules:
+        import torch
+
+        torch.manual_seed(0)
