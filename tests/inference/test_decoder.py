@@ -123,11 +123,10 @@ def test_sampling_has_transformers_distribution() -> None:
     torch.manual_seed(0)
     logits = torch.randn(6, 300) * 3
     for temperature, k, p in ((0.7, 50, 0.95), (1.3, 0, 0.8), (1.0, 5, 1.0), (0.3, 300, 0.5)):
-        settings = GenerationSettings(temperature=temperature, top_k=k, top_p=p)
         scores = TemperatureLogitsWarper(temperature)(None, logits)
         scores = TopKLogitsWarper(k)(None, scores) if k else scores
         scores = TopPLogitsWarper(p)(None, scores) if p < 1 else scores
-        tokens, probabilities = top_candidates(logits, settings)
+        tokens, probabilities = top_candidates(logits, temperature, k, p)
         found = torch.zeros_like(logits).scatter(1, tokens, probabilities)
         torch.testing.assert_close(found, scores.softmax(-1), atol=1e-6, rtol=1e-5)
 

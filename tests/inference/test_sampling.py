@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from typst_lit.errors import UserError
-from typst_lit.inference.sampling import INVALID_TOKEN, UNIFORM_BLOCK_SIZE, Sampler, top_candidates
+from typst_lit.inference.sampling import INVALID_TOKEN, UNIFORM_BLOCK_SIZE, Sampler, choose_tokens, top_candidates
 from typst_lit.inference.settings import GenerationSettings
 
 VOCABULARY = 40
@@ -30,6 +31,11 @@ SCALES = st.sampled_from([0.0, 1e-30, 1e-3, 1.0, 30.0, 1e4, 1e30, 1e38])
 DTYPES = st.sampled_from([torch.float32, torch.bfloat16])
 
 
+def choose(sampler: Sampler, logits: torch.Tensor, draft: Sequence[int]) -> list[int]:
+    (tokens,) = choose_tokens(logits[None], [sampler], [draft])
+    return tokens
+
+
 @settings(max_examples=300, deadline=None)
 @given(SETTINGS, SCALES, DTYPES, st.integers(0, 2**32))
 @example(GenerationSettings(temperature=1e-40, top_k=0), 30.0, torch.float32, 0)
@@ -40,11 +46,11 @@ def test_any_accepted_settings_choose_valid_tokens(sampling, scale, dtype, seed)
     logits = logits.clamp(-1e38, 1e38)
     sampler = Sampler(sampling, [seed])
     for _ in range(3):
-        tokens = sampler.choose(logits, draft=[1, 2]).tolist()
+        tokens = choose(sampler, logits, draft=[1, 2])
         assert len(tokens) == 3 and all(0 <= token < VOCABULARY for token in tokens)
         sampler.accept(tokens[:1])
     if not sampling.is_greedy:
-        candidates, probabilities = top_candidates(logits, sampling)
+        candidates, probabilities = top_candidates(logits, sampling.temperature, sampling.top_k, sampling.top_p)
         assert probabilities.isfinite().all() and candidates.max() < VOCABULARY
         torch.testing.assert_close(probabilities.sum(-1), torch.ones(3))
 
@@ -69,22 +75,24 @@ def test_values_out_of_range_are_refused_and_named(values) -> None:
 def test_temperatures_near_zero_are_greedy(temperature) -> None:
     logits = torch.randn(5, VOCABULARY)
     sampler = Sampler(GenerationSettings(temperature=temperature, repetition_penalty=1), 0)
-    assert sampler.choose(logits, [1, 2, 3, 4]).equal(logits.argmax(-1))
+    assert choose(sampler, logits, [1, 2, 3, 4]) == logits.argmax(-1).tolist()
 
 
 @pytest.mark.parametrize("top_p", [1e-6, 1e-44, 1e-46, 1e-320])
 def test_a_tiny_top_p_is_greedy(top_p) -> None:
     logits = torch.randn(5, VOCABULARY)
     sampler = Sampler(GenerationSettings(temperature=2, top_p=top_p, top_k=0, repetition_penalty=1), 0)
-    assert sampler.choose(logits, [1, 2, 3, 4]).equal(logits.argmax(-1))
+    assert choose(sampler, logits, [1, 2, 3, 4]) == logits.argmax(-1).tolist()
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_scores_that_are_not_finite_give_no_token(value, temperature) -> None:
+@pytest.mark.parametrize(
+    "sampling", [{"temperature": 0, "repetition_penalty": 1}, {"temperature": 0}, {"temperature": 1}]
+)
+def test_scores_that_are_not_finite_give_no_token(value, sampling) -> None:
     logits = torch.randn(3, VOCABULARY)
     logits[1] = value
-    tokens = Sampler(GenerationSettings(temperature=temperature), 0).choose(logits, [1, 2]).tolist()
+    tokens = choose(Sampler(GenerationSettings(**sampling), 0), logits, [1, 2])
     assert tokens[1] == INVALID_TOKEN and min(tokens[0], tokens[2]) >= 0
 
 
@@ -92,5 +100,45 @@ def test_random_numbers_depend_on_the_position_only() -> None:
     numbers = np.random.default_rng([7]).random(3 * UNIFORM_BLOCK_SIZE)
     sampler = Sampler(GenerationSettings(max_tokens=10**15), [7])
     for position in (0, 1, UNIFORM_BLOCK_SIZE - 2, 2 * UNIFORM_BLOCK_SIZE + 5):
-        sampler._num_chosen = position
-        assert (sampler._next_uniform(4) == numbers[position : position + 4]).all()
+        sampler.truncate(0)
+        sampler.accept([0] * position)
+        assert (sampler.uniform(4) == numbers[position : position + 4]).all()
+
+
+ROWS = st.lists(
+    st.tuples(SETTINGS, st.lists(st.integers(0, VOCABULARY - 1), max_size=5), st.lists(st.integers(0, 9), max_size=4)),
+    min_size=1, max_size=5,
+)  # fmt: skip
+
+
+@settings(max_examples=100, deadline=None)
+@given(ROWS, SCALES, DTYPES, st.integers(0, 2**32), st.booleans())
+def test_the_tokens_of_a_document_depend_neither_on_its_batch_nor_on_its_draft(rows, scale, dtype, seed, equal) -> None:
+    """Each document's own settings, draft and earlier tokens; every token as it is chosen alone and without a draft."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = (torch.randn(len(rows), 6, VOCABULARY, generator=generator) * scale).clamp(-1e38, 1e38).to(dtype)
+    samplers = [Sampler(rows[0][0] if equal else sampling, [seed, row]) for row, (sampling, _, _) in enumerate(rows)]
+    drafts = [draft for _, draft, _ in rows]
+    for sampler, (_, _, earlier) in zip(samplers, rows, strict=True):
+        sampler.accept(earlier)
+    together = choose_tokens(logits, samplers, drafts)
+    for row, (sampler, draft) in enumerate(zip(samplers, drafts, strict=True)):
+        alone = []
+        for position in range(len(draft) + 1):
+            alone += choose(sampler, logits[row, position][None], [])
+            sampler.accept(draft[position : position + 1])
+        assert together[row] == alone
+
+
+@settings(max_examples=100, deadline=None)
+@given(SETTINGS, st.lists(st.integers(0, VOCABULARY - 1), max_size=20), st.integers(0, 20), st.integers(0, 2**32))
+def test_a_truncated_sampler_chooses_as_one_that_accepted_only_what_was_kept(sampling, tokens, kept, seed) -> None:
+    logits = torch.randn(3, VOCABULARY, generator=torch.Generator().manual_seed(seed))
+    truncated, fresh = Sampler(sampling, [seed]), Sampler(sampling, [seed])
+    truncated.accept(tokens)
+    choose(truncated, logits, [3, 4])
+    truncated.truncate(kept)
+    fresh.accept(tokens[:kept])
+    assert choose(truncated, logits, [1, 2]) == choose(fresh, logits, [1, 2])
+    after = [sampler.choose_allowed(logits[0], [], lambda token: token % 2 == 1) for sampler in (truncated, fresh)]
+    assert after[0] == after[1]

@@ -25,7 +25,7 @@ from typst_lit.inference.constraints import SyntaxConstraint
 from typst_lit.inference.kv_cache import RaggedCache
 from typst_lit.inference.prompt_lookup import Draft, DraftCorpus, PromptLookup, best_draft_length
 from typst_lit.inference.request import Request
-from typst_lit.inference.sampling import INVALID_TOKEN, InvalidScoresError
+from typst_lit.inference.sampling import INVALID_TOKEN, InvalidScoresError, choose_tokens
 from typst_lit.model.adapters import base_model, has_adapter, num_virtual_tokens
 
 PREFILL_TOKENS = 1024  # tokens of a prompt per forward pass
@@ -114,14 +114,9 @@ class Decoder(BaseDecoder):
         ids = torch.tensor([tokens + [tokens[-1]] * (width - len(tokens)) for tokens in fed])
         starts = [self._num_virtual_tokens + len(request.text.tokens) - 1 for request in self.requests]
         logits = self._forward_pass(self._cache, starts, input_ids=ids.to(self.device))
-        choices = [
-            request.sampler.choose(logits[row, : len(draft) + 1], draft)
-            for row, (request, draft) in enumerate(zip(self.requests, drafts, strict=True))
-        ]
-        chosen = torch.cat(choices).tolist()  # the only synchronization of a step
+        chosen = choose_tokens(logits, [request.sampler for request in self.requests], drafts)
         for row, (request, draft) in enumerate(zip(self.requests, drafts, strict=True)):
-            self._accept(request, draft, chosen[: len(draft) + 1], logits[row])
-            del chosen[: len(draft) + 1]
+            self._accept(request, draft, chosen[row], logits[row])
         for request in self.requests:
             if request.finish_reason == "stop":
                 self.corpus.add(request.text)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import zlib
+from array import array
 from collections.abc import Callable, Sequence
+from itertools import islice
 
 import numpy as np
 import torch
@@ -33,7 +35,7 @@ def document_seed(seed: int, prompt: Sequence[int], attempt: int = 0) -> list[in
 
 
 class Sampler:
-    """Chooses the tokens of one document.
+    """The sampling state of one document; `choose_tokens` chooses the tokens of all documents of a batch.
 
     The random number of each token is a function of the seed and the token's position. So a document depends neither
     on the others in its batch nor on how many tokens are chosen in one step.
@@ -48,45 +50,29 @@ class Sampler:
         self._seed = seed
         self._generator = np.random.default_rng(seed)
         self._uniform = np.empty(0)  # drawn when they are needed: max_tokens may be any number
-        self._num_chosen = 0
-        self._seen: Tensor | None = None  # (V,), which tokens the document already has
+        self._tokens = array("q")  # of the document so far; int64, which NumPy reads without a copy
 
-    def choose(self, logits: Tensor, draft: Sequence[int]) -> Tensor:
-        """Chooses the next token after each prefix of a draft.
-
-        Args:
-            logits: (T, V), the scores after none, one, two, ... tokens of the draft.
-            draft: T - 1 token ids.
-
-        Returns:
-            (T,), token ids. The one at position i is what would be chosen if the draft's first i tokens were right. It
-            is `INVALID_TOKEN` where a score is NaN or infinite: an invalid index in a kernel would make a GPU unusable
-            for the process.
-        """
-        is_valid = logits.amax(-1).isfinite()  # NaN if any is
-        if self.settings.repetition_penalty > 1:
-            logits = self._penalize(logits, draft)
-        tokens = logits.argmax(-1) if self.settings.is_greedy else self._sample(logits)
-        return torch.where(is_valid, tokens, INVALID_TOKEN)
-
-    def _sample(self, logits: Tensor) -> Tensor:
-        candidates, probabilities = top_candidates(logits, self.settings)
-        cumulative = probabilities.cumsum(-1)
-        uniform = torch.from_numpy(self._next_uniform(len(logits))).to(cumulative)
-        # Rounding can leave the last sum a little under 1, and the number drawn above it.
-        indices = torch.searchsorted(cumulative, uniform[:, None] * cumulative[:, -1:], right=True)
-        last = (probabilities > 0).sum(-1, keepdim=True) - 1
-        return candidates.gather(-1, torch.minimum(indices, last).clamp(min=0))[:, 0]
-
-    def _next_uniform(self, count: int) -> np.ndarray:
+    def uniform(self, count: int) -> np.ndarray:
         """Returns the random numbers of the next positions, (count,)."""
-        end = self._num_chosen + count
-        while len(self._uniform) < end:
+        start = len(self._tokens)
+        while len(self._uniform) < start + count:
             self._uniform = np.concatenate([self._uniform, self._generator.random(UNIFORM_BLOCK_SIZE)])
-        return self._uniform[self._num_chosen : end]
+        return self._uniform[start : start + count]
+
+    def accept(self, tokens: Sequence[int]) -> None:
+        """Records the tokens that became part of the document."""
+        self._tokens.extend(tokens)
+
+    def truncate(self, num_tokens: int) -> None:
+        """Restores the state that the document had after its first `num_tokens` tokens."""
+        del self._tokens[num_tokens:]
+
+    def token_ids(self) -> np.ndarray:
+        """Returns the tokens that were accepted."""
+        return np.array(self._tokens)
 
     def choose_allowed(self, logits: Tensor, draft: Sequence[int], is_allowed: Callable[[int], bool]) -> int | None:
-        """Chooses the next token after a draft among those that are allowed, after `choose` chose one that is not.
+        """Chooses the next token after a draft among those that are allowed, after one was chosen that is not.
 
         Args:
             logits: (V,), the scores after the draft.
@@ -96,12 +82,17 @@ class Sampler:
         Returns:
             A token id; None when none is allowed.
         """
-        if self.settings.repetition_penalty > 1:
-            logits = self._penalize(logits.expand(len(draft) + 1, -1), draft)[-1]
-        if not self.settings.is_greedy:
-            candidates, probabilities = top_candidates(logits[None], self.settings)
+        settings = self.settings
+        if settings.repetition_penalty > 1:
+            seen = torch.zeros_like(logits, dtype=torch.bool)
+            seen[np.concatenate([self.token_ids(), np.asarray(draft, np.int64)])] = True
+            logits = penalize(logits, seen, settings.repetition_penalty)
+        if not settings.is_greedy:
+            candidates, probabilities = top_candidates(
+                logits[None], settings.temperature, settings.top_k, settings.top_p
+            )
             cumulative = probabilities[0].double().cumsum(-1).cpu().numpy()
-            generator = np.random.default_rng([*np.atleast_1d(self._seed), self._num_chosen + len(draft)])
+            generator = np.random.default_rng([*np.atleast_1d(self._seed), len(self._tokens) + len(draft)])
             numbers = generator.random(MAX_REDRAWS) * cumulative[-1]
             for index in np.minimum(np.searchsorted(cumulative, numbers, "right"), len(cumulative) - 1):
                 if is_allowed(token := int(candidates[0, index])):
@@ -112,43 +103,140 @@ class Sampler:
                     return int(token)
         return None
 
-    def accept(self, tokens: Sequence[int]) -> None:
-        """Records the tokens that became part of the document."""
-        self._num_chosen += len(tokens)
-        if self._seen is not None:
-            self._seen[list(tokens)] = True
 
-    def _penalize(self, logits: Tensor, draft: Sequence[int]) -> Tensor:
-        """Divides the positive scores of all tokens that were generated before, and multiplies the negative ones."""
-        penalty = self.settings.repetition_penalty
-        if self._seen is None:
-            self._seen = torch.zeros(logits.shape[-1], dtype=torch.bool, device=logits.device)
-        seen = self._seen.expand(logits.shape).clone()
-        if draft:
-            positions, earlier = torch.tril_indices(len(draft), len(draft), device=logits.device)
-            seen[positions + 1, torch.tensor(draft, device=logits.device)[earlier]] = True
-        return torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
+def choose_tokens(logits: Tensor, samplers: Sequence[Sampler], drafts: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Chooses the next token after each prefix of each document's draft, in a few tensor operations for the batch.
+
+    Args:
+        logits: (B, W, V), the scores after none, one, two, ... tokens of each draft; those after more are ignored.
+        samplers: those of the B documents.
+        drafts: their drafts, of at most W - 1 token ids.
+
+    Returns:
+        The tokens of each document, one more than its draft has. The one at position i is what would be chosen if the
+        draft's first i tokens were right. It is `INVALID_TOKEN` where a score is NaN or infinite: an invalid index in
+        a kernel would make a GPU unusable for the process.
+
+    Example:
+        >>> logits = torch.tensor([[[0.0, 2.0, 1.0], [3.0, 0.0, 0.0]]])
+        >>> choose_tokens(logits, [Sampler(GenerationSettings(temperature=0), seed=0)], drafts=[[1]])
+        [[1, 0]]
+    """
+    counts = [len(draft) + 1 for draft in drafts]
+    batch_settings = [sampler.settings for sampler in samplers]
+    if all(settings.is_greedy and settings.repetition_penalty == 1 for settings in batch_settings):
+        tokens = logits.argmax(-1)  # of NaN if there is any
+        is_valid = logits.gather(-1, tokens[..., None])[..., 0].isfinite()
+        rows: list[list[int]] = torch.where(is_valid, tokens, INVALID_TOKEN).tolist()
+        return [row[:count] for row, count in zip(rows, counts, strict=True)]
+    width = logits.shape[1]
+    scores = logits.flatten(0, 1)
+    if sum(counts) < len(scores):
+        positions = [row * width + np.arange(count) for row, count in enumerate(counts)]
+        scores = scores.index_select(0, _upload(np.concatenate(positions), scores.device))
+    is_valid = scores.amax(-1).isfinite()  # NaN if any is
+    if any(settings.repetition_penalty > 1 for settings in batch_settings):
+        penalties = np.repeat([settings.repetition_penalty for settings in batch_settings], counts)
+        seen = _seen_tokens(samplers, drafts, scores)
+        scores = penalize(scores, seen, _upload(penalties.astype(np.float32), scores.device)[:, None])
+    tokens = torch.where(is_valid, _sample(scores, samplers, counts), INVALID_TOKEN)  # (T,)
+    chosen = iter(tokens.tolist())  # the only synchronization
+    return [list(islice(chosen, count)) for count in counts]
 
 
-def top_candidates(logits: Tensor, settings: GenerationSettings) -> tuple[Tensor, Tensor]:
+def penalize(logits: Tensor, seen: Tensor, penalty: Tensor | float) -> Tensor:
+    """Divides the positive scores of tokens that were generated before, and multiplies the negative ones.
+
+    Args:
+        logits: (..., V)
+        seen: (..., V), which tokens were generated before.
+        penalty: (..., 1) or one for all.
+    """
+    penalized = torch.where(logits > 0, logits / penalty, logits * penalty).to(logits.dtype)
+    return torch.where(seen, penalized, logits)
+
+
+def top_candidates(
+    logits: Tensor, temperature: Tensor | float, top_k: int, top_p: Tensor | float
+) -> tuple[Tensor, Tensor]:
     """Returns the tokens that may be sampled and their probabilities, the most likely first.
 
     Applies temperature, then top-k, then top-p, in the order of transformers.
 
     Args:
         logits: (T, V)
-        settings: not greedy ones.
+        temperature: above 0; (T, 1) or one for all.
+        top_k: as in `GenerationSettings`.
+        top_p: (T, 1) or one for all.
 
     Returns:
         Token ids and probabilities, both (T, K); those beyond top-p have probability 0.
     """
     logits = logits.float()
-    scores = (logits - logits.amax(-1, keepdim=True)) / settings.temperature  # at most 0: none overflows to infinity
-    count = min(settings.top_k or scores.shape[-1], scores.shape[-1])
+    scores = (logits - logits.amax(-1, keepdim=True)) / temperature  # at most 0: none overflows to infinity
+    count = min(top_k or scores.shape[-1], scores.shape[-1])
     top_scores, candidates = scores.topk(count, -1)
     probabilities = top_scores.softmax(-1)
     before = probabilities.cumsum(-1) - probabilities
-    is_in_top_p = before < settings.top_p
+    is_in_top_p = before < top_p
     is_in_top_p[..., 0] = True  # a top_p below the smallest fp32 number is 0 in the comparison
     probabilities = probabilities * is_in_top_p
     return candidates, probabilities / probabilities.sum(-1, keepdim=True)
+
+
+def _sample(logits: Tensor, samplers: Sequence[Sampler], counts: Sequence[int]) -> Tensor:
+    """Returns a token for each position, (T,), from its logits, (T, V), by its document's settings."""
+    top_k = np.repeat(
+        [-1 if s.settings.is_greedy else min(s.settings.top_k, logits.shape[-1]) for s in samplers], counts
+    )
+    groups = sorted(set(top_k.tolist()))
+    if groups == [-1]:
+        return logits.argmax(-1)
+    parameters = np.empty((3, len(logits)), np.float32)
+    parameters[0] = np.repeat([s.settings.temperature for s in samplers], counts)
+    parameters[1] = np.repeat([s.settings.top_p for s in samplers], counts)
+    parameters[2] = np.concatenate([s.uniform(count) for s, count in zip(samplers, counts, strict=True)])
+    temperature, top_p, uniform = _upload(parameters, logits.device)[..., None]
+    if len(groups) == 1:
+        return _draw(*top_candidates(logits, temperature, groups[0], top_p), uniform)
+    # Not padded to the largest top_k: the order of a sum, and so a document, would depend on the others in the batch.
+    tokens = logits.argmax(-1)
+    for k in groups:
+        if k >= 0:
+            index = _upload(np.flatnonzero(top_k == k), logits.device)
+            candidates = top_candidates(logits[index], temperature[index], k, top_p[index])
+            tokens[index] = _draw(*candidates, uniform[index])
+    return tokens
+
+
+def _draw(candidates: Tensor, probabilities: Tensor, uniform: Tensor) -> Tensor:
+    """Returns the candidates that random numbers, (T, 1), select, (T,)."""
+    cumulative = probabilities.cumsum(-1)
+    # Rounding can leave the last sum a little under 1, and the number drawn above it.
+    indices = torch.searchsorted(cumulative, uniform * cumulative[:, -1:], right=True)
+    last = (probabilities > 0).sum(-1, keepdim=True) - 1
+    return candidates.gather(-1, torch.minimum(indices, last).clamp(min=0))[:, 0]
+
+
+def _seen_tokens(samplers: Sequence[Sampler], drafts: Sequence[Sequence[int]], logits: Tensor) -> Tensor:
+    """Returns which tokens are in the document before each position, (T, V), those of its draft included."""
+    vocabulary_size = logits.shape[-1]
+    accepted, drafted = [], []  # indices into the flattened masks
+    start = 0
+    for row, (sampler, draft) in enumerate(zip(samplers, drafts, strict=True)):
+        accepted.append(row * vocabulary_size + sampler.token_ids())
+        position, earlier = np.tril_indices(len(draft))
+        drafted.append((start + position + 1) * vocabulary_size + np.asarray(draft, np.int64)[earlier])
+        start += len(draft) + 1
+    seen = torch.zeros(len(samplers), vocabulary_size, dtype=torch.bool, device=logits.device)
+    seen.view(-1).index_fill_(0, _upload(np.concatenate(accepted), logits.device), True)
+    rows = np.repeat(np.arange(len(drafts)), [len(draft) + 1 for draft in drafts])
+    seen = seen.index_select(0, _upload(rows, logits.device))
+    seen.view(-1).index_fill_(0, _upload(np.concatenate(drafted), logits.device), True)
+    return seen
+
+
+def _upload(values: np.ndarray, device: torch.device) -> Tensor:
+    """Copies an array to a device, without waiting for the kernels that run there."""
+    tensor = torch.from_numpy(values)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
