@@ -14,7 +14,7 @@ from torch import Tensor
 
 from typst_lit.callbacks.base import datamodule, typst_module
 from typst_lit.model.adapters import has_adapter
-from typst_lit.model.locations import BUILT_IN
+from typst_lit.model.locations import BUILT_IN, AdapterMetadata
 from typst_lit.model.module import TypstModule
 from typst_lit.model.saving import save_weights
 from typst_lit.version import __version__
@@ -25,8 +25,9 @@ log = logging.getLogger(__name__)
 class AdapterExport(Callback):
     """Saves ``adapter/best`` (lowest ``monitor``) and ``adapter/last`` in the run directory, after every validation.
 
-    Each directory holds the weights in safetensors, the tokenizer, the prompt template and a model card. A run that
-    trains all weights saves the model in ``model/best`` and ``model/last`` instead.
+    Each directory holds the weights in safetensors, the tokenizer, a model card, the prompt template and what else is
+    known of the training (`AdapterMetadata`). A run that trains all weights saves the model in ``model/best`` and
+    ``model/last`` instead.
 
     It needs a `TypstModule` and a `TypstDataModule`.
 
@@ -96,7 +97,8 @@ class AdapterExport(Callback):
         }
         card = model_card(module, name, details)
         target = self.directory(trainer, pl_module) / name
-        save_weights(module.model, target, module.tokenizer, data.prompt_template, card)
+        metadata = AdapterMetadata(max_completion_tokens=data.max_completion_tokens, contract=module.contract)
+        save_weights(module.model, target, module.tokenizer, data.prompt_template, card, metadata)
 
 
 def model_card(module: TypstModule, name: str, details: Mapping[str, Any]) -> str:

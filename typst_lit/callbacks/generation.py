@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from typst_lit.data.datamodule import TypstDataModule
-from typst_lit.data.prompts import PromptTemplate
 from typst_lit.inference.generator import Generator
 from typst_lit.inference.model_spec import model_identity
 from typst_lit.inference.settings import GenerationSettings
@@ -37,7 +36,13 @@ def build_generator(
         typesetter: what compiles; None compiles nothing.
         max_attempts: how often a document is generated, until it compiles.
     """
-    templates: dict[str | None, PromptTemplate] = {None: data.prompt_template}
     return Generator(
-        module.model, module.tokenizer, templates, settings, typesetter, max_attempts, data.eval_batch_size
+        module.model,
+        module.tokenizer,
+        {None: data.prompt_template},
+        settings,
+        typesetter,
+        max_attempts,
+        data.eval_batch_size,
+        contracts={None: module.contract or module.adapter_metadata.contract},
     )

@@ -249,6 +249,14 @@ class TypstDataModule(LightningDataModule):
         """Tokens (N,) of the training samples, and of their prompts."""
         return column(self._tables["train"], "length"), column(self._tables["train"], "prompt_length")
 
+    @property
+    def max_completion_tokens(self) -> int | None:
+        """Number of tokens of the longest training completion, with EOS; None where no training data is loaded."""
+        if "train" not in self._tables:
+            return None
+        lengths, prompt_lengths = self.train_lengths
+        return int((lengths - prompt_lengths).max())
+
     def held_out(self, stage: str, max_pairs: int | None = None) -> list[Pair]:
         """Returns the pairs of a stage (``val`` or ``test``), or ``max_pairs`` of them from all over the table.
 

@@ -20,7 +20,7 @@ from typst_lit.inference.generator import Generator
 from typst_lit.manifest import check_export, check_separate, export_directory
 from typst_lit.model.adapters import merge_adapter, plain_lora_rank
 from typst_lit.model.backbones import loads_in_other_engines
-from typst_lit.model.locations import adapter_base, adapter_directory, model_directory
+from typst_lit.model.locations import adapter_base, adapter_directory, adapter_metadata, model_directory
 from typst_lit.typesetting.typesetter import Typesetter
 
 Dtype = Literal["bfloat16", "float16", "float32"]
@@ -126,8 +126,9 @@ def export_merged(
     encoder = generator.encoder()
     pairs = load_pairs(records, encoder.template) if check else []
     with export_directory(output, overwrite) as scratch:
-        write_merged(merge_adapter(generator.model), encoder, scratch, getattr(torch, dtype), shard_size)
-    del generator  # the two models that are compared should be the only ones in memory
+        model, metadata = merge_adapter(generator.model), adapter_metadata(trained.directory)
+        write_merged(model, encoder, scratch, getattr(torch, dtype), shard_size, metadata)
+    del generator, model  # the two models that are compared should be the only ones in memory
     if not check:
         return Export(output)
     merged = Generator.load(None, str(output), use_4bit=False, compile=False)

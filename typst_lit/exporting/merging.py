@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,16 +10,23 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel
 
 from typst_lit.data.encoding import Encoder
-from typst_lit.files import atomic_write
 from typst_lit.inference.decoder import eos_token_ids
 from typst_lit.inference.settings import GenerationSettings
-from typst_lit.model.locations import METADATA_FILE
+from typst_lit.model.locations import AdapterMetadata
+from typst_lit.model.saving import write_metadata
 
 # Engines that only offer chats pass the prompt through unchanged, because that is what the model was trained on.
 CHAT_TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
 
 
-def write_merged(model: PreTrainedModel, encoder: Encoder, output: Path, dtype: torch.dtype, shard_size: str) -> None:
+def write_merged(
+    model: PreTrainedModel,
+    encoder: Encoder,
+    output: Path,
+    dtype: torch.dtype,
+    shard_size: str,
+    metadata: AdapterMetadata | None = None,
+) -> None:
     """Writes a model, its tokenizer and its prompt template into a directory.
 
     Args:
@@ -29,12 +35,12 @@ def write_merged(model: PreTrainedModel, encoder: Encoder, output: Path, dtype: 
         output: the directory, which must be empty.
         dtype: of the weights.
         shard_size: maximum size of a weights file, such as ``5GB``.
+        metadata: what the adapter's files say of its training.
     """
     model.generation_config = _generation_config(model, encoder.tokenizer)
     model.to(dtype).save_pretrained(output, max_shard_size=shard_size)  # type: ignore[arg-type]
     _save_tokenizer(encoder.tokenizer, output)
-    metadata = {"template": encoder.template.describe()}
-    atomic_write(output / METADATA_FILE, (json.dumps(metadata, indent=2) + "\n").encode())
+    write_metadata(output, encoder.template, metadata)
 
 
 def _generation_config(model: PreTrainedModel, tokenizer: Any) -> GenerationConfig:

@@ -18,6 +18,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from typst_lit.contract.text_contract import TextContract
 from typst_lit.data.encoding import Encoder
 from typst_lit.data.prompts import PromptTemplate, ReportPrompt
 from typst_lit.errors import UserError
@@ -70,6 +71,7 @@ class Generator:
         batch_size: documents that are decoded at the same time.
         identity: which model and adapters these are, as plain values: generation into a file of results is only resumed
             with the same.
+        contracts: the text contract of each adapter, by its name; None where it is not known.
 
     Example:
         >>> generator = Generator.load(base_model="typst-nano", use_4bit=False)
@@ -90,6 +92,7 @@ class Generator:
         max_attempts: int = 1,
         batch_size: int = DEFAULT_BATCH_SIZE,
         identity: Mapping[str, Any] | None = None,
+        contracts: Mapping[str | None, TextContract | None] | None = None,
     ) -> None:
         for name, value in (("max_attempts", max_attempts), ("batch_size", batch_size)):
             if value < 1:
@@ -99,6 +102,7 @@ class Generator:
         self.max_attempts = max_attempts
         self.identity = dict(identity or {})
         self.templates: dict[str | None, PromptTemplate] = dict(templates) if templates else {None: ReportPrompt()}
+        self.contracts = {name: (contracts or {}).get(name) for name in self.templates}
         self.encoders = {name: Encoder(tokenizer, template) for name, template in self.templates.items()}
         if not isinstance(model, BaseDecoder):
             constraint = SyntaxConstraint(TokenBytes(tokenizer))
@@ -176,6 +180,7 @@ class Generator:
             max_attempts,
             batch_size,
             loaded.identity,
+            loaded.contracts,
         )
 
     @property

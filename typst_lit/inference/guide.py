@@ -14,7 +14,7 @@ from typst_lit.inference.model_spec import resolve_model
 from typst_lit.typesetting.typesetter import Typesetter
 
 log = logging.getLogger(__name__)
-_LOADED = "typst_lit_loaded"  # attribute of a model and of its tokenizer: prompt templates and identity
+_LOADED = "typst_lit_loaded"  # attribute of a model and of its tokenizer: what a Generator knows of its adapters
 
 
 def load_model_and_tokenizer(
@@ -35,7 +35,11 @@ def load_model_and_tokenizer(
     """
     generator = Generator.from_spec(resolve_model(adapter_path, base_model_name, use_4bit))
     # On both, so that one of them remembers the prompt template when the other was wrapped or replaced.
-    about = {"templates": generator.templates, "identity": generator.identity}
+    about = {
+        "templates": generator.templates,
+        "identity": generator.identity,
+        "contracts": generator.contracts,
+    }
     for owner in (generator.model, generator.tokenizer):
         setattr(owner, _LOADED, about)
     return generator.model, generator.tokenizer
@@ -103,4 +107,4 @@ def _generator(
             "typst_lit.Generator, which takes templates."
         )
         about = {}
-    return Generator(model, tokenizer, about.get("templates"), typesetter=typesetter, identity=about.get("identity"))
+    return Generator(model, tokenizer, typesetter=typesetter, **about)

@@ -13,6 +13,7 @@ from huggingface_hub.utils import enable_progress_bars
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
+from typst_lit.contract.text_contract import TextContract
 from typst_lit.data.prompts import PromptTemplate
 from typst_lit.inference.decoder import BaseDecoder
 from typst_lit.inference.model_spec import ModelSpec
@@ -30,12 +31,14 @@ class LoadedModel:
         model: a causal language model in evaluation mode, or the decoder of a backend that holds its own.
         tokenizer: its tokenizer.
         templates: see `ModelSpec`.
+        contracts: see `ModelSpec`.
         identity: see `ModelSpec`.
     """
 
     model: PreTrainedModel | BaseDecoder
     tokenizer: PreTrainedTokenizerBase
     templates: dict[str | None, PromptTemplate]
+    contracts: dict[str | None, TextContract | None]
     identity: dict[str, Any]
 
 
@@ -68,7 +71,7 @@ def load_model(spec: ModelSpec) -> LoadedModel:
         model = load_adapter(model, path, trainable=False, name=name)
     if spec.merge:
         model = model.merge_and_unload()
-    return LoadedModel(model.eval(), tokenizer, spec.templates, spec.identity)
+    return LoadedModel(model.eval(), tokenizer, spec.templates, spec.contracts, spec.identity)
 
 
 @contextmanager

@@ -8,14 +8,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from typst_lit.contract.text_contract import TextContract
 from typst_lit.data.prompts import PromptTemplate, ReportPrompt
 from typst_lit.errors import UserError
 from typst_lit.inference.settings import GenerationSettings
 from typst_lit.model.locations import (
     CONFIG_FILE,
+    AdapterMetadata,
     adapter_base,
     adapter_directory,
     adapter_key,
+    adapter_metadata,
     adapter_template,
     model_location,
 )
@@ -34,6 +37,7 @@ class ModelSpec:
         engine: what decodes: ``builtin`` or ``vllm``.
         adapters: the adapters' directories, by name.
         templates: the prompt template of each adapter, by its name; of None for a model without adapters.
+        contracts: the text contract of each, likewise; None where it is not known.
         identity: all this as plain values, which change when the weights do.
     """
 
@@ -43,6 +47,7 @@ class ModelSpec:
     engine: str
     adapters: dict[str, Path]
     templates: dict[str | None, PromptTemplate]
+    contracts: dict[str | None, TextContract | None]
     identity: dict[str, Any]
 
     def template(self, adapter: str | None = None) -> PromptTemplate:
@@ -95,12 +100,16 @@ def resolve_model(
     templates: dict[str | None, PromptTemplate] = {
         name: _template(path, trust_template) for name, path in adapters.items()
     }
+    metadata: dict[str | None, AdapterMetadata] = {name: adapter_metadata(path) for name, path in adapters.items()}
     if merge:
         templates = {None: next(iter(templates.values()))}
-    # without an adapter, a fully fine-tuned or merged model may bring its template
-    templates = templates or {None: adapter_template(Path(base), trust_template) or ReportPrompt()}
+        metadata = {None: next(iter(metadata.values()))}
+    if not adapters:  # a fully fine-tuned or merged model may have its template and the rest
+        templates = {None: adapter_template(Path(base), trust_template) or ReportPrompt()}
+        metadata = {None: adapter_metadata(Path(base))}
+    contracts = {name: about.contract for name, about in metadata.items()}
     identity = model_identity(base, use_4bit, adapters, merge, engine)
-    return ModelSpec(base, use_4bit, merge, engine, adapters, templates, identity)
+    return ModelSpec(base, use_4bit, merge, engine, adapters, templates, contracts, identity)
 
 
 def model_identity(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
@@ -10,6 +11,7 @@ from typing import Any, Literal
 from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 
+from typst_lit.contract.text_contract import TextContract
 from typst_lit.data.prompts import PromptTemplate, import_template, template_from
 from typst_lit.errors import UserError
 from typst_lit.files import cache_key
@@ -123,6 +125,61 @@ def adapter_key(directory: Path) -> str:
     """Returns a key that changes whenever an adapter's weights are written again."""
     weights = (directory / WEIGHTS_FILE).stat()
     return cache_key(str(directory), weights.st_size, weights.st_mtime_ns)
+
+
+@dataclass(frozen=True)
+class AdapterMetadata:
+    """What an adapter's files say of its training, in addition to the prompt template.
+
+    Attributes:
+        generation: the generation settings that the run's configuration gave, by name.
+        max_completion_tokens: number of tokens of the longest training completion, with EOS; None if it is not known.
+        contract: what the texts of the training pairs have in common; None if it is not known.
+
+    Example:
+        >>> AdapterMetadata({"temperature": 0.2}, max_completion_tokens=900).to_json()
+        {'generation': {'temperature': 0.2}, 'max_completion_tokens': 900}
+    """
+
+    generation: dict[str, Any] = field(default_factory=dict)
+    max_completion_tokens: int | None = None
+    contract: TextContract | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns what is known as plain values."""
+        values = {
+            "generation": self.generation,
+            "max_completion_tokens": self.max_completion_tokens,
+            "contract": self.contract and self.contract.to_json(),
+        }
+        return {name: value for name, value in values.items() if value}
+
+
+def adapter_metadata(directory: Path) -> AdapterMetadata:
+    """Returns what the files of an adapter say of its training; older adapters, and other models, say nothing.
+
+    Args:
+        directory: of the adapter, or of a model that was trained or merged.
+
+    Raises:
+        UserError: when a value is damaged.
+    """
+    file = directory / METADATA_FILE
+    if not file.is_file():
+        return AdapterMetadata()
+    content = read_json(file)
+    generation, max_tokens, contract = (content.get(key) for key in ("generation", "max_completion_tokens", "contract"))
+    if not isinstance(generation, dict | None):
+        raise damaged(file, "'generation' is not an object")
+    if max_tokens is not None and (type(max_tokens) is not int or max_tokens < 1):
+        raise damaged(file, "'max_completion_tokens' is not a positive integer")
+    if not isinstance(contract, dict | None):
+        raise damaged(file, "'contract' is not an object")
+    try:
+        text_contract = TextContract.from_json(contract) if contract else None
+    except UserError as error:
+        raise damaged(file, error.problem) from error
+    return AdapterMetadata(generation or {}, max_tokens, text_contract)
 
 
 def adapter_template(directory: Path, trust_template: str | None = None) -> PromptTemplate | None:

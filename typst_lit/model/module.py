@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric, SumMetric
 from transformers import PreTrainedTokenizerBase
 
+from typst_lit.contract.text_contract import TextContract
 from typst_lit.data.batching import Batch, RecordBatch, split_batch
 from typst_lit.data.prompts import PromptTemplate
 from typst_lit.errors import UserError
@@ -38,7 +39,13 @@ from typst_lit.model.adapters import (
 )
 from typst_lit.model.attention import attention_backend
 from typst_lit.model.backbones import Backbone, PretrainedBackbone, compute_dtype
-from typst_lit.model.locations import adapter_base, adapter_directory, adapter_template
+from typst_lit.model.locations import (
+    AdapterMetadata,
+    adapter_base,
+    adapter_directory,
+    adapter_metadata,
+    adapter_template,
+)
 from typst_lit.model.lr import LearningRate, Schedule, ScheduleName
 from typst_lit.model.oom import run_with_oom_fallback, split_batch_loss
 from typst_lit.model.optimizers import OptimizerSetting, build_optimizer
@@ -159,6 +166,7 @@ class TypstModule(LightningModule):
         self.step_guard = step_guard or StepGuard()
         self.generate_documents: Callable[[RecordBatch], Sequence[Any]] | None = None  # what `predict_step` calls
         self.strict_loading = False  # a checkpoint has the trainable weights only; on_load_checkpoint checks those
+        self.contract: TextContract | None = None  # of the training pairs; exported with the weights
         self.model: Any = None  # PreTrainedModel, with an adapter PeftModel; loaded by configure_model
         # Two sums instead of torchmetrics' MeanMetric, which drops the weights where NaN must not be hidden.
         self.eval_loss = SumMetric(nan_strategy="disable").set_dtype(torch.float64)
@@ -179,6 +187,11 @@ class TypstModule(LightningModule):
         if not self.adapter_path:
             return None
         return adapter_template(adapter_directory(self.adapter_path), self.trust_template)
+
+    @cached_property
+    def adapter_metadata(self) -> AdapterMetadata:
+        """What the files of ``adapter_path`` say of its training; nothing without one."""
+        return adapter_metadata(adapter_directory(self.adapter_path)) if self.adapter_path else AdapterMetadata()
 
     @property
     def is_sharded(self) -> bool:

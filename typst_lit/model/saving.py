@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -16,7 +16,7 @@ from typst_lit.data.prompts import PromptTemplate
 from typst_lit.errors import UserError
 from typst_lit.files import atomic_write, fsync_directory, scratch_directory, sha256
 from typst_lit.manifest import claim_directory, move_output
-from typst_lit.model.locations import METADATA_FILE
+from typst_lit.model.locations import METADATA_FILE, AdapterMetadata
 
 CARD_FILE = "README.md"
 FILE_HINT = "Move it, or use another `run_dir`."
@@ -30,11 +30,20 @@ def save_weights(
     tokenizer: PreTrainedTokenizerBase,
     template: PromptTemplate,
     card: str,
+    metadata: AdapterMetadata | None = None,
 ) -> None:
     """Saves an adapter (or a model without one) in safetensors, with tokenizer, template and model card.
 
     Everything is written to a temporary directory next to the target and moved file by file, the weights last: a
     reader, or a crash, finds the old weights or the new ones, never half of either.
+
+    Args:
+        model: what was trained.
+        directory: where to save it.
+        tokenizer: of the model.
+        template: the prompt template of its training.
+        card: text of the model card.
+        metadata: what else is known of its training.
 
     Raises:
         UserError: when it can't be written, or the directory contains other files than those of an adapter. The adapter
@@ -47,8 +56,7 @@ def save_weights(
         with scratch_directory(directory.parent) as scratch:
             model.save_pretrained(str(scratch), **options)  # type: ignore[operator]
             tokenizer.save_pretrained(str(scratch))
-            metadata = {"template": template.describe(), CHECKSUMS: _checksums(scratch, directory)}
-            atomic_write(scratch / METADATA_FILE, (json.dumps(metadata, indent=2) + "\n").encode())
+            write_metadata(scratch, template, metadata, _checksums(scratch, directory))
             atomic_write(scratch / CARD_FILE, card.encode())
             for file in sorted(scratch.iterdir(), key=lambda path: path.suffix == ".safetensors"):
                 move_output(file, directory / file.name, FILE_HINT)
@@ -61,6 +69,23 @@ def save_weights(
             f"{directory} could not be written ({error}). What was there before is intact.",
             hint="Free some space, or use another `run_dir`.",
         ) from error
+
+
+def write_metadata(
+    directory: Path, template: PromptTemplate, metadata: AdapterMetadata | None = None, checksums: Sequence[str] = ()
+) -> None:
+    """Writes the file from which `adapter_template` and `adapter_metadata` read.
+
+    Args:
+        directory: of an adapter or a model.
+        template: the prompt template of its training.
+        metadata: what else is known of its training.
+        checksums: of the weights that may be next to it.
+    """
+    content = {"template": template.describe(), **(metadata or AdapterMetadata()).to_json()}
+    if checksums:
+        content[CHECKSUMS] = list(checksums)
+    atomic_write(directory / METADATA_FILE, (json.dumps(content, indent=2) + "\n").encode())
 
 
 def _former_files(directory: Path) -> list[str] | None:

@@ -71,7 +71,7 @@ def load(spec: ModelSpec, settings: GenerationSettings, batch_size: int) -> Load
     llm = LLM(**engine_arguments(model_path, ranks, spec.use_4bit, settings.prompt_lookup, batch_size))
     eos_ids = eos_token_ids(generation_config(model_path, config), tokenizer)
     decoder = VllmDecoder(llm.llm_engine, eos_ids, llm.model_config.max_model_len, spec.adapters)
-    return LoadedModel(decoder, tokenizer, spec.templates, spec.identity)
+    return LoadedModel(decoder, tokenizer, spec.templates, spec.contracts, spec.identity)
 
 
 def check_settings(settings: GenerationSettings) -> None:
