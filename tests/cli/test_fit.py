@@ -485,7 +485,11 @@ def test_a_prediction_never_mixes_settings_or_records(run, fitted, tmp_path, pai
 
 def test_a_cut_off_document_is_reported(run, fitted, tmp_path, pairs) -> None:
     result = run(*fitted, SAMPLES)
-    assert "cut off at 6 tokens" in result.err and "--generation.max_tokens" in result.err
+    assert (
+        "6 tokens" in result.err
+        and "cut off at the token limit: raise" in result.err
+        and "--generation.max_tokens" in result.err
+    )
     assert all(item.get("finish_reason") == "length" for item in results(tmp_path))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import math
 import subprocess
 import sys
@@ -16,15 +17,17 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from tests.conftest import SAMPLES
+from typst_lit.contract import TextContract
 from typst_lit.data.encoding import Encoder
 from typst_lit.data.prompts import ReportPrompt
 from typst_lit.errors import UserError
 from typst_lit.inference import inference_from_dict, inference_from_json_file, load_model_and_tokenizer
-from typst_lit.inference.attempts import Attempts
+from typst_lit.inference.attempts import Attempts, GeneratedDocument
 from typst_lit.inference.generator import Generator
 from typst_lit.inference.guide import _generator
 from typst_lit.inference.request import Completion
 from typst_lit.inference.settings import GenerationSettings
+from typst_lit.inference.summary import DocumentCounts, describe
 from typst_lit.typesetting.typesetter import Typesetter
 
 GREEDY = GenerationSettings(temperature=0, repetition_penalty=1, max_tokens=1200)
@@ -101,9 +104,25 @@ FIELDS = {
 }  # fmt: skip
 
 
-def make_attempts(tokenizer: Any, typesetter: Typesetter, max_attempts: int) -> Attempts:
+CONTRACT = TextContract(num_pairs=3, typst_version="0.15.2", min_fidelity=0.9)
+
+
+def make_attempts(
+    tokenizer: Any, typesetter: Typesetter | None, max_attempts: int, contract: TextContract | None = None
+) -> Attempts:
     (prompt,) = Encoder(tokenizer, ReportPrompt()).prompts([FIELDS])
-    return Attempts(prompt, FIELDS, FIELDS["contents_txt"], GREEDY, typesetter, max_attempts)  # type: ignore[arg-type]
+    return Attempts(prompt, FIELDS, "contents_txt", GREEDY, typesetter, max_attempts, contract=contract)
+
+
+def finish_all(attempts: Attempts, *completions: Completion) -> GeneratedDocument:
+    """Returns the document of attempts that end with these completions, of which only the last is the last one."""
+    document = None
+    for completion in completions:
+        assert document is None
+        attempts.next_request()
+        document = attempts.finish(completion)
+    assert document is not None
+    return document
 
 
 def test_a_document_is_attempted_until_it_compiles_and_the_best_attempt_counts(tokenizer) -> None:
@@ -126,6 +145,62 @@ def test_a_document_is_attempted_until_it_compiles_and_the_best_attempt_counts(t
             document = attempts.finish(Completion(text, 1, reason, 0.1, 1))
         assert document is not None and document.source == "A b" and document.finish_reason == "length"
         assert document.attempts == 3 and document.fidelity == pytest.approx(2 / 3)
+
+
+def test_with_a_contract_a_document_is_attempted_until_it_is_clean(tokenizer) -> None:
+    text = "2025-26 Tests T A b c"
+    repaired, invented, lost = (
+        Completion(source, 5, "stop", 1.0, 5, rollbacks=2)
+        for source in (f"{text} #x", f"{text} cats dogs", text.removesuffix("c"))
+    )
+    clean = Completion(text, 5, "stop", 1.0, 5)
+    with Typesetter(workers=1) as typesetter:
+        document = finish_all(make_attempts(tokenizer, typesetter, 9, CONTRACT), invented, lost, clean)
+        assert document.clean and document.source == text and document.attempts == 3 and document.rollbacks == 4
+        assert (
+            describe(document) == "record 0: 15 tokens, 3.0 s, 3 attempts, 4 rollbacks, 1 page, fidelity 1.000, clean"
+        )
+        result = document.to_json()
+        assert (result["clean"], result["missing_lines"], result["invented_words"]) == (True, [], [])
+        assert result["rollbacks"] == 4
+
+        document = finish_all(make_attempts(tokenizer, typesetter, 2, CONTRACT), lost, invented)
+        assert document.clean is False and document.source == invented.text  # its fidelity is higher
+        assert describe(document).endswith("fidelity 1.000, not clean: invented: cats, dogs")
+        assert document.to_json()["invented_words"] == ["cats", "dogs"]
+        document = finish_all(make_attempts(tokenizer, typesetter, 2, CONTRACT), invented, lost)
+        assert document.source == invented.text
+        document = finish_all(make_attempts(tokenizer, typesetter, 1, CONTRACT), lost)
+        assert document.missing_lines == ("A b c",) and document.problems == ('1 line missing: "A b c"',)
+        document = finish_all(
+            make_attempts(tokenizer, typesetter, 2, CONTRACT), repaired, Completion("A", 1, "length", 1, 1)
+        )
+        assert document.clean is False and document.problems[0].startswith("repaired: line 1, column 23")
+        failed = finish_all(make_attempts(tokenizer, typesetter, 1, CONTRACT), Completion("#panic()", 5, "stop", 1, 5))
+        assert failed.clean is False and failed.missing_lines is failed.invented_words is None
+        assert "not clean: does not compile: line 1" in describe(failed)
+
+        unknown = finish_all(
+            make_attempts(tokenizer, typesetter, 3), repaired
+        )  # without a contract, compiling is enough
+        assert unknown.clean is None and unknown.attempts == 1 and "clean" not in describe(unknown)
+        assert unknown.to_json()["clean"] is None
+        prompt_only = Attempts([1, 2], {}, "", GREEDY, typesetter, 3, contract=CONTRACT)
+        assert finish_all(prompt_only, invented).clean is None
+    source_only = finish_all(make_attempts(tokenizer, None, 3, CONTRACT), clean)
+    assert source_only.clean is source_only.missing_lines is None and "clean" not in source_only.to_json()
+
+
+def test_counts_of_clean_documents_are_logged(caplog) -> None:
+    caplog.set_level(logging.INFO, "typst_lit")
+    DocumentCounts(3, clean=3).log_summary()
+    assert caplog.messages == ["3 of 3 documents are clean."]
+    caplog.clear()
+    DocumentCounts(5, not_compiled=1, clean=3, not_clean=2).log_summary()
+    assert caplog.messages[:2] == ["3 of 5 documents are clean.", "1 of 5 documents do not compile."]
+    caplog.clear()
+    DocumentCounts(5).log_summary()
+    assert not caplog.messages
 
 
 def test_an_error_of_one_record_leaves_the_others_as_they_are(tiny_model, able_pairs) -> None:

@@ -149,13 +149,26 @@ def test_origins_are_those_of_the_source_in_every_format(tmp_path) -> None:
 
 
 def test_shard_is_read_back_from_the_manifest(tmp_path) -> None:
-    shard = Shard("part-00000.jsonl", 0, 3, 1, 0, 10, "00")
+    shard = Shard("part-00000.jsonl", 0, 3, 1, 0, 1, 1, 10, "00")
     directory = ShardDirectory(tmp_path, 3)
     directory.start(PROVENANCE)
     directory.add(shard)
     directory.write_manifest()
     manifest = read_manifest(tmp_path)
     assert [Shard(**fields) for fields in manifest["shards"]] == [shard] and not manifest["complete"]
+
+
+def test_shards_of_earlier_versions_have_no_counts_of_clean_documents(tmp_path) -> None:
+    directory = tmp_path / "out"
+    run_job(directory, ROWS)
+    before = read_lines(directory)
+    manifest = read_manifest(directory)
+    assert manifest["clean"] == manifest["not_clean"] == 0
+    for value in (manifest, *manifest["shards"]):
+        del value["clean"], value["not_clean"]
+    (directory / "manifest.json").write_text(json.dumps(manifest))
+    assert run_job(directory, ROWS) == []  # adopted, not generated again
+    assert read_lines(directory) == before and read_manifest(directory)["clean"] == 0
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ def build_generator(
         data: what has the prompt template, and the batch size (``eval_batch_size``).
         settings: how to sample.
         typesetter: what compiles; None compiles nothing.
-        max_attempts: how often a document is generated, until it compiles.
+        max_attempts: maximum number of attempts at a document, until it is clean.
     """
     return Generator(
         module.model,

@@ -22,6 +22,7 @@ from typst_lit.inference.model_spec import provenance
 from typst_lit.inference.outputs import RecordResults, check_documents, write_document
 from typst_lit.inference.records import InputRecord
 from typst_lit.inference.settings import GenerationSettings
+from typst_lit.inference.summary import DocumentCounts, log_document
 from typst_lit.manifest import check_separate
 from typst_lit.model.module import TypstModule
 from typst_lit.typesetting.typesetter import Typesetter
@@ -44,7 +45,7 @@ class PredictionWriter(BasePredictionWriter):
         typ_dir: directory of the ``.typ`` files and PDFs; by default that of ``output``.
         overwrite: start again where results exist, and replace files of other programs.
         compile: compile the documents, and repair them where that is certain.
-        attempts: how often a document is generated, until it compiles.
+        attempts: maximum number of attempts at a document, until it is clean.
         generation: how to sample.
         typesetter: what compiles.
 
@@ -84,7 +85,7 @@ class PredictionWriter(BasePredictionWriter):
         self._missing: set[int] = set()
         self._directory = Path()
         self._num_cut_off = 0
-        self._num_compiled = 0
+        self._counts = DocumentCounts()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage != "predict":
@@ -145,19 +146,11 @@ class PredictionWriter(BasePredictionWriter):
     ) -> None:
         assert self._results is not None
         for document in sorted(prediction, key=lambda document: document.index):
-            path = write_document(document, self._directory, self.compile, self.overwrite)
+            write_document(document, self._directory, self.compile, self.overwrite)
             self._results.add(document.index, document.to_json())
-            if document.finish_reason == "length":
-                self._num_cut_off += 1
-                log.warning(
-                    "Record %d: the document was cut off at %d tokens. Raise `generation.max_tokens`.",
-                    document.index,
-                    document.tokens,
-                )
-            if document.result is not None:
-                self._num_compiled += document.result.ok
-                if not document.result.ok:
-                    log.warning("%s does not compile: %s", path, document.result.error)
+            self._num_cut_off += document.finish_reason == "length"
+            self._counts.add(document)
+            log_document(document)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert self._results is not None
@@ -168,8 +161,7 @@ class PredictionWriter(BasePredictionWriter):
             "%d document%s in %s, as %s files in %s%s.",
             count, "s" * (count != 1), self._results.file.path, suffixes, self._directory, cut_off,
         )  # fmt: skip
-        if self.compile and self._missing:
-            log.info("%d of the %d generated now compile.", self._num_compiled, len(self._missing))
+        self._counts.log_summary()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._close()

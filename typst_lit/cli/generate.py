@@ -20,6 +20,7 @@ from typst_lit.inference.model_spec import provenance
 from typst_lit.inference.outputs import RecordResults, check_documents, write_document
 from typst_lit.inference.records import InputRecord, read_records
 from typst_lit.inference.settings import GenerationSettings
+from typst_lit.inference.summary import DocumentCounts, log_document
 from typst_lit.manifest import check_separate, write_output
 from typst_lit.typesetting.typesetter import Typesetter
 
@@ -51,7 +52,7 @@ def generate(
     actors: int | None = None,
     ray_address: str | None = None,
 ) -> None:
-    """Generate Typst documents from records, compile them, and repair what almost compiles.
+    """Generate Typst documents from records, compile and repair them, and compare them with their records.
 
     Args:
         input: A JSON file with a record, {"input": {...}}, or a list; - reads standard input. With --engine ray also
@@ -95,15 +96,15 @@ def generate(
         path = Path(scratch) / "documents.json" if stream else Path(output or "")
         directory = Path(typ_dir) if typ_dir else Path() if stream else path.parent
         with RecordResults(path, fields, settings, overwrite) as results, typesetting() as typesetter:
-            writer = _DocumentWriter(directory if typ_dir or pdf else None, pdf, overwrite)
+            writer = _DocumentWriter(directory if typ_dir or pdf else None, pdf, overwrite, DocumentCounts())
             if writer.directory:
                 check_documents(directory, fields, results.missing, pdf, overwrite)
             generator = model.load(generation, typesetter, spec)
             generator.write_results(records, results, adapter, writer.write)
         if not stream:
             files_written = f", as files in {directory}" if writer.directory else ""
-            log.info("%s in %s%s.", plural(writer.count, "document"), output, files_written)
-        _log_failed(writer.not_compiled, writer.count)
+            log.info("%s in %s%s.", plural(writer.counts.documents, "document"), output, files_written)
+        writer.counts.log_summary()
         if stream:
             write_output(stream, path.read_bytes())
 
@@ -130,20 +131,17 @@ class _DocumentWriter:
         directory: for the files; None writes none.
         pdf: whether to write PDFs too.
         overwrite: whether to replace files of the user.
-        count: number of documents so far.
-        not_compiled: number of those that do not compile.
+        counts: of the documents so far.
     """
 
     directory: Path | None
     pdf: bool
     overwrite: bool
-    count: int = 0
-    not_compiled: int = 0
+    counts: DocumentCounts
 
     def write(self, document: GeneratedDocument) -> None:
-        self.count += 1
-        self.not_compiled += document.compiled is False
-        log.info("%s", _summary(document))
+        self.counts.add(document)
+        log_document(document)
         if self.directory:
             write_document(document, self.directory, self.pdf, self.overwrite)
 
@@ -179,7 +177,8 @@ def _generate_on_ray(
     log.info("%s in %s in %s.", plural(count, "record"), plural(len(shards.shards), "shard"), output)
     if failed:
         log.warning("%d of %s have no document; the reason of each is its 'error'.", failed, plural(count, "record"))
-    _log_failed(shards.total("not_compiled"), count - failed)
+    counts = {name: shards.total(name) for name in ("not_compiled", "clean", "not_clean")}
+    DocumentCounts(count - failed, **counts).log_summary()
 
 
 def _load_in_actor(
@@ -187,21 +186,3 @@ def _load_in_actor(
 ) -> Generator:
     """Loads the generator in another process; its arguments can be sent there, as a typesetter can't."""
     return model.load(generation, typesetting())
-
-
-def _log_failed(not_compiled: int, count: int) -> None:
-    if not_compiled:
-        log.warning("%d of %s do not compile.", not_compiled, plural(count, "document"))
-        log.warning("Try `attempts=3`, a lower `generation.temperature`, or train longer.")
-
-
-def _summary(document: GeneratedDocument) -> str:
-    parts = [plural(document.tokens, "token"), f"{document.seconds:.1f} s"]
-    if document.attempts > 1:
-        parts.append(plural(document.attempts, "attempt"))
-    if document.finish_reason == "length":
-        parts.append("cut off at the token limit: raise `generation.max_tokens`")
-    if document.result is not None:
-        parts.append(plural(document.result.page_count, "page") if document.compiled else document.result.error)
-        parts += [f"repaired: {repair}" for repair in document.repairs]
-    return f"record {document.index}: {', '.join(parts)}"

@@ -24,7 +24,7 @@ class ModelArguments:
         base_model: Hub name, directory, or a built-in name; by default what the adapter names.
         use_4bit: Load the base model in 4 bits (NF4).
         merge: Merge the adapter into the base model, which is faster; needs --no-4bit.
-        attempts: Maximum number of times a document is generated, until one compiles.
+        attempts: Maximum number of attempts at a document, until it is clean.
         batch_size: Number of documents that are generated concurrently.
         compile: Compile each document, and repair what almost compiles.
         trust_template: Class path of the adapter's prompt template, my_module.MyTemplate, if it is neither part of

@@ -1,4 +1,4 @@
-"""From a request to a document: generate, compile, repair what is certain, or attempt it again; the best one counts."""
+"""From a request to a document: generate, compile, repair, compare with the record; of several attempts the best."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
+from typst_lit.contract import CUT_OFF, Assessment, TextContract, assess
 from typst_lit.inference.engine import Engine
 from typst_lit.inference.request import Completion, Request
 from typst_lit.inference.sampling import document_seed
 from typst_lit.inference.settings import GenerationSettings
-from typst_lit.metrics.functional import content_fidelity
 from typst_lit.typesetting.repairs import Repair, repair
 from typst_lit.typesetting.results import CompileResult
 from typst_lit.typesetting.typesetter import Typesetter
@@ -33,7 +33,8 @@ class GeneratedDocument:
         attempts: how often it was generated.
         repairs: the repairs.
         result: the compiler's result; None when nothing was compiled.
-        fidelity: the fraction of the record's text that is on the pages, 0 to 1; None when nothing was compiled.
+        assessment: what the pages show of the record; None when nothing was compiled.
+        rollbacks: how often decoding went back to a checkpoint, in all attempts.
         index: which of the records it is for.
         origin: where the record came from: file, and line or index.
 
@@ -51,7 +52,8 @@ class GeneratedDocument:
     attempts: int = 1
     repairs: tuple[Repair, ...] = ()
     result: CompileResult | None = None
-    fidelity: float | None = None
+    assessment: Assessment | None = None
+    rollbacks: int = 0
     index: int = 0
     origin: str = ""
 
@@ -59,6 +61,43 @@ class GeneratedDocument:
     def compiled(self) -> bool | None:
         """Whether there is a PDF; None when nothing was compiled."""
         return None if self.result is None else self.result.ok
+
+    @property
+    def fidelity(self) -> float | None:
+        """The fraction of the record's text that is on the pages, 0 to 1; None when it is unknown."""
+        return self.assessment.fidelity if self.assessment else None
+
+    @property
+    def missing_lines(self) -> tuple[str, ...] | None:
+        """Lines of the record's text that are not on the pages; None when that is unknown."""
+        return self.assessment.missing_lines if self.assessment else None
+
+    @property
+    def invented_words(self) -> tuple[str, ...] | None:
+        """Words on the pages that are neither in the record nor in the style; None when that is unknown."""
+        return self.assessment.invented_words if self.assessment else None
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """Why the document is not clean, each in a few words."""
+        if self.assessment is None:
+            return (CUT_OFF,) if self.finish_reason == "length" else ()
+        return self.assessment.problems
+
+    @property
+    def clean(self) -> bool | None:
+        """Whether it compiles as it was written and keeps the record's text; None when that is unknown.
+
+        See `typst_lit.contract.Assessment`.
+        """
+        return self.assessment.clean if self.assessment else None
+
+    @property
+    def is_acceptable(self) -> bool:
+        """Whether no other attempt is needed: it is clean or, where that is unknown, compiles and is not cut off."""
+        if self.clean is None:
+            return self.compiled is not False and self.finish_reason != "length"
+        return self.clean
 
     def to_json(self) -> dict[str, Any]:
         """Returns the result as ``generate`` writes it and ``serve`` answers it."""
@@ -69,18 +108,26 @@ class GeneratedDocument:
             "tokens": self.tokens,
             "seconds": round(self.seconds, 3),
             "attempts": self.attempts,
+            "rollbacks": self.rollbacks,
         }
         if self.result is not None:
             result |= {
                 "compiled": self.result.ok,
+                "clean": self.clean,
                 "repairs": [str(repair) for repair in self.repairs],
                 "diagnostics": [diagnostic._asdict() for diagnostic in self.result.diagnostics],
                 "pages": self.result.page_count,
                 "fidelity": None if self.fidelity is None else round(self.fidelity, 4),
+                "missing_lines": _as_list(self.missing_lines),
+                "invented_words": _as_list(self.invented_words),
             }
             if self.result.missing_assets:
                 result["missing_assets"] = list(self.result.missing_assets)
         return result
+
+
+def _as_list(values: Sequence[str] | None) -> list[str] | None:
+    return None if values is None else list(values)
 
 
 class Attempts:
@@ -89,22 +136,24 @@ class Attempts:
     Args:
         prompt: the ids of its prompt.
         fields: the record's fields; empty where there is only a prompt.
-        text: the part of the record that the document should show.
+        body_field: name of the field with the text that the document should show.
         settings: how to sample; the second attempt is random even where the first is not.
         typesetter: what compiles; None for a single attempt that is not compiled.
-        max_attempts: how many there may be, until the document compiles.
+        max_attempts: how many there may be, until the document is clean, or compiles where there is no contract.
         adapter: name of the adapter to use.
+        contract: the adapter's, if it has one. It is not used where there is only a prompt.
     """
 
     def __init__(
         self,
         prompt: Sequence[int],
         fields: Mapping[str, Any],
-        text: str,
+        body_field: str,
         settings: GenerationSettings,
         typesetter: Typesetter | None,
         max_attempts: int = 1,
         adapter: str | None = None,
+        contract: TextContract | None = None,
     ) -> None:
         self.prompt = prompt
         self.fields = dict(fields)
@@ -112,11 +161,13 @@ class Attempts:
         self.typesetter = typesetter
         self.max_attempts = max_attempts if typesetter else 1
         self.adapter = adapter
+        self.contract = contract if fields else None
         self.num_attempts = 0
-        self._text = text
-        self._best: tuple[tuple[bool, bool, float], GeneratedDocument] | None = None
+        self._body_field = body_field
+        self._best: GeneratedDocument | None = None
         self._tokens = 0
         self._seconds = 0.0
+        self._rollbacks = 0
 
     def next_request(self, on_text: Callable[[str], None] | None = None) -> Request:
         """Returns the request of the next attempt.
@@ -139,22 +190,43 @@ class Attempts:
         """
         self._tokens += completion.tokens
         self._seconds += completion.seconds
-        cut_off = completion.finish_reason == "length"
-        source, result, repairs, fidelity = completion.text, None, tuple[Repair, ...](), None
-        if self.typesetter:
-            result, repairs = repair(self.typesetter.compile(source), self.typesetter, cut_off)
-            source = result.source
-            fidelity = content_fidelity(self._text, result.body) if self._text else None
-        document = GeneratedDocument(
-            self.fields, source, completion.finish_reason, repairs=repairs, result=result, fidelity=fidelity
-        )
-        rank = (bool(document.compiled), not cut_off, fidelity or 0.0)
-        if self._best is None or rank > self._best[0]:
-            self._best = rank, document
-        good = rank[:2] == (True, True)
-        if not good and self.num_attempts < self.max_attempts:
+        self._rollbacks += completion.rollbacks
+        document = self._document(completion)
+        if self._best is None or _rank(document) > _rank(self._best):
+            self._best = document
+        if not self._best.is_acceptable and self.num_attempts < self.max_attempts:
             return None
-        return replace(self._best[1], tokens=self._tokens, seconds=self._seconds, attempts=self.num_attempts)
+        return replace(
+            self._best,
+            tokens=self._tokens,
+            seconds=self._seconds,
+            attempts=self.num_attempts,
+            rollbacks=self._rollbacks,
+        )
+
+    def _document(self, completion: Completion) -> GeneratedDocument:
+        """Compiles and repairs the source of a completion, and compares it with the record."""
+        finish_reason = completion.finish_reason
+        if self.typesetter is None:
+            return GeneratedDocument(self.fields, completion.text, finish_reason)
+        compiled = self.typesetter.compile(completion.text)
+        result, repairs = repair(compiled, self.typesetter, cut_off=finish_reason == "length")
+        assessment = assess(self.fields, self._body_field, result, self.contract, repairs, finish_reason)
+        return GeneratedDocument(
+            self.fields, result.source, finish_reason, repairs=repairs, result=result, assessment=assessment
+        )
+
+
+def _rank(document: GeneratedDocument) -> tuple[Any, ...]:
+    """Returns a key by which attempts are compared; that of the best one is the largest."""
+    return (
+        bool(document.clean),
+        bool(document.compiled),
+        document.finish_reason != "length",
+        document.fidelity or 0.0,
+        -len(document.invented_words or ()),
+        -len(document.repairs),
+    )
 
 
 class DocumentTask:

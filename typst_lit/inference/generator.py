@@ -1,7 +1,7 @@
 """From records to documents: what the commands ``generate`` and ``serve``, evaluation and ``predict`` use.
 
-Every document is compiled; if it does not compile, it is repaired where that is certain, or else generated again, and
-the best attempt counts.
+Every document is compiled, repaired where that is necessary and certain, and compared with its record. If it is not
+clean, it may be generated again; the best attempt counts.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Generator:
         templates: the prompt template of each adapter, by its name; that of None is for a model without adapters.
         settings: how to sample.
         typesetter: what compiles; None compiles nothing.
-        max_attempts: how often a document is generated, until it compiles.
+        max_attempts: maximum number of attempts at a document, until it is clean; see `Attempts`.
         batch_size: documents that are decoded at the same time.
         identity: which model and adapters these are, as plain values: generation into a file of results is only resumed
             with the same.
@@ -136,7 +136,7 @@ class Generator:
             typesetter: what compiles, if not the default one.
             engine: what decodes: ``builtin`` or ``vllm``.
             settings: how to sample.
-            max_attempts: how often a document is generated, until it compiles.
+            max_attempts: maximum number of attempts at a document, until it is clean; see `Attempts`.
             batch_size: documents that are decoded at the same time.
             trust_template: class path of a prompt template whose module may be imported for the adapter. The templates
                 of this package, of plugins, and of modules that were imported before need no trust.
@@ -244,8 +244,7 @@ class Generator:
         """
         encoder = self.encoder(adapter)
         (prompt,) = encoder.prompts([fields])
-        text = str(fields[encoder.template.body_field])
-        return self._attempts(prompt, fields, text, adapter, settings, max_attempts, compile)
+        return self._attempts(prompt, fields, encoder.template.body_field, adapter, settings, max_attempts, compile)
 
     def attempts_at_prompt(
         self,
@@ -263,20 +262,22 @@ class Generator:
         self,
         prompt: Sequence[int],
         fields: Mapping[str, Any],
-        text: str,
+        body_field: str,
         adapter: str | None,
         settings: GenerationSettings | None,
         max_attempts: int | None,
         compile: bool,
     ) -> Attempts:
+        name = resolve_adapter(self.encoders, adapter)
         return Attempts(
             prompt,
             fields,
-            text,
+            body_field,
             settings or self.settings,
             self.typesetter if compile else None,
             max_attempts or self.max_attempts,
-            resolve_adapter(self.encoders, adapter),
+            name,
+            self.contracts[name],
         )
 
     def submit(self, attempts: Attempts, on_text: Callable[[str], None] | None = None) -> Future[GeneratedDocument]:

@@ -23,6 +23,7 @@ class Completion:
         finish_reason: ``stop`` when the model ended it, ``length`` when the token limit did.
         seconds: from its first forward pass to its end; others were generated in the same time.
         passes: forward passes that it took, those of its prompt not counted.
+        rollbacks: how often decoding went back to a checkpoint, because the text after it does not compile.
 
     Example:
         >>> Completion("= Rain", tokens=4, finish_reason="stop", seconds=0.1, passes=2).text
@@ -34,6 +35,7 @@ class Completion:
     finish_reason: str
     seconds: float
     passes: int
+    rollbacks: int = 0
 
 
 @dataclass(eq=False)

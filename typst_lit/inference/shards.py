@@ -23,6 +23,7 @@ from typst_lit.inference.attempts import GeneratedDocument
 from typst_lit.inference.generator import GenerationFailure, Generator
 from typst_lit.inference.outputs import check_same_settings
 from typst_lit.inference.records import standard_json
+from typst_lit.inference.summary import DocumentCounts
 from typst_lit.locking import RESERVED_PREFIX
 from typst_lit.manifest import Manifest, check_directory, check_output, claim_directory, remove_output
 from typst_lit.progress import Every
@@ -31,6 +32,7 @@ MANIFEST_NAME = "manifest.json"
 INPUT_DIRECTORY = f"{RESERVED_PREFIX}records"
 _SHARD_NAME = re.compile(r"part-\d{5,}\.jsonl")
 SECONDS_BETWEEN_MANIFESTS = 1.0
+COUNTS = ("records", "failed", "not_compiled", "clean", "not_clean")  # of a shard, and in the manifest
 HINT = "Use another `output`, or `overwrite=true`."
 DIRECTORY_HINT = "Use another `output`: shards are written to a directory of their own."
 Outcome = GeneratedDocument | Exception
@@ -46,6 +48,8 @@ class Shard:
         records: number of its records.
         failed: number of records that have an error instead of a document.
         not_compiled: number of documents that do not compile.
+        clean: number of clean documents.
+        not_clean: number of those that are not; of an adapter without a text contract, it is not known.
         bytes: size of the file.
         sha256: checksum of the file, in hexadecimal.
     """
@@ -55,6 +59,8 @@ class Shard:
     records: int
     failed: int
     not_compiled: int
+    clean: int
+    not_clean: int
     bytes: int
     sha256: str
 
@@ -66,6 +72,8 @@ class Shard:
             ValueError: when fields are missing, unknown or of another type, or the name is not that of its index.
         """
         types = get_type_hints(cls)
+        if isinstance(value, dict):
+            value = {"clean": 0, "not_clean": 0, **value}  # earlier versions do not have them
         if not isinstance(value, dict) or {name: type(field) for name, field in value.items()} != types:
             raise ValueError(f"a shard must have the fields {', '.join(types)}")
         shard = cls(**value)
@@ -178,6 +186,10 @@ class ShardDirectory:
         failures = [error for error in errors if not isinstance(error, UserError)]
         if len(failures) == sum(row.error is None for row in rows) > 1:
             raise failures[0]
+        counts = DocumentCounts()
+        for outcome in outcomes:
+            if isinstance(outcome, GeneratedDocument):
+                counts.add(outcome)
         first = index * self.shard_size
         body = b"".join(
             _line(first + i, row, outcome) for i, (row, outcome) in enumerate(zip(rows, outcomes, strict=True))
@@ -187,9 +199,9 @@ class ShardDirectory:
             first=first,
             records=len(rows),
             failed=len(errors),
-            not_compiled=sum(
-                isinstance(outcome, GeneratedDocument) and outcome.compiled is False for outcome in outcomes
-            ),
+            not_compiled=counts.not_compiled,
+            clean=counts.clean,
+            not_clean=counts.not_clean,
             bytes=len(body),
             sha256=hashlib.sha256(body).hexdigest(),
         )
@@ -203,7 +215,7 @@ class ShardDirectory:
             self.write_manifest()
 
     def total(self, count: str) -> int:
-        """Returns the sum of ``records``, ``failed`` or ``not_compiled`` over all shards."""
+        """Returns the sum of one of `COUNTS` over all shards."""
         return sum(getattr(shard, count) for shard in self.shards.values())
 
     def write_manifest(self) -> None:
@@ -211,7 +223,7 @@ class ShardDirectory:
         complete = len(self.shards) == self._num_expected
         manifest = {
             "complete": complete,
-            **{count: self.total(count) for count in ("records", "failed", "not_compiled")},
+            **{count: self.total(count) for count in COUNTS},
             "provenance": self._provenance,
             "shards": [asdict(self.shards[index]) for index in sorted(self.shards)],
         }

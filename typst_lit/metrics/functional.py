@@ -9,18 +9,20 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 
 from rapidfuzz.distance import LCSseq, Levenshtein
 
 from typst_lit.typesetting.results import PageText
 
 # Hyphens within a word, also at the end of a line. Typesetting adds hyphens, so none of them is compared.
-_HYPHEN = re.compile(r"(?<=\w)[-\u00ad\u2010\u2011\u2013](?:[^\S\n]*\n\s*)?(?=\w)")
+# Two are an en dash in Typst.
+_HYPHEN = re.compile(r"(?<=\w)(?:-{1,2}|[\u00ad\u2010\u2011\u2013])(?:[^\S\n]*\n\s*)?(?=\w)")
 _UNSPACED = r"\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"  # scripts without spaces, compared character by character
 _WORD = re.compile(rf"[{_UNSPACED}]|\d+|[^\W\d_{_UNSPACED}]+(?:'[^\W\d_]+)*")
 _NUMBER = re.compile(r"\d{1,9}")
 _IMAGE_FILE = re.compile(r"[^\s\"(]*[^\s\"(./\\]\.(?:png|jpe?g|gif|svg|webp)\b", re.IGNORECASE)
+MAX_WORD_PARTS = 12  # of a word that is broken over lines, such as a URL in a narrow column
 
 
 def words(text: str) -> list[str]:
@@ -36,16 +38,49 @@ def words(text: str) -> list[str]:
     return _WORD.findall(_HYPHEN.sub("", normalized))
 
 
+def without_image_files(text: str) -> str:
+    """Returns a record's text without the names of image files: a document shows the image and not its name.
+
+    >>> without_image_files("See (figures/rain.png).")
+    'See ( ).'
+    """
+    return _IMAGE_FILE.sub(" ", text)
+
+
+def join_broken_words(shown: Sequence[str], known: Set[str]) -> list[str]:
+    """Returns the words of a document, with those that were broken over lines without a hyphen in one piece.
+
+    Args:
+        shown: the words of the document.
+        known: the words that may be broken. Numbers are never joined, because two of them often are neighbors.
+
+    >>> join_broken_words(["see", "exam", "ple", "org"], {"see", "example", "org"})
+    ['see', 'example', 'org']
+    """
+    joined, start = list[str](), 0
+    while start < len(shown):
+        size = 1
+        if start + 1 < len(shown) and (shown[start] not in known or shown[start + 1] not in known):
+            sizes = range(2, min(MAX_WORD_PARTS, len(shown) - start) + 1)
+            size = next((size for size in sizes if _is_broken(shown[start : start + size], known)), 1)
+        joined.append("".join(shown[start : start + size]))
+        start += size
+    return joined
+
+
+def _is_broken(parts: Sequence[str], known: Set[str]) -> bool:
+    return "".join(parts) in known and not any(part.isdigit() for part in parts)
+
+
 def content_fidelity(record_text: str, document_text: str) -> float | None:
     """Returns how much of a record's text the document shows, in order: recall over words.
 
     The score is the length of the longest common subsequence of their words, divided by the number of words of the
-    record. Names of image files in the record do not count, because the document shows the image and not its name.
+    record. Names of image files in the record do not count (`without_image_files`).
 
     Why: a document must say what its record says. Range: 0 (nothing) to 1 (everything); None when the record has no
     words.
-    Blind to: text that was added or repeated (see `invention`), punctuation, letter case, and paragraph breaks. A word
-    that is broken over two lines without a hyphen, such as a URL, counts as missing.
+    Blind to: text that was added or repeated (see `invention`), punctuation, letter case, and paragraph breaks.
 
     Args:
         record_text: the record's long text.
@@ -54,8 +89,9 @@ def content_fidelity(record_text: str, document_text: str) -> float | None:
     >>> content_fidelity("The cat sat on the mat.", "The cat\\nsat on a mat.")
     0.8333333333333334
     """
-    expected = words(_IMAGE_FILE.sub(" ", record_text))
-    return LCSseq.similarity(expected, words(document_text)) / len(expected) if expected else None
+    expected = words(without_image_files(record_text))
+    shown = join_broken_words(words(document_text), set(expected))
+    return LCSseq.similarity(expected, shown) / len(expected) if expected else None
 
 
 def invention(record_text: str, pages: Sequence[PageText], reference: Sequence[PageText] = ()) -> float | None:

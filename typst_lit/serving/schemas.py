@@ -48,7 +48,7 @@ class GenerationOptions(BaseModel):
     repetition_penalty: float | None = _setting("repetition_penalty")
     seed: int | None = _setting("seed")
     attempts: int | None = Field(
-        default=None, ge=1, le=MAX_ATTEMPTS, description="Maximum number of attempts, until the document compiles."
+        default=None, ge=1, le=MAX_ATTEMPTS, description="Maximum number of attempts, until the document is clean."
     )
 
     def settings(self, defaults: GenerationSettings) -> GenerationSettings:

@@ -126,7 +126,7 @@ def settings_panel(generator: Generator) -> dict[str, Any]:
         number_input("Max tokens", "max_tokens", 1, max_tokens, max_tokens, "The document is cut off there.")
         number_input("Seed", "seed", 0, MAX_SEED, defaults.seed, "The same seed generates the same document.")
         if generator.typesetter is not None:
-            attempts_help = "Maximum number, until the document compiles."
+            attempts_help = "Maximum number, until the document is clean."
             number_input("Attempts", "attempts", 1, MAX_ATTEMPTS, generator.max_attempts, attempts_help)
     return values
 
