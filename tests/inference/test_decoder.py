@@ -283,11 +283,11 @@ def test_memory_of_a_finished_document_is_freed_without_the_garbage_collector(mo
     try:
         decoder.add([Request([5, 6, 7], replace(GREEDY, max_tokens=4), 0)])
         decoder.step()
-        caches = [weakref.ref(decoder._cache)]
+        caches = [weakref.ref(layer.keys) for layer in decoder._cache.layers]
         decoder.add([Request([5, 6, 7, 8], replace(GREEDY, max_tokens=9), 0)])
-        caches.append(weakref.ref(decoder._cache))
+        caches += [weakref.ref(layer.keys) for layer in decoder._cache.layers]
         while decoder.requests:
             decoder.step()
-        assert [cache() for cache in caches] == [None, None]
+        assert len(caches) == 4 and all(cache() is None for cache in caches)
     finally:
         gc.enable()

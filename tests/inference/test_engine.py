@@ -121,8 +121,8 @@ def test_scores_that_are_not_finite_fail_only_their_requests(engine, expected) -
     decoder = engine.decoder
     forward_pass = decoder._forward_pass
 
-    def overflow(cache: Any, starts: list[int], **inputs: Any) -> torch.Tensor:
-        logits = forward_pass(cache, starts, **inputs)
+    def overflow(cache: Any, **inputs: Any) -> torch.Tensor:
+        logits = forward_pass(cache, **inputs)
         for row, request in enumerate(decoder.requests):
             if list(request.prompt) == PROMPTS[2] and request.num_generated > 3:
                 logits[row] = float("nan")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from typst_lit.inference.prompt_lookup import (
     MAX_DRAFT_TOKENS,
     Draft,
@@ -64,3 +67,53 @@ def test_one_long_draft_does_not_pad_a_batch_to_its_length() -> None:
         best_draft_length(drafts, 1 / 32) for drafts in ([sure], [sure, *[none] * 7], [sure] * 8)
     )
     assert with_others < all_sure <= alone
+
+
+TOKENS = st.lists(st.integers(0, 3), max_size=8)  # of few kinds, so that bigrams occur again
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(TOKENS | st.integers(0, 20), max_size=12))
+def test_a_text_that_was_truncated_has_the_index_of_a_fresh_one(actions) -> None:
+    text, tokens = IndexedText(), []
+    for action in actions:
+        if isinstance(action, int):
+            text.truncate(action)
+            del tokens[action:]
+        else:
+            text.extend(action)
+            tokens += action
+        fresh = IndexedText(tokens)
+        assert (text.tokens, text._positions) == (fresh.tokens, fresh._positions)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.integers(0, 3), min_size=2, max_size=12), st.lists(st.tuples(TOKENS, st.integers(0, 9)), max_size=8))
+def test_a_lookup_that_was_truncated_drafts_as_before(prompt, rounds) -> None:
+    """Each round drafts, accepts a part of the draft and appends tokens; going back gives each earlier draft again."""
+    corpus = DraftCorpus()
+    corpus.add(IndexedText([0, 1, 2, 3, 3, 2, 1, 0, 0, 2, 1, 3]))
+    text = IndexedText(prompt)
+    lookup = PromptLookup(text, corpus)
+    drafts = []
+    for tokens, count in rounds:
+        draft = lookup.draft(9)
+        drafts.append((len(text.tokens), draft))
+        accepted = draft.tokens[:count]
+        lookup.accept(len(accepted))
+        text.extend([*accepted, *tokens, 0])
+    for length, draft in reversed(drafts):
+        text.truncate(length)
+        lookup.truncate(length)
+        assert lookup.draft(9) == draft
+
+
+def test_a_lookup_truncated_within_a_copy_resumes_there() -> None:
+    text = IndexedText([7, 8, 30, 7, 8, 40, 7, 8, 30, 99, 7, 8])
+    lookup = PromptLookup(text, DraftCorpus())
+    assert lookup.draft(5).tokens == [30, 7, 8, 40, 7]
+    lookup.accept(5)
+    text.extend([30, 7, 8, 40, 7, 8])
+    text.truncate(15)
+    lookup.truncate(15)
+    assert lookup.draft(2).tokens == [40, 7]

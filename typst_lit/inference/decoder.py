@@ -22,7 +22,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from typst_lit.errors import UserError
 from typst_lit.inference.constraints import SyntaxConstraint
-from typst_lit.inference.kv_cache import RaggedCache
+from typst_lit.inference.kv_cache import KVCache, RaggedCache
 from typst_lit.inference.prompt_lookup import Draft, DraftCorpus, PromptLookup, best_draft_length
 from typst_lit.inference.request import Request
 from typst_lit.inference.sampling import INVALID_TOKEN, InvalidScoresError, choose_tokens
@@ -91,7 +91,7 @@ class Decoder(BaseDecoder):
         self._config: Any = self._forward.config.get_text_config()
         self._sliding_window = sliding_window(self._config)
         self._max_positions = getattr(self._config, "max_position_embeddings", None)
-        self._cache: RaggedCache | None = None
+        self._cache = self._new_cache(num_rows=0)  # without the last token of each document, which the next pass feeds
         self._lookups: dict[Request, PromptLookup] = {}
 
     @torch.inference_mode()
@@ -99,24 +99,23 @@ class Decoder(BaseDecoder):
         for request in requests:
             request.limit_to_context(self._max_positions, self._num_virtual_tokens)
         caches = [self._prefill(request) for request in requests]
-        self._cache = RaggedCache.concatenate([*([self._cache] if self.requests and self._cache else []), *caches])
+        self._cache.admit(caches)
         self.requests += requests
         for request in requests:
             self._lookups[request] = PromptLookup(request.text, self.corpus)
 
     @torch.inference_mode()
     def step(self) -> None:
-        assert self._cache is not None
         drafts = self._drafts()
         fed = [[request.text.tokens[-1], *draft] for request, draft in zip(self.requests, drafts, strict=True)]
         width = max(map(len, fed))
-        # The padding is written after the tokens that count, where nothing attends and the next step writes.
+        # The padding follows the tokens that count, none of which attends to it; it leaves the cache with wrong drafts.
         ids = torch.tensor([tokens + [tokens[-1]] * (width - len(tokens)) for tokens in fed])
-        starts = [self._num_virtual_tokens + len(request.text.tokens) - 1 for request in self.requests]
-        logits = self._forward_pass(self._cache, starts, input_ids=ids.to(self.device))
+        logits = self._forward_pass(self._cache, input_ids=ids.to(self.device))
         chosen = choose_tokens(logits, [request.sampler for request in self.requests], drafts)
         for row, (request, draft) in enumerate(zip(self.requests, drafts, strict=True)):
             self._accept(request, draft, chosen[row], logits[row])
+            self._truncate_cache(row, request)
         for request in self.requests:
             if request.finish_reason == "stop":
                 self.corpus.add(request.text)
@@ -128,6 +127,22 @@ class Decoder(BaseDecoder):
 
     def remove(self, requests: Collection[Request]) -> None:
         self._retain([request for request in self.requests if request not in requests])
+
+    def truncate(self, request: Request, num_tokens: int) -> None:
+        """Drops the output of a request after its first tokens; what was drawn at random there is drawn again.
+
+        Args:
+            request: one that takes part in the next step.
+            num_tokens: how many tokens of its output to keep.
+        """
+        length = len(request.prompt) + num_tokens
+        request.text.truncate(length)
+        request.sampler.truncate(num_tokens)
+        self._lookups[request].truncate(length)
+        self._truncate_cache(self.requests.index(request), request)
+        request.output_state = None
+        for token in request.output:
+            self._advance(request, token)
 
     def _drafts(self) -> list[list[int]]:
         drafts = [
@@ -185,37 +200,40 @@ class Decoder(BaseDecoder):
     def _retain(self, requests: list[Request]) -> None:
         if len(requests) == len(self.requests):
             return
-        if requests and self._cache:
-            rows = {request: row for row, request in enumerate(self.requests)}
-            self._cache.select([rows[request] for request in requests])
-        else:
-            self._cache = None
+        rows = {request: row for row, request in enumerate(self.requests)}
+        self._cache.select([rows[request] for request in requests])
         self._lookups = {request: self._lookups[request] for request in requests}
         self.requests = requests
 
-    def _prefill(self, request: Request) -> RaggedCache:
-        """Returns a cache that holds a prompt. Its last token is fed again, and written again, by the first step."""
-        cache = RaggedCache(self._config.num_hidden_layers)
+    def _new_cache(self, num_rows: int) -> KVCache:
+        return RaggedCache(self._config.num_hidden_layers, self.device, num_rows)
+
+    def _truncate_cache(self, row: int, request: Request) -> None:
+        self._cache.truncate(row, self._num_virtual_tokens + len(request.text.tokens) - 1)
+
+    def _prefill(self, request: Request) -> KVCache:
+        """Returns a cache of one row that holds a prompt without its last token, which the first step feeds."""
+        cache = self._new_cache(num_rows=1)
         if self._num_virtual_tokens:
             self._prefill_soft_prompt(cache)
-        ids = torch.tensor([list(request.prompt)], device=self.device)
+        ids = torch.tensor([list(request.prompt[:-1])], device=self.device)
         for start in range(0, ids.shape[1], PREFILL_TOKENS):
             chunk = ids[:, start : start + PREFILL_TOKENS]
-            self._forward_pass(cache, [self._num_virtual_tokens + start], input_ids=chunk, logits_to_keep=1)
+            self._forward_pass(cache, input_ids=chunk, logits_to_keep=1)
         return cache
 
-    def _prefill_soft_prompt(self, cache: RaggedCache) -> None:
+    def _prefill_soft_prompt(self, cache: KVCache) -> None:
         prompt: Any = self.model.get_prompt(batch_size=1)  # type: ignore[operator]
         if isinstance(prompt, Tensor):  # prompt tuning: embeddings
-            self._forward_pass(cache, [0], inputs_embeds=prompt.to(self._forward.dtype), logits_to_keep=1)
+            self._forward_pass(cache, inputs_embeds=prompt.to(self._forward.dtype), logits_to_keep=1)
             return
-        cache.set_positions([0], self._num_virtual_tokens, self.device)  # prefix tuning: keys and values
-        for layer, prefix in zip(cache.layers, prompt.layers, strict=True):
-            layer.update(prefix.keys, prefix.values)
+        cache.allocate(self._num_virtual_tokens)  # prefix tuning: keys and values
+        for index, prefix in enumerate(prompt.layers):
+            cache.update(prefix.keys, prefix.values, index)
 
-    def _forward_pass(self, cache: RaggedCache, starts: list[int], **inputs: Any) -> Tensor:
+    def _forward_pass(self, cache: KVCache, **inputs: Any) -> Tensor:
         fed = inputs["input_ids"] if "input_ids" in inputs else inputs["inputs_embeds"]
-        mask = cache.set_positions(starts, fed.shape[1], self.device)
+        mask = cache.allocate(fed.shape[1])
         output = self._forward(
             attention_mask=_masks_by_layer_type(mask, cache.positions, self._sliding_window, self._config),
             position_ids=cache.positions,

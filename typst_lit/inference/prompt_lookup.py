@@ -32,6 +32,16 @@ class IndexedText:
                 self._positions[self.tokens[-2], self.tokens[-1]].append(len(self.tokens))
             self.tokens.append(token)
 
+    def truncate(self, length: int) -> None:
+        """Drops the tokens after the first `length` ones."""
+        while len(self.tokens) > length:
+            self.tokens.pop()
+            if len(self.tokens) > 1:
+                bigram = self.tokens[-2], self.tokens[-1]
+                self._positions[bigram].pop()  # positions ascend: the last one is that of the dropped token
+                if not self._positions[bigram]:
+                    del self._positions[bigram]
+
     def positions_after(self, bigram: Sequence[int], near: int) -> list[int]:
         """Returns some positions that follow a bigram: the next ones from `near` on, and the last ones."""
         positions = self._positions.get((bigram[0], bigram[1]), [])
@@ -61,18 +71,34 @@ class Draft(NamedTuple):
     probability: float
 
 
+class Copy(NamedTuple):
+    """A draft that was taken from a source.
+
+    Attributes:
+        text_length: length of the text before it.
+        source: the id() of the source.
+        position: where the draft begins in the source.
+        previous: where the copy before from this source ended.
+    """
+
+    text_length: int
+    source: int
+    position: int
+    previous: int
+
+
 class PromptLookup:
     """Drafts the continuation of one text.
 
     Args:
-        text: the text, prompt and output; its owner appends to it.
+        text: the text, prompt and output; its owner appends to it and truncates it.
         corpus: other texts.
     """
 
     def __init__(self, text: IndexedText, corpus: DraftCorpus) -> None:
         self.text = text
         self.corpus = corpus
-        self._source = text
+        self._copies: list[Copy] = []
         self._copied_to: dict[int, int] = {}  # by the id() of a source: where the last copy from it ended
 
     def draft(self, max_tokens: int) -> Draft:
@@ -86,7 +112,7 @@ class PromptLookup:
         source, position, num_matched = self._longest_match()
         if not num_matched:
             return Draft([], 0.0)
-        self._source = source
+        self._copies.append(Copy(len(self.text.tokens), id(source), position, self._copied_to.get(id(source), 0)))
         self._copied_to[id(source)] = position
         end = position + min(max_tokens, MAX_DRAFT_TOKENS)
         return Draft(source.tokens[position:end], (num_matched + 1) / (num_matched + 2))
@@ -94,7 +120,17 @@ class PromptLookup:
     def accept(self, count: int) -> None:
         """Records how many tokens of the last draft were right."""
         if count:
-            self._copied_to[id(self._source)] += count
+            self._copied_to[self._copies[-1].source] += count
+
+    def truncate(self, length: int) -> None:
+        """Restores what was known when the text had `length` tokens; its owner truncates the text."""
+        while self._copies and self._copies[-1].text_length >= length:
+            copy = self._copies.pop()
+            self._copied_to[copy.source] = copy.previous
+        if self._copies:
+            copy = self._copies[-1]
+            end = copy.position + length - copy.text_length
+            self._copied_to[copy.source] = min(self._copied_to[copy.source], end)
 
     def _longest_match(self) -> tuple[IndexedText, int, int]:
         """Returns where the text's end occurred before: source, the position after it, and tokens that agree.
