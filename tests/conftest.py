@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable
@@ -18,6 +19,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import pytest
 
 from typst_lit.cli import main
+from typst_lit.contract import TextContract
+from typst_lit.model.locations import METADATA_FILE
 
 SAMPLES = Path(__file__).parent / "data" / "reports.json"
 
@@ -72,6 +75,21 @@ def able_adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]  # fmt: skip
     assert main(args) == 0
     return directory
+
+
+def add_contract(adapter: Path, contract: TextContract) -> None:
+    """Stores a text contract with an adapter, as fit does."""
+    file = adapter / METADATA_FILE
+    file.write_text(json.dumps({**json.loads(file.read_text()), "contract": contract.to_json()}))
+
+
+@pytest.fixture(scope="session")
+def contract_adapter(able_adapter, tmp_path_factory) -> Path:
+    """The adapter of `able_adapter` with a text contract."""
+    adapter = tmp_path_factory.mktemp("contract") / "adapter"
+    shutil.copytree(able_adapter / "adapter" / "best", adapter)
+    add_contract(adapter, TextContract(12, "0.15.2", min_fidelity=0.9, style_words=("page", "figure", "table")))
+    return adapter
 
 
 @pytest.fixture(scope="session")

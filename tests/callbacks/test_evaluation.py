@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tests.conftest import SAMPLES
+from tests.conftest import SAMPLES, add_contract
 from typst_lit.callbacks.evaluation import Evaluation
+from typst_lit.contract import TextContract
 from typst_lit.errors import UserError
 
 
@@ -41,6 +42,7 @@ def test_fit_logs_scores_and_pages_every_n_epochs(learned) -> None:
     tags = events(learned).Tags()
     scalars = {name for name in tags["scalars"] if name.startswith("val_")}
     assert {"val_loss", "val_perplexity", "val_compile_rate", "val_fidelity", "val_chrf", "val_rougeL"} <= scalars
+    assert "val_compile_rate_after_repair" in scalars
     assert len(events(learned).Scalars("val_compile_rate")) == 2  # after epochs 2 and 4
     validated = [event.step for event in events(learned).Scalars("val_loss")]
     assert len(validated) == 4
@@ -71,6 +73,29 @@ def test_validate_scores_a_few_and_test_all(learned, run, tmp_path) -> None:
     assert (tmp_path / "test" / "report.html").is_file()
     few = run("test", *base, "--eval.test_records", 3, "--eval.report_dir", tmp_path / "few")
     assert few.status == 0 and len(json.loads((tmp_path / "few" / "report.json").read_text())["documents"]) == 3
+
+
+def test_clean_documents_are_counted_with_the_contract_of_the_adapter(fit_args, run, tmp_path, pairs) -> None:
+    assert run(*fit_args, "--trainer.max_steps", 1).status == 0
+    (tmp_path / "pairs.json").write_text(json.dumps(pairs[:2]))
+    base = [
+        "--model.base_model", fit_args[4], "--model.adapter_path", tmp_path / "run", "--run_dir", tmp_path / "test",
+        "--generation.max_tokens", 5, "--generation.temperature", 0, "--trainer.accelerator", "cpu",
+    ]  # fmt: skip
+    for name, rate in (("best", None), ("best", 0.0)):
+        if rate is not None:
+            add_contract(tmp_path / "run" / "adapter" / name, TextContract(8, "0.15.2", min_fidelity=0.9))
+        tested = run("test", *base, "--data.test_path", tmp_path / "pairs.json")
+        assert tested.status == 0, tested.err
+        report = json.loads((tmp_path / "test" / "test" / "report.json").read_text())
+        assert report["scores"].get("clean_rate") == rate
+        assert ("0 are clean" in tested.err) == ("test_clean_rate" in tested.out) == (rate is not None)
+        assert all("cut off at the token limit" in entry["problems"] for entry in report["documents"])
+        assert {entry["clean"] for entry in report["documents"]} == {None if rate is None else False}
+    (tmp_path / "new.json").write_text(json.dumps([pair["input"] for pair in pairs[:2]]))
+    predicted = run("predict", *base, "--data.predict_path", tmp_path / "new.json")
+    assert predicted.status == 0 and "warning: 0 of 2 documents are clean." in predicted.err, predicted.err
+    assert predicted.err.count("not clean: ") == 2
 
 
 def test_predict_compiles_by_default(learned, run, tmp_path, pairs) -> None:

@@ -39,6 +39,18 @@ def test_results_are_scored_against_their_references(results, run) -> None:
     assert "&lt;" in page or "<script>alert" not in page
 
 
+def test_repairs_in_results_of_generate_count(results, run) -> None:
+    items = json.loads(results.read_text())
+    for item in items:
+        item |= {"repairs": [], "finish_reason": "stop"}
+    items[1]["repairs"] = ["line 1, column 1: escaped a stray #"]
+    results.write_text(json.dumps(items))
+    result = run("score", results)
+    assert "compile_rate               0.5000\n" in result.out, result.out
+    assert "compile_rate_after_repair  0.7500\n" in result.out
+    assert '<li class="warning">Repaired: line 1, column 1' in (results.parent / "report.html").read_text()
+
+
 def test_items_of_other_tools_and_directories_of_typst_files(tmp_path, run, pairs) -> None:
     lines = tmp_path / "other.jsonl"
     lines.write_text("".join(json.dumps({"typst_code": pair["output"]}) + "\n" for pair in pairs))

@@ -111,6 +111,8 @@ def test_missing_lines(record, document, missing) -> None:
         ("fine-tuned state--of", "fine-\ntuned state–of finetuned", ()),
         ("हिन्दी में बारिश", "हिन्दी मेंबारिश", ()),
         ("東京で雨が降る。", "東京で雪が降る。", ("雪",)),
+        ("Dept of IT", "Dept of ITPage 3", ()),  # the two sides of a header touch
+        ("Cat s", "Cats", ("cats",)),
         ("Rain. Rain.", "Rain snow rain snow", ("snow",)),
         ("", "", ()),
     ],

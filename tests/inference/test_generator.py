@@ -339,6 +339,32 @@ def test_generate_writes_documents_in_order_and_resumes(run, able_adapter, able_
     assert [result["tokens"] for result in json.loads(output.read_text())] == [6]
 
 
+def test_generate_says_which_documents_are_clean_and_why_others_are_not(
+    run, contract_adapter, able_pairs, tmp_path
+) -> None:
+    records, output = tmp_path / "records.json", tmp_path / "documents.json"
+    records.write_text(json.dumps([pair["input"] for pair in able_pairs[:3]]))
+    command = ["generate", "--input", records, "--model", contract_adapter, "--output", output, "--temperature", 0]
+    result = run(*command, "--repetition-penalty", 1, "--max-tokens", 1200)
+    assert result.status == 0, result.err
+    documents = json.loads(output.read_text())
+    for index, document in enumerate(documents):
+        assert document["clean"] == (
+            document["compiled"]
+            and not document["repairs"]
+            and document["finish_reason"] == "stop"
+            and not document["invented_words"]
+            and document["fidelity"] >= 0.9
+        )
+        line = next(line for line in result.err.splitlines() if f"record {index}: " in line)
+        assert f"fidelity {document['fidelity']:.3f}" in line
+        assert line.startswith("warning: ") == ("not clean: " in line) == (not document["clean"])
+    num_clean = sum(document["clean"] for document in documents)
+    assert num_clean and f"{num_clean} of 3 documents are clean." in result.err
+    cut = run(*command, "--max-tokens", 9, "--overwrite")
+    assert "warning: 0 of 3 documents are clean." in cut.err and "cut off at the token limit: raise --max" in cut.err
+
+
 def test_invalid_records_are_skipped_on_request_and_have_their_errors_as_results(
     run, able_adapter, able_pairs, tmp_path
 ) -> None:

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from benchmarks.metrics import broken_versions, compiled_documents
+from typst_lit.contract import TextContract
 from typst_lit.metrics import images as images_module
 from typst_lit.metrics.documents import (
     Document,
@@ -91,6 +92,31 @@ def test_without_references_only_metrics_that_need_none_are_computed(typesetter)
         update_metric(metric, compiled)
     assert compute_metrics(metrics) == {"compile_rate": 1, "fidelity": 1, "invention": 0}
     assert compute_metrics(document_metrics()) == {}
+
+
+def test_documents_are_counted_as_written_after_repair_and_as_clean(typesetter) -> None:
+    contract = TextContract(3, "0.15.2", min_fidelity=1.0, style_words=("page",))
+    fields, repair = {"text": "some words"}, "line 1, column 1: escaped a stray #"
+    documents = [
+        Document("", fields, "text", source, typesetter.compile(source), "", None, finish_reason, repairs, contract)
+        for source, finish_reason, repairs in [
+            ("some words", "stop", []),
+            ("some words", "stop", [repair]),
+            ("some words", "length", []),
+            ("some other words", "stop", []),
+            ("some", "stop", []),
+            ("#bad", "stop", []),
+            ("#bad", "stop", []),
+            ("Page some words", "stop", []),
+        ]
+    ]
+    assert [document.assessment.clean for document in documents] == [True, *[False] * 6, True]
+    metrics = document_metrics()
+    for metric in metrics.values():
+        update_metric(metric, documents)
+    values = compute_metrics(metrics)
+    assert values["compile_rate"] == 5 / 8 and values["compile_rate_after_repair"] == 6 / 8
+    assert values["clean_rate"] == 2 / 8 and values["fidelity"] == (5 + 0.5) / 8
 
 
 # Images

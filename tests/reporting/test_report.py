@@ -6,6 +6,7 @@ from html.parser import HTMLParser
 
 from PIL import Image
 
+from typst_lit.contract import TextContract
 from typst_lit.metrics.documents import Candidate
 from typst_lit.metrics.scoring import Scorer
 from typst_lit.reporting import report as report_module
@@ -68,6 +69,48 @@ def test_hostile_records_and_documents_add_no_elements_to_the_report(tmp_path) -
         assert "&amp;49" not in page
     assert structures[0].elements == structures[1].elements
     assert all(address.startswith(("#d", "data:image/webp;base64,")) for address in structures[1].addresses)
+
+
+def test_the_report_says_what_is_wrong_with_each_document_and_what_scores_mean(tmp_path) -> None:
+    contract = TextContract(3, "0.15.2", min_fidelity=1.0)
+    fields = {"title": "T", "text": "It rains.\n\nIt <b>snows</b>.\n\nEnd."}
+    text = "It rains.\n\nIt \\<b>snows\\</b>."
+    variants = [
+        (f"{text}\n\nEnd.", []),
+        (f"{text} \\#x\n\nEnd.", ["line 3, column 4: escaped a stray #"]),
+        ("It rains cats.\n\nEnd.", []),
+        ("#panic()", []),
+    ]
+    candidates = [
+        Candidate(f"record {i}", fields, "text", source, "", "stop", repairs, contract)
+        for i, (source, repairs) in enumerate(variants)
+    ]
+    with Typesetter(workers=1) as typesetter:
+        scorer = Scorer(typesetter)
+        report = Report(scorer, {})
+        for index, document in enumerate(scorer.score(candidates)):
+            report.add(document, index)
+    page = report.write(tmp_path, scorer.compute()).read_text()
+    entries = json.loads((tmp_path / "report.json").read_text())["documents"]
+    assert [(entry["origin"][-1], entry["clean"]) for entry in entries] == [
+        ("3", False), ("2", False), ("1", False), ("0", True)
+    ]  # fmt: skip
+    assert [entry.status for entry in report.entries] == ["clean", "repaired", "not clean", "does not compile"]
+    assert entries[1]["missing_lines"] == ["It <b>snows</b>."] and entries[1]["invented_words"] == ["cats"]
+    assert entries[2]["repairs"] == ["line 3, column 4: escaped a stray #"]
+    assert page.count("<code>It &lt;b&gt;snows&lt;/b&gt;.</code>") == 1 and "<b>snows" not in page
+    assert "Repaired: line 3, column 4: escaped a stray #</li>" in page and "in the style: cats</li>" in page
+    for name, meaning, direction in [
+        (
+            "compile as written",
+            "The share of documents that compile as they were written, without repairs.",
+            "↑ higher",
+        ),
+        ("clean", "they compile as written", "↑ higher"),
+        ("invention", "Hallucination rate", "↓ lower"),
+    ]:
+        card = page.split(f"<strong>{name}</strong>")[1].split("</div>")[0]
+        assert meaning in card and f"{direction} is better" in card
 
 
 def test_entries_of_other_processes_are_merged(tmp_path) -> None:

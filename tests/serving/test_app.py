@@ -95,8 +95,8 @@ class Server:
 
 
 @pytest.fixture(scope="module")
-def server(able_adapter) -> Iterator[Server]:
-    server = Server("--model", able_adapter, *GREEDY)
+def server(contract_adapter) -> Iterator[Server]:
+    server = Server("--model", contract_adapter, *GREEDY)
     yield server
     assert server.stop() == 0, "".join(server.log)
 
@@ -109,6 +109,7 @@ def test_generate_returns_a_document_that_compiles(server, able_pairs) -> None:
             document = response.json()
             assert document["compiled"] and document["pages"] >= 1 and document["finish_reason"] == "stop"
             assert document["generated_output"].startswith("#set page(") and document["fidelity"] > 0.9
+            assert document["missing_lines"] == [] and document["clean"] == (not document["invented_words"])
             assert document["input"] == able_pairs[0]["input"]
 
 
@@ -172,6 +173,11 @@ def test_metrics_health_and_docs(server) -> None:
         assert health["status"] == "ok" and health["running"] == 0
         metrics = client.get("/metrics").text
         assert re.search(r'typst_lit_documents_total\{finish_reason="stop"\} [1-9]', metrics)
+        counts = [
+            int(float(re.search(rf"typst_lit_{name}_total (\S+)", metrics)[1])) for name in ("clean", "not_clean")
+        ]
+        finished = re.findall(r"typst_lit_documents_total\{\S+ (\S+)", metrics)
+        assert counts[0] > 0 and sum(counts) <= sum(map(float, finished))
         assert "typst_lit_seconds_bucket" in metrics and "typst_lit_waiting 0.0" in metrics
         schema = client.get("/openapi.json").json()
         assert {"/generate", "/v1/completions", "/v1/chat/completions"} <= schema["paths"].keys()

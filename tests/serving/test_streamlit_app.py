@@ -35,6 +35,7 @@ LARGE_SETTINGS = ["--seed", "3000000000", "--top-k", "2000", "--attempts", "20"]
 MARKDOWN_PAGE = """
 from typst_lit.data.prompts import PromptTemplate
 from typst_lit.data.records import Field
+from typst_lit.contract import TextContract, assess
 from typst_lit.inference.attempts import GeneratedDocument
 from typst_lit.serving.streamlit_app import notice, record_form, show_status
 from typst_lit.typesetting.repairs import Repair
@@ -54,7 +55,10 @@ with Typesetter(workers=1) as typesetter:
                    '#image("![m](BEACON/missing).png")\\n#link("x:![a](BEACON/link)")[x]'):
         result = typesetter.compile(source)
         repairs = (Repair(1, 1, "![r](BEACON/repair)"),)
-        document = GeneratedDocument(record, source, "stop", repairs=repairs, result=result)
+        record["text"] = "![a](BEACON/line)\\n![b](BEACON/other)"
+        contract = TextContract(1, "0.15.2", min_fidelity=1.0)
+        assessment = assess(record, "text", result, contract, repairs)
+        document = GeneratedDocument(record, source, "stop", repairs=repairs, result=result, assessment=assessment)
         show_status(document)
 record_form(Template(), [record], "samples")
 notice("info", "complete")
@@ -82,9 +86,9 @@ def serve(log: Path, *command: str) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def address(able_adapter, tmp_path_factory) -> Iterator[str]:
+def address(contract_adapter, tmp_path_factory) -> Iterator[str]:
     log = tmp_path_factory.mktemp("page") / "log.txt"
-    arguments = ["--model", str(able_adapter), "--port", "PORT", *map(str, GREEDY), *LARGE_SETTINGS]
+    arguments = ["--model", str(contract_adapter), "--port", "PORT", *map(str, GREEDY), *LARGE_SETTINGS]
     with serve(log, "-m", "typst_lit", "app", *arguments) as address:
         yield address
     assert "Traceback" not in log.read_text()  # Streamlit logs one when progress cannot be shown
@@ -160,6 +164,7 @@ def test_a_record_becomes_a_document_with_pages_and_files(page, able_pairs, tmp_
     page.get_by_role("button", name="Generate").click()
     page.get_by_text("Compiled: ").wait_for(timeout=120_000)
     page.get_by_text("Page 1", exact=True).wait_for(timeout=60_000)
+    assert page.get_by_text("Clean: it compiles").or_(page.get_by_text("Not clean:")).count() == 1
     assert page.locator(".highlight span").count() > 50
     for name, beginning in (("Download PDF", b"%PDF"), ("Download .typ", b"#set page(")):
         with page.expect_download() as download:
@@ -183,7 +188,7 @@ def test_invalid_records_and_cut_off_documents_are_reported(page, able_pairs, tm
     page.get_by_label("Attempts", exact=True).fill("1")
     page.get_by_label("Attempts", exact=True).press("Enter")
     page.get_by_role("button", name="Generate").click()
-    page.get_by_text("Cut off at the token limit").wait_for(timeout=60_000)
+    page.get_by_text("Not clean:\nCut off at the token limit").wait_for(timeout=60_000)
 
 
 def test_settings_beyond_the_ranges_of_the_fields_are_shown(page) -> None:

@@ -34,6 +34,9 @@ log = logging.getLogger(__name__)
 class Evaluation(Callback):
     """Generates documents for held-out records, compiles and scores them.
 
+    What is scored is what ``generate`` gives in a single attempt: documents that do not compile are repaired where that
+    is certain. ``compile_rate`` counts those that compile without repairs.
+
     In ``fit`` and ``validate`` it takes a few records, always the same, from all over the validation set, logs their
     scores as ``val_<metric>``, and shows their pages, sources and diagnostics in TensorBoard. In ``test`` it takes the
     whole set, logs ``test_<metric>``, and writes ``report.html`` and ``report.json``.
@@ -168,12 +171,12 @@ class Evaluation(Callback):
         share = range(trainer.global_rank, len(pairs), trainer.world_size)
         log.info("Generating documents for %d held-out records ...", len(pairs))
         if self._generator is None:  # one for all evaluations: each drafts from the documents of those before
-            self._generator = build_generator(module, datamodule(trainer), self.generation)
+            self._generator = build_generator(module, datamodule(trainer), self.generation, self.typesetter)
         candidates = self._candidates(self._generator, [pairs[index] for index in share])
         yield from zip(share, scorer.score(candidates), strict=True)
 
     def _candidates(self, generator: Generator, pairs: Sequence[Pair]) -> Iterator[Candidate]:
-        body_field = generator.encoder().template.body_field
+        body_field, contract = generator.encoder().template.body_field, generator.contracts[None]
         documents = generator.generate([InputRecord(pair.fields, pair.origin) for pair in pairs])
         for pair, document in zip(pairs, _in_order(documents), strict=True):
             yield Candidate(
@@ -183,6 +186,8 @@ class Evaluation(Callback):
                 source=document.source,
                 reference=pair.reference,
                 finish_reason=document.finish_reason,
+                repairs=[str(repair) for repair in document.repairs],
+                contract=contract,
             )
 
     @staticmethod
@@ -191,8 +196,12 @@ class Evaluation(Callback):
         for name, value in values.items():
             # The metrics are summed over all ranks already; averaging equal values only keeps Lightning from warning.
             module.log(f"{stage}_{name}", value, sync_dist=True)
-        num_compiled = round(values.get("compile_rate", 0.0) * num_documents)
-        summary = [f"{num_compiled} of {num_documents} documents compile"]
+        as_written, after_repair, clean = (
+            round(values.get(name, 0.0) * num_documents)
+            for name in ("compile_rate", "compile_rate_after_repair", "clean_rate")
+        )
+        summary = [f"{as_written} of {num_documents} documents compile as written", f"{after_repair} after repair"]
+        summary += [f"{clean} are clean"] if "clean_rate" in values else []
         summary += [f"{name} {values[name]:.3f}" for name in ("fidelity", "page_similarity") if name in values]
         log.info("%s.", ", ".join(summary))
         return values

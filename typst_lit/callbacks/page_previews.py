@@ -36,8 +36,16 @@ def show_pages(writer: SummaryWriter, documents: Sequence[Document], step: int) 
         pages = [_first_page(result) for result in results]
         writer.add_image(f"{name}/pages", _side_by_side(pages), step, dataformats="HWC")
         writer.add_text(f"{name}/source", _as_code(document.source), step)
-        diagnostics = "\n".join(f"- {diagnostic}" for diagnostic in document.result.diagnostics) or "no diagnostics"
-        writer.add_text(f"{name}/diagnostics", _as_code(f"{document.origin}\n{diagnostics}"), step)
+        writer.add_text(f"{name}/diagnostics", _as_code("\n".join([document.origin, *_remarks(document)])), step)
+
+
+def _remarks(document: Document) -> list[str]:
+    """Returns lines about a document: whether it is clean, what is wrong with it, and the compiler's diagnostics."""
+    assessment = document.assessment
+    remarks = [] if assessment.clean is None else ["clean" if assessment.clean else "not clean"]
+    remarks += [f"- {problem}" for problem in assessment.problems if document.result.ok]
+    remarks += [f"- {diagnostic}" for diagnostic in document.result.diagnostics]
+    return remarks or ["no diagnostics"]
 
 
 def _as_code(text: str) -> str:

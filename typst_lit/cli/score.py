@@ -31,11 +31,22 @@ class Source(NamedTuple):
         origin: source location: file, and line or index.
         text: the source.
         fields: the record that it was generated from, or None where that is not known.
+        finish_reason: as in a result of ``generate``; empty where that is not known.
+        repairs: likewise; None where they are not known.
     """
 
     origin: str
     text: str
     fields: dict[str, Any] | None
+    finish_reason: str = ""
+    repairs: list[str] | None = None
+
+    def candidate(self, template: PromptTemplate, pair: Mapping[str, Any] | None = None) -> Candidate:
+        """Returns the source with its record, or with that of a pair, and its reference."""
+        fields = {field.name: pair[field.name] for field in template.fields} if pair else self.fields or {}
+        reference = pair["reference"] if pair else ""
+        body_field = template.body_field
+        return Candidate(self.origin, fields, body_field, self.text, reference, self.finish_reason, self.repairs)
 
 
 @Command
@@ -76,8 +87,9 @@ def score(
             if log_due():
                 log.info("  %d of %d scored", index + 1, len(candidates))
     values = scorer.compute()
+    width = max(map(len, (*values, "page_count_error"))) + 2
     for name, value in values.items():
-        print(f"{name:<18}{value:.4f}")
+        print(f"{name:<{width}}{value:.4f}")
     print(f"\nreport: {report.write(directory, values, overwrite)}")
 
 
@@ -104,7 +116,17 @@ def _read_sources(path: Path, field: str | None, template: PromptTemplate) -> li
             parsed = parse_record({"input": row.value["input"]}, template.fields, needs_reference=False)
             errors += [f"{row.origin}: {error}" for error in parsed.errors]
             fields = parsed.fields
-        sources.append(Source(row.origin, text, fields))
+        item = row.value if isinstance(row.value, dict) else {}
+        finish_reason, repairs = item.get("finish_reason"), item.get("repairs")
+        sources.append(
+            Source(
+                row.origin,
+                text,
+                fields,
+                finish_reason if isinstance(finish_reason, str) else "",
+                [str(repair) for repair in repairs] if isinstance(repairs, list) else None,
+            )
+        )
     if errors:
         raise UserError(f"{path}: {len(errors)} of its items can't be used:\n{listing(errors)}")
     if not sources:
@@ -137,7 +159,7 @@ def _candidates(sources: Sequence[Source], references: str | None, template: Pro
             raise UserError(
                 f"{bare.origin}: does not have its record ('input').", hint="Name the pairs with `references`."
             )
-        return [Candidate(source.origin, source.fields or {}, template.body_field, source.text) for source in sources]
+        return [source.candidate(template) for source in sources]
     pairs: list[Mapping[str, Any]] = list(load_records(open_source(references), template))
     names = [field.name for field in template.fields]
     if all(source.fields is not None for source in sources):
@@ -150,12 +172,7 @@ def _candidates(sources: Sequence[Source], references: str | None, template: Pro
             "documents do not have their record ('input').",
             hint="Give the same number of both, in the same order.",
         )
-    return [
-        Candidate(
-            source.origin, {name: pair[name] for name in names}, template.body_field, source.text, pair["reference"]
-        )
-        for source, pair in zip(sources, pairs, strict=True)
-    ]
+    return [source.candidate(template, pair) for source, pair in zip(sources, pairs, strict=True)]
 
 
 def _pairs_by_record(

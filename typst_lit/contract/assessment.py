@@ -5,14 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
+from itertools import accumulate
 from typing import Any
 
 from rapidfuzz.distance import LCSseq
 
 from typst_lit.contract.text_contract import TextContract
 from typst_lit.errors import plural
-from typst_lit.metrics.functional import content_fidelity, join_broken_words, without_image_files, words
+from typst_lit.metrics.functional import content_fidelity, restore_words, without_image_files, words
 from typst_lit.typesetting.repairs import Repair
 from typst_lit.typesetting.results import CompileResult, shorten
 
@@ -154,7 +154,7 @@ def _unaligned(lines: Sequence[Sequence[str]], shown: Sequence[str]) -> Iterator
     """Yields the positions of the lines of which too few words are shown in order."""
     expected = [word for line in lines for word in line]
     matched = [False] * len(expected)
-    for block in LCSseq.opcodes(expected, join_broken_words(shown, set(expected))):
+    for block in LCSseq.opcodes(expected, restore_words(shown, set(expected))):
         if block.tag == "equal":
             matched[block.src_start : block.src_end] = [True] * (block.src_end - block.src_start)
     start = 0
@@ -168,15 +168,12 @@ def invented_words(record_text: str, document_text: str, contract: TextContract)
     """Returns the words that a document shows and that are neither in its record nor in the style, in order.
 
     Numbers, Roman numerals and single letters are not counted: pages, headings, lists and figures are numbered with
-    them. Two words of the record without their space are not counted, nor are parts of a word that was broken over
-    lines.
+    them.
 
     >>> contract = TextContract(3, "0.15.2", min_fidelity=0.97, style_words=("page",))
     >>> invented_words("It rains.", "It rains cats. Page iv", contract)
     ('cats',)
     """
-    recorded = words(record_text)
-    known = {*recorded, *contract.style_words}
-    known |= {first + second for first, second in pairwise(recorded)}
-    shown = join_broken_words(words(document_text), known)
+    known = {*words(record_text), *contract.style_words}
+    shown = restore_words(words(document_text), known)
     return tuple(dict.fromkeys(word for word in shown if word not in known and not _NUMBER.fullmatch(word)))

@@ -14,6 +14,7 @@ from torchmetrics import Metric
 from torchmetrics.functional.text import rouge_score
 from torchmetrics.text import BLEUScore, CHRFScore
 
+from typst_lit.contract import Assessment, TextContract, assess
 from typst_lit.metrics import functional
 from typst_lit.metrics.images import page_similarity
 from typst_lit.typesetting.results import CompileResult, PageText
@@ -32,6 +33,8 @@ class Candidate(NamedTuple):
     source: str
     reference: str = ""
     finish_reason: str = ""
+    repairs: Sequence[str] | None = None
+    contract: TextContract | None = None
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,8 @@ class Document:
         reference: the Typst source that a person wrote for the record, or empty.
         reference_result: of compiling the reference; None without one.
         finish_reason: ``stop``, or ``length`` when the token limit cut the source off; empty when unknown.
+        repairs: what was repaired in the source; None when unknown.
+        contract: the text contract of the adapter that wrote the source; None when unknown.
 
     >>> result = CompileResult(ok=True, page_texts=(PageText("Hill Farms", "Two sheep.", ""),))
     >>> document = Document("records.json[0]", {"title": "Hill Farms", "text": "Two sheep."}, "text", "...", result)
@@ -62,6 +67,13 @@ class Document:
     reference: str = ""
     reference_result: CompileResult | None = None
     finish_reason: str = ""
+    repairs: Sequence[str] | None = None
+    contract: TextContract | None = None
+
+    @cached_property
+    def assessment(self) -> Assessment:
+        """What the document shows of its record, and whether it is clean."""
+        return assess(self.fields, self.body_field, self.result, self.contract, self.repairs or (), self.finish_reason)
 
     @property
     def has_reference_pages(self) -> bool:
@@ -132,7 +144,7 @@ class DocumentMetric(Metric, ABC):
 
 
 class CompileRate(DocumentMetric):
-    """The share of documents that compile.
+    """The share of documents that compile as they were written, without repairs.
 
     Why: a source that does not compile is not a document. Range: 0 to 1. Blind to: everything else; an empty source
     compiles.
@@ -144,7 +156,41 @@ class CompileRate(DocumentMetric):
     higher_is_better = True
 
     def score(self, document: Document) -> float | None:
-        return float(document.result.ok)
+        return float(document.result.ok and not document.repairs)
+
+
+class RepairedCompileRate(DocumentMetric):
+    """The share of documents that compile, after the repairs that were certain.
+
+    Why: it is the share of records for which there is a PDF. Range: 0 to 1. Blind to: what a repair changed. A document
+    of which the repairs are unknown has no score.
+
+    >>> repaired = Document("", {}, "text", "a \\\\#b", CompileResult(ok=True), repairs=("line 1: escaped a stray #",))
+    >>> RepairedCompileRate().score(repaired), CompileRate().score(repaired)
+    (1.0, 0.0)
+    """
+
+    higher_is_better = True
+
+    def score(self, document: Document) -> float | None:
+        return None if document.repairs is None else float(document.result.ok)
+
+
+class CleanRate(DocumentMetric):
+    """The share of clean documents: they compile as written, are complete, invent no words, and keep the record's text.
+
+    Why: a clean document needs no corrections of its text. Range: 0 to 1. Blind to: what the pages look like. See
+    `typst_lit.contract.Assessment`; a document of an adapter without a text contract has no score.
+
+    >>> CleanRate().score(Document("", {"text": "a"}, "text", "a", CompileResult(ok=True))) is None
+    True
+    """
+
+    higher_is_better = True
+
+    def score(self, document: Document) -> float | None:
+        clean = document.assessment.clean
+        return None if clean is None else float(clean)
 
 
 class ContentFidelity(DocumentMetric):
@@ -160,7 +206,7 @@ class ContentFidelity(DocumentMetric):
     higher_is_better = True
 
     def score(self, document: Document) -> float | None:
-        return functional.content_fidelity(str(document.fields[document.body_field]), document.result.body)
+        return document.assessment.fidelity
 
 
 class Invention(DocumentMetric):
@@ -295,10 +341,12 @@ def document_metrics() -> dict[str, Metric]:
     compiles nor what it looks like.
 
     >>> list(document_metrics())[:4]
-    ['compile_rate', 'fidelity', 'invention', 'field_presence']
+    ['compile_rate', 'compile_rate_after_repair', 'clean_rate', 'fidelity']
     """
     return {
         "compile_rate": CompileRate(),
+        "compile_rate_after_repair": RepairedCompileRate(),
+        "clean_rate": CleanRate(),
         "fidelity": ContentFidelity(),
         "invention": Invention(),
         "field_presence": FieldPresence(),

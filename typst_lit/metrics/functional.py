@@ -23,6 +23,7 @@ _WORD = re.compile(rf"[{_UNSPACED}]|\d+|[^\W\d_{_UNSPACED}]+(?:'[^\W\d_]+)*")
 _NUMBER = re.compile(r"\d{1,9}")
 _IMAGE_FILE = re.compile(r"[^\s\"(]*[^\s\"(./\\]\.(?:png|jpe?g|gif|svg|webp)\b", re.IGNORECASE)
 MAX_WORD_PARTS = 12  # of a word that is broken over lines, such as a URL in a narrow column
+MIN_TOUCHING_LETTERS = 2  # of each of two words that touch on the page
 
 
 def words(text: str) -> list[str]:
@@ -47,29 +48,39 @@ def without_image_files(text: str) -> str:
     return _IMAGE_FILE.sub(" ", text)
 
 
-def join_broken_words(shown: Sequence[str], known: Set[str]) -> list[str]:
-    """Returns the words of a document, with those that were broken over lines without a hyphen in one piece.
+def restore_words(shown: Sequence[str], known: Set[str]) -> list[str]:
+    """Returns the words of a document as they were before they were typeset.
+
+    A word that was broken over lines without a hyphen is joined, and two words that touch on the page, such as the ends
+    of a long header, are separated.
 
     Args:
         shown: the words of the document.
-        known: the words that may be broken. Numbers are never joined, because two of them often are neighbors.
+        known: the words that it may have. Numbers are never joined, because two of them often are neighbors.
 
-    >>> join_broken_words(["see", "exam", "ple", "org"], {"see", "example", "org"})
-    ['see', 'example', 'org']
+    >>> restore_words(["see", "exam", "ple", "org", "chemistrypage"], {"see", "example", "org", "chemistry", "page"})
+    ['see', 'example', 'org', 'chemistry', 'page']
     """
-    joined, start = list[str](), 0
+    restored, start = list[str](), 0
     while start < len(shown):
         size = 1
         if start + 1 < len(shown) and (shown[start] not in known or shown[start + 1] not in known):
             sizes = range(2, min(MAX_WORD_PARTS, len(shown) - start) + 1)
             size = next((size for size in sizes if _is_broken(shown[start : start + size], known)), 1)
-        joined.append("".join(shown[start : start + size]))
+        word = "".join(shown[start : start + size])
+        restored += [word] if word in known else _separate(word, known)
         start += size
-    return joined
+    return restored
 
 
 def _is_broken(parts: Sequence[str], known: Set[str]) -> bool:
     return "".join(parts) in known and not any(part.isdigit() for part in parts)
+
+
+def _separate(word: str, known: Set[str]) -> list[str]:
+    ends = range(MIN_TOUCHING_LETTERS, len(word) - MIN_TOUCHING_LETTERS + 1)
+    end = next((end for end in ends if word[:end] in known and word[end:] in known), len(word))
+    return [word[:end], word[end:]] if end < len(word) else [word]
 
 
 def content_fidelity(record_text: str, document_text: str) -> float | None:
@@ -90,7 +101,7 @@ def content_fidelity(record_text: str, document_text: str) -> float | None:
     0.8333333333333334
     """
     expected = words(without_image_files(record_text))
-    shown = join_broken_words(words(document_text), set(expected))
+    shown = restore_words(words(document_text), set(expected))
     return LCSseq.similarity(expected, shown) / len(expected) if expected else None
 
 

@@ -6,6 +6,7 @@ import base64
 import heapq
 import io
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
@@ -24,11 +25,17 @@ from typst_lit.version import __version__
 
 MAX_DOCUMENTS_WITH_IMAGES = 100  # the worst ones; with more, the HTML file would be too large to open
 MAX_IMAGES_PER_DOCUMENT = 12
+MAX_MISSING_LINES = 20  # of a document, in the HTML file
 WEBP_QUALITY = 60
+IN_STATUS = ("compile_rate", "compile_rate_after_repair", "clean_rate")  # metrics that `ReportEntry.status` shows
+DIRECTIONS: dict[bool | None, str] = {True: "higher is better", False: "lower is better", None: ""}
 REPORT_FILES = ("report.html", "report.json")
 _OUTPUT_HINT = "Name another directory with `eval.report_dir`, or use `eval.overwrite=true` to replace it."
-# Names in the HTML file of metrics that are acronyms, with hyphens that don't break
+# Names in the HTML file of metrics whose own are not enough; hyphens of acronyms don't break
 TITLES = {
+    "compile_rate": "compile as written",
+    "compile_rate_after_repair": "compile after repair",
+    "clean_rate": "clean",
     "chrf": "chrF",
     "bleu": "BLEU",
     "rouge1": "ROUGE\u20111",
@@ -49,6 +56,11 @@ class ReportEntry:
         scores: of the document, by metric.
         field_scores: how much each short field is shown.
         compiled: whether there is a PDF.
+        clean: whether it is clean; None when that is unknown.
+        problems: why it is not clean.
+        repairs: what was repaired.
+        missing_lines: lines of the record's text that it does not show.
+        invented_words: words that are neither in the record nor in the style.
         diagnostics: errors and warnings, each with the source line as its ``excerpt``.
         pages: number of pages.
         reference_pages: number of pages of the reference; None without one.
@@ -67,6 +79,11 @@ class ReportEntry:
     scores: dict[str, float]
     field_scores: dict[str, float]
     compiled: bool
+    clean: bool | None
+    problems: list[str]
+    repairs: list[str]
+    missing_lines: list[str]
+    invented_words: list[str]
     diagnostics: list[dict[str, Any]]
     pages: int
     reference_pages: int | None
@@ -84,10 +101,19 @@ class ReportEntry:
         return f"{self.index}. {titles[-1][:40] if titles else self.origin.split('/')[-1]}"
 
     @property
-    def badness(self) -> tuple[bool, float, float, int]:
-        """A sort key, larger for worse documents: those that don't compile, lose text, or look different."""
+    def status(self) -> str:
+        """What the table says of it in a few words; a document that compiles is clean, repaired, or neither."""
+        if not self.compiled:
+            return "does not compile"
+        if self.repairs:
+            return "repaired"
+        return {True: "clean", False: "not clean", None: "compiles"}[self.clean]
+
+    @property
+    def badness(self) -> tuple[bool, bool, float, float, int]:
+        """A sort key, larger for worse documents: not compiling, not clean, losing text, looking different."""
         fidelity, similarity = (self.scores.get(name, 1.0) for name in ("fidelity", "page_similarity"))
-        return (not self.compiled, -fidelity, -similarity, -self.index)
+        return (not self.compiled, self.clean is False, -fidelity, -similarity, -self.index)
 
     def to_json(self) -> dict[str, Any]:
         """Returns the attributes without the images."""
@@ -123,7 +149,7 @@ class Report:
 
     def add(self, document: Document, index: int) -> ReportEntry:
         """Adds a document; ``index`` is its position among all documents."""
-        result, reference = document.result, document.reference_result
+        result, reference, assessment = document.result, document.reference_result, document.assessment
         entry = ReportEntry(
             index=index,
             origin=document.origin,
@@ -132,6 +158,11 @@ class Report:
             scores={name: round(value, 6) for name, value in self.scorer.document_scores(document).items()},
             field_scores=document.field_scores,
             compiled=result.ok,
+            clean=assessment.clean,
+            problems=list(assessment.problems),
+            repairs=list(document.repairs or ()),
+            missing_lines=list(assessment.missing_lines or ()),
+            invented_words=list(assessment.invented_words or ()),
             diagnostics=_diagnostics(result),
             pages=result.page_count,
             reference_pages=reference.page_count if reference else None,
@@ -185,11 +216,13 @@ class Report:
         return environment.get_template("report.html.jinja").render(
             about=self.about,
             values=values,
-            columns=[name for name in self.scorer.metrics if name in scored and name != "compile_rate"],
+            columns=[name for name in self.scorer.metrics if name in scored and name not in IN_STATUS],
             entries=entries,
             meanings={name: _meaning(metric) for name, metric in self.scorer.metrics.items()},
+            directions={name: DIRECTIONS[metric.higher_is_better] for name, metric in self.scorer.metrics.items()},
             titles=TITLES,
             max_with_images=MAX_DOCUMENTS_WITH_IMAGES,
+            max_lines=MAX_MISSING_LINES,
         )
 
 
@@ -224,11 +257,9 @@ def _diagnostics(result: CompileResult) -> list[dict[str, Any]]:
 
 
 def _meaning(metric: Metric) -> str:
-    """Returns the first line of a metric's docstring, and whether higher is better."""
-    directions: dict[bool | None, str] = {True: "higher is better", False: "lower is better"}
-    direction = directions.get(metric.higher_is_better)
-    first_line = (type(metric).__doc__ or "").strip().split("\n")[0].replace("`", "")
-    return f"{first_line} ({direction})" if direction else first_line
+    """Returns the first sentence of a metric's docstring."""
+    paragraph = " ".join((type(metric).__doc__ or "").strip().split("\n\n")[0].split())
+    return re.sub(r"`|_(?= )", "", paragraph.split(". ")[0].removesuffix(".")) + "."
 
 
 def _image_pairs(pages: Sequence[bytes], reference: Sequence[bytes]) -> list[tuple[str, str]]:

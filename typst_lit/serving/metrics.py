@@ -24,6 +24,8 @@ class ServiceMetrics:
         self.refused = Counter("typst_lit_refused", "Requests refused because the queue was full", registry=registry)
         self._documents = Counter("typst_lit_documents", "Generated documents", ["finish_reason"], registry=registry)
         self._not_compiled = Counter("typst_lit_not_compiled", "Documents that do not compile", registry=registry)
+        self._clean = Counter("typst_lit_clean", "Clean documents", registry=registry)
+        self._not_clean = Counter("typst_lit_not_clean", "Documents that are not clean", registry=registry)
         self._seconds = Histogram(
             "typst_lit_seconds",
             "Seconds from request to document",
@@ -39,6 +41,8 @@ class ServiceMetrics:
         """Counts a finished document, and the seconds since its request."""
         self._documents.labels(document.finish_reason).inc()
         self._not_compiled.inc(document.compiled is False)
+        self._clean.inc(document.clean is True)
+        self._not_clean.inc(document.clean is False)
         self._seconds.observe(seconds)
 
     def render(self) -> bytes:

@@ -17,6 +17,7 @@ from pygments import highlight
 from pygments.formatters import HtmlFormatter
 from pygments.lexers import TypstLexer
 
+from typst_lit.contract import CUT_OFF
 from typst_lit.data.prompts import PromptTemplate, ReportPrompt
 from typst_lit.errors import UserError, plural
 from typst_lit.inference.attempts import Attempts, GeneratedDocument
@@ -41,6 +42,7 @@ NUM_PREVIEW_LINES = 12
 SLIDER_STEP = 0.05
 MAX_TOP_K = 1000  # of the input field, as those of the seed and the attempts, unless the command line has a larger one
 MAX_SEED = 2**31
+CUT_OFF_NOTICE = "Cut off at the token limit: raise “Max tokens” in the settings."
 LABEL_CHARS = 70  # of a record's fields in the list
 NOTICE_COLORS = {"error": "255, 43, 43", "warning": "255, 190, 0", "info": "28, 131, 225", "success": "33, 195, 84"}
 STYLE = """<style>
@@ -198,25 +200,49 @@ def generate(service: GenerationService, fields: Mapping[str, Any], settings: Ma
 
 
 def show_status(document: GeneratedDocument) -> None:
-    """Shows whether a document compiles, and what was repaired, replaced or reported."""
+    """Shows whether a document is clean, or what is wrong with it, and what the compiler reported."""
     effort = f"{plural(document.tokens, 'token')} in {document.seconds:.1f} s"
+    if document.attempts > 1:
+        effort += f", {plural(document.attempts, 'attempt')}"
     result = document.result
     if result is None:
         notice("info", f"Not compiled: {effort}.")
     elif result.ok:
-        pages = plural(result.page_count, "page")
-        notice("success", f"Compiled: {pages}, {effort}, fidelity {document.fidelity or 0:.3f}.")
+        fidelity = "" if document.fidelity is None else f", fidelity {document.fidelity:.3f}"
+        notice("success", f"Compiled: {plural(result.page_count, 'page')}, {effort}{fidelity}.")
     else:
-        notice("error", f"Does not compile: {effort}, {plural(document.attempts, 'attempt')}.")
-    if document.finish_reason == "length":
-        notice("warning", "Cut off at the token limit: raise “Max tokens” in the settings.")
-    for repair in document.repairs:
-        notice("info", f"Repaired: {repair}")
+        notice("error", f"Does not compile: {effort}.")
+    if document.clean:
+        notice("success", "Clean: it compiles as it was written, is complete, and keeps the record's text.")
+    elif problems := _problems(document):
+        heading = "" if document.clean is None else "Not clean:\n"
+        notice("warning", heading + "\n".join(problems))
     for diagnostic in result.diagnostics if result else ():
         notice(diagnostic.severity, str(diagnostic))
     if result and result.missing_assets:
         names = shorten(", ".join(result.missing_assets))
         notice("warning", f"Missing images, replaced by placeholders: {names}")
+    show_lost_text(document)
+
+
+def _problems(document: GeneratedDocument) -> list[str]:
+    """Returns what is wrong with a document, as sentences; the compiler's errors are shown as diagnostics."""
+    if document.result is not None and not document.result.ok:
+        return [CUT_OFF_NOTICE] if document.finish_reason == "length" else []
+    return [
+        CUT_OFF_NOTICE if problem == CUT_OFF else f"{problem[0].upper()}{problem[1:]}." for problem in document.problems
+    ]
+
+
+def show_lost_text(document: GeneratedDocument) -> None:
+    """Shows all missing lines and invented words of a document that is not clean."""
+    if document.clean is not False:
+        return
+    lists = {"Missing lines": document.missing_lines, "Invented words": document.invented_words}
+    for title, texts in lists.items():
+        if texts and len(texts) > 1:
+            with st.expander(f"{title} ({len(texts)})"):
+                notice("info", "\n".join(texts))
 
 
 def show_downloads(document: GeneratedDocument) -> None:
