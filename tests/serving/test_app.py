@@ -174,7 +174,7 @@ def test_metrics_health_and_docs(server) -> None:
         metrics = client.get("/metrics").text
         assert re.search(r'typst_lit_documents_total\{finish_reason="stop"\} [1-9]', metrics)
         counts = [
-            int(float(re.search(rf"typst_lit_{name}_total (\S+)", metrics)[1])) for name in ("clean", "not_clean")
+            int(float(re.search(rf"(?m)^typst_lit_{name}_total (\S+)", metrics)[1])) for name in ("clean", "not_clean")
         ]
         finished = re.findall(r"typst_lit_documents_total\{\S+ (\S+)", metrics)
         assert counts[0] > 0 and sum(counts) <= sum(map(float, finished))

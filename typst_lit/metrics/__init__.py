@@ -6,6 +6,7 @@ from typst_lit._lazy import attach
 
 if TYPE_CHECKING:
     from typst_lit.metrics.documents import Candidate as Candidate
+    from typst_lit.metrics.documents import CleanRate as CleanRate
     from typst_lit.metrics.documents import CompileRate as CompileRate
     from typst_lit.metrics.documents import ContentFidelity as ContentFidelity
     from typst_lit.metrics.documents import Document as Document
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from typst_lit.metrics.documents import Invention as Invention
     from typst_lit.metrics.documents import PageCountError as PageCountError
     from typst_lit.metrics.documents import PageSimilarity as PageSimilarity
+    from typst_lit.metrics.documents import RepairedCompileRate as RepairedCompileRate
     from typst_lit.metrics.documents import RougeL as RougeL
     from typst_lit.metrics.documents import RougeN as RougeN
     from typst_lit.metrics.documents import compute_metrics as compute_metrics
@@ -33,6 +35,7 @@ __getattr__, __dir__, __all__ = attach(
     __name__,
     {
         "Candidate": "typst_lit.metrics.documents",
+        "CleanRate": "typst_lit.metrics.documents",
         "CompileRate": "typst_lit.metrics.documents",
         "ContentFidelity": "typst_lit.metrics.documents",
         "Document": "typst_lit.metrics.documents",
@@ -43,6 +46,7 @@ __getattr__, __dir__, __all__ = attach(
         "Invention": "typst_lit.metrics.documents",
         "PageCountError": "typst_lit.metrics.documents",
         "PageSimilarity": "typst_lit.metrics.documents",
+        "RepairedCompileRate": "typst_lit.metrics.documents",
         "RougeL": "typst_lit.metrics.documents",
         "RougeN": "typst_lit.metrics.documents",
         "Scorer": "typst_lit.metrics.scoring",

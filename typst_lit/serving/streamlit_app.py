@@ -209,32 +209,31 @@ def show_status(document: GeneratedDocument) -> None:
         notice("info", f"Not compiled: {effort}.")
     elif result.ok:
         fidelity = "" if document.fidelity is None else f", fidelity {document.fidelity:.3f}"
-        notice("success", f"Compiled: {plural(result.page_count, 'page')}, {effort}{fidelity}.")
+        verdict = {True: "Clean. ", False: "Not clean. ", None: ""}[document.clean]
+        severity: Literal["warning", "success"] = "warning" if document.clean is False else "success"
+        notice(severity, f"{verdict}Compiled: {plural(result.page_count, 'page')}, {effort}{fidelity}.")
     else:
         notice("error", f"Does not compile: {effort}.")
-    if document.clean:
-        notice("success", "Clean: it compiles as it was written, is complete, and keeps the record's text.")
-    elif problems := _problems(document):
-        heading = "" if document.clean is None else "Not clean:\n"
-        notice("warning", heading + "\n".join(problems))
+    if problems := _problems(document):
+        notice("warning", "\n".join(problems))
     for diagnostic in result.diagnostics if result else ():
         notice(diagnostic.severity, str(diagnostic))
     if result and result.missing_assets:
         names = shorten(", ".join(result.missing_assets))
         notice("warning", f"Missing images, replaced by placeholders: {names}")
-    show_lost_text(document)
+    show_text_differences(document)
 
 
 def _problems(document: GeneratedDocument) -> list[str]:
-    """Returns what is wrong with a document, as sentences; the compiler's errors are shown as diagnostics."""
+    """Returns what is wrong with a document; the compiler's errors are shown as diagnostics."""
     if document.result is not None and not document.result.ok:
         return [CUT_OFF_NOTICE] if document.finish_reason == "length" else []
     return [
-        CUT_OFF_NOTICE if problem == CUT_OFF else f"{problem[0].upper()}{problem[1:]}." for problem in document.problems
+        CUT_OFF_NOTICE if problem == CUT_OFF else f"{problem[0].upper()}{problem[1:]}" for problem in document.problems
     ]
 
 
-def show_lost_text(document: GeneratedDocument) -> None:
+def show_text_differences(document: GeneratedDocument) -> None:
     """Shows all missing lines and invented words of a document that is not clean."""
     if document.clean is not False:
         return
