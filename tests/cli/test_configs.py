@@ -125,7 +125,4 @@ def test_the_known_defaults(run, tiny_model, tmp_path) -> None:
     model = saved["model"]
     assert (model["learning_rate"], model["weight_decay"], model["use_4bit"]) == (2e-4, 0.01, True)
     assert saved["model"]["warmup_steps"] == 100
-    generation = saved["generation"]
-    assert [generation[key] for key in ("temperature", "top_p", "top_k", "repetition_penalty", "max_tokens")] == [
-        0.7, 0.95, 50, 1.1, 2048,
-    ]  # fmt: skip
+    assert set(saved["generation"].values()) == {None}  # they depend on the adapter

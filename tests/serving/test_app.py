@@ -22,6 +22,8 @@ import openai
 import pytest
 
 from benchmarks.nano.words import WORD_LISTS
+from typst_lit.inference.settings import GenerationSettings
+from typst_lit.serving.schemas import GenerationOptions
 
 ROOT = Path(__file__).parents[2]
 GREEDY = ["--temperature", "0", "--repetition-penalty", "1", "--max-tokens", "1200"]
@@ -101,6 +103,15 @@ def server(contract_adapter) -> Iterator[Server]:
     assert server.stop() == 0, "".join(server.log)
 
 
+def test_settings_of_a_request_win_over_those_of_the_server() -> None:
+    defaults = GenerationSettings(max_tokens=100, temperature=0.3, seed=2)
+    settings = GenerationOptions(sampling="classic", top_k=3).settings(defaults)
+    assert (settings.temperature, settings.top_k, settings.repetition_penalty, settings.seed) == (0.7, 3, 1.1, 2)
+    assert settings.max_tokens == 100  # what the server was started with is the limit
+    assert GenerationOptions(temperature=0).settings(defaults).is_greedy
+    assert GenerationOptions().settings(defaults) == defaults
+
+
 def test_generate_returns_a_document_that_compiles(server, able_pairs) -> None:
     with server.client() as client:
         for body in (able_pairs[0]["input"], {"input": able_pairs[0]["input"], "seed": 3, "attempts": 2}):
@@ -121,6 +132,7 @@ def test_errors_name_their_field(server, able_pairs) -> None:
             ({key: value for key, value in record.items() if key != "department"}, "field 'department' is missing"),
             ({"input": record, "temperature": 5}, "field 'temperature'"),
             ({"input": record, "temprature": 1}, "field 'temprature'"),
+            ({"input": record, "sampling": "beam"}, "field 'sampling'"),
             ({"input": record, "adapter": "letters"}, "no adapter 'letters'; there is: default"),
             ([record], "request body"),
         ):

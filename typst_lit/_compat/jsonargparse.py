@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from argparse import Action
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 from jsonargparse import ActionYesNo, ArgumentParser
 
@@ -40,3 +40,20 @@ def options(parser: ArgumentParser) -> Iterator[Option]:
             yield Option(
                 action.dest, action.option_strings, isinstance(action, ActionYesNo), is_group, action.help or ""
             )
+
+
+def is_optional_bool(action: Any) -> bool:
+    """Returns whether an action that jsonargparse creates for a parameter parses true, false and null.
+
+    ``ActionTypeHint._typehint``: for such a type, ``add_argument`` is called with an action instead of a type.
+    """
+    return getattr(action, "_typehint", None) == (bool | None)
+
+
+def allow_none(switch: ActionYesNo) -> None:
+    """Lets a switch that is not typed be None.
+
+    ``ActionYesNo._check_type``: checks defaults, too, and accepts booleans only.
+    """
+    check: Callable[[Any], bool] = switch._check_type
+    switch._check_type = lambda value: None if value is None else check(value)  # type: ignore[method-assign]

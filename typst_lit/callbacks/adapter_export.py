@@ -13,6 +13,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from typst_lit.callbacks.base import datamodule, typst_module
+from typst_lit.inference.settings import GenerationSettings
 from typst_lit.model.adapters import has_adapter
 from typst_lit.model.locations import BUILT_IN, AdapterMetadata
 from typst_lit.model.module import TypstModule
@@ -33,6 +34,7 @@ class AdapterExport(Callback):
 
     Args:
         monitor: the logged value that decides which adapter is the best; lower is better.
+        generation: how to sample; what it gives is saved, for generation with the adapter.
 
     Example:
         >>> from typst_lit.callbacks import AdapterExport
@@ -40,8 +42,9 @@ class AdapterExport(Callback):
         'val_loss'
     """
 
-    def __init__(self, monitor: str = "val_loss") -> None:
+    def __init__(self, monitor: str = "val_loss", generation: GenerationSettings | None = None) -> None:
         self.monitor = monitor
+        self.generation = generation or GenerationSettings()
         self.best: float | None = None
 
     def state_dict(self) -> dict[str, Any]:
@@ -97,7 +100,8 @@ class AdapterExport(Callback):
         }
         card = model_card(module, name, details)
         target = self.directory(trainer, pl_module) / name
-        metadata = AdapterMetadata(max_completion_tokens=data.max_completion_tokens, contract=module.contract)
+        generation = {**module.adapter_metadata.generation, **self.generation.explicit_values}
+        metadata = AdapterMetadata(generation, data.max_completion_tokens, module.contract)
         save_weights(module.model, target, module.tokenizer, data.prompt_template, card, metadata)
 
 

@@ -12,7 +12,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 
 from typst_lit.callbacks.base import datamodule, typst_module
-from typst_lit.callbacks.generation import build_generator, trained_model_identity
+from typst_lit.callbacks.generation import build_generator, default_settings, trained_model_identity
 from typst_lit.data.batching import RecordBatch
 from typst_lit.data.datamodule import TypstDataModule
 from typst_lit.errors import UserError
@@ -105,7 +105,7 @@ class PredictionWriter(BasePredictionWriter):
             trained_model_identity(self._module),
             None,
             self._data.prompt_template,
-            self.generation,
+            self.generation.with_defaults(default_settings(self._module, self._data)),
             self.attempts,
             self.compile,
         )

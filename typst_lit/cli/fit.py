@@ -173,8 +173,9 @@ class TypstCLI(LightningCLI):
         parser.link_arguments("watchdog", "model.step_guard", apply_on="instantiate")
         parser.add_class_arguments(GenerationSettings, "generation")
         parser.add_class_arguments(Typesetter, "typesetting")
-        for group in ("eval", "predict"):
+        for group in ("adapter_export", "eval", "predict"):
             parser.link_arguments("generation", f"{group}.generation", apply_on="instantiate")
+        for group in ("eval", "predict"):
             parser.link_arguments("typesetting", f"{group}.typesetter", apply_on="instantiate")
         self.method_arguments = parser.add_method_arguments(Trainer, self.command, as_group=False, skip={*NO_SETTINGS})
         if self.command == "fit":

@@ -91,7 +91,8 @@ def generate(
     spec = model.resolve(engine)
     records = _read_records(input, spec.template(adapter), on_invalid == "skip")
     fields = [record.fields for record in records]
-    settings = provenance(spec.identity, adapter, spec.template(adapter), generation, model.attempts, model.compile)
+    sampling = spec.settings(generation, adapter)
+    settings = provenance(spec.identity, adapter, spec.template(adapter), sampling, model.attempts, model.compile)
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "documents.json" if stream else Path(output or "")
         directory = Path(typ_dir) if typ_dir else Path() if stream else path.parent
@@ -171,7 +172,8 @@ def _generate_on_ray(
     shards.check()
     spec = model.resolve()
     validate_model(spec)
-    settings = provenance(spec.identity, adapter, spec.template(adapter), generation, model.attempts, model.compile)
+    sampling = spec.settings(generation, adapter)
+    settings = provenance(spec.identity, adapter, spec.template(adapter), sampling, model.attempts, model.compile)
     generate_on_ray(load, source, shards, settings, adapter, overwrite, ray_address, actors)
     count, failed = shards.total("records"), shards.total("failed")
     log.info("%s in %s in %s.", plural(count, "record"), plural(len(shards.shards), "shard"), output)

@@ -14,7 +14,7 @@ from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 from docstring_parser import parse
 from jsonargparse import ActionYesNo, ArgumentParser, Namespace, set_parsing_settings
 
-from typst_lit._compat.jsonargparse import options
+from typst_lit._compat.jsonargparse import allow_none, is_optional_bool, options
 from typst_lit.cli.messages import Flags, translate, use_flags
 from typst_lit.errors import UsageError
 
@@ -29,19 +29,23 @@ class CommandParser(ArgumentParser):
     """The parser of a small command.
 
     Flags are spelled in kebab-case; underscores are accepted as well. A parameter of type bool becomes a pair of flags,
-    ``--pdf`` and ``--no-pdf``, and one of type ``list[str]`` takes values separated by spaces. An error is a single
-    message.
+    ``--pdf`` and ``--no-pdf``, even if it may be None, and one of type ``list[str]`` takes values separated by spaces.
+    An error is a single message.
     """
 
     def add_argument(self, *args: Any, **kwargs: Any) -> Action:
         name = args[0]
+        may_be_none = is_optional_bool(kwargs.get("action"))
         if name.startswith("--") and "." not in name:
             args = (FLAGS.get(name[2:], name.replace("_", "-")), *args[1:])
             kwargs.setdefault("dest", name[2:].replace("-", "_"))
-            if kwargs.get("type") is bool:
-                del kwargs["type"]
+            if kwargs.get("type") is bool or may_be_none:
+                kwargs.pop("type", None)
                 kwargs["action"] = ActionYesNo(no_prefix="no-")
-        return super().add_argument(*args, **kwargs)
+        action = super().add_argument(*args, **kwargs)
+        if may_be_none and isinstance(action, ActionYesNo):
+            allow_none(action)
+        return action
 
     def parse_args(self, args: Sequence[str], *more: Any, **kwargs: Any) -> Namespace:  # type: ignore[override]
         use_flags(Flags.from_parser(self, args, has_groups=False))
@@ -109,7 +113,7 @@ class Command:
     def _value(self, name: str, config: Namespace) -> Any:
         type_ = self.types[name]
         if isinstance(type_, type) and is_dataclass(type_):
-            return type_(**{field.name: config[field.name] for field in fields(type_)})
+            return type_(**{field.name: config[field.name] for field in fields(type_) if field.init})
         if get_origin(type_) is partial:
             return partial(get_args(type_)[0], **vars(config[name]))
         return config[name]

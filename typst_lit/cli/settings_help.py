@@ -39,6 +39,7 @@ COMMON_SETTINGS = {
     "model.gradient_checkpointing": "",
     "generation.max_tokens": "",
     "generation.temperature": "",
+    "generation.sampling": "",
     "predict.output": "",
     "device": "",
     "gib": "",

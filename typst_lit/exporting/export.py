@@ -127,7 +127,7 @@ def export_merged(
     pairs = load_pairs(records, encoder.template) if check else []
     with export_directory(output, overwrite) as scratch:
         model, metadata = merge_adapter(generator.model), adapter_metadata(trained.directory)
-        write_merged(model, encoder, scratch, getattr(torch, dtype), shard_size, metadata)
+        write_merged(model, encoder, scratch, getattr(torch, dtype), shard_size, generator.settings, metadata)
     del generator, model  # the two models that are compared should be the only ones in memory
     if not check:
         return Export(output)
@@ -236,7 +236,7 @@ def _export_gguf(
     with export_directory(output, overwrite) as scratch:
         write_gguf(model, tokenizer, scratch / GGUF_FILE, weights_type)
         if with_modelfile:
-            text = modelfile(GGUF_FILE, config.max_position_embeddings, tokenizer.eos_token)
+            text = modelfile(GGUF_FILE, config.max_position_embeddings, tokenizer.eos_token, generator.settings)
             atomic_write(scratch / "Modelfile", text.encode())
     del generator, model  # the two models that are compared should be the only ones in memory
     if not check:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,8 @@ def write_merged(
     output: Path,
     dtype: torch.dtype,
     shard_size: str,
-    metadata: AdapterMetadata | None = None,
+    settings: GenerationSettings,
+    metadata: AdapterMetadata,
 ) -> None:
     """Writes a model, its tokenizer and its prompt template into a directory.
 
@@ -35,19 +35,21 @@ def write_merged(
         output: the directory, which must be empty.
         dtype: of the weights.
         shard_size: maximum size of a weights file, such as ``5GB``.
+        settings: how to sample.
         metadata: what the adapter's files say of its training.
     """
-    model.generation_config = _generation_config(model, encoder.tokenizer)
+    model.generation_config = _generation_config(model, encoder.tokenizer, settings)
     model.to(dtype).save_pretrained(output, max_shard_size=shard_size)  # type: ignore[arg-type]
     _save_tokenizer(encoder.tokenizer, output)
     write_metadata(output, encoder.template, metadata)
 
 
-def _generation_config(model: PreTrainedModel, tokenizer: Any) -> GenerationConfig:
-    settings = asdict(GenerationSettings())
+def _generation_config(model: PreTrainedModel, tokenizer: Any, settings: GenerationSettings) -> GenerationConfig:
+    # without the repetition penalty, which in transformers also counts the tokens of the prompt
+    values = {} if settings.is_greedy else settings.values()
     return GenerationConfig(
-        do_sample=True,
-        **{name: settings[name] for name in ("temperature", "top_p", "top_k")},
+        do_sample=not settings.is_greedy,
+        **{name: values[name] for name in ("temperature", "top_p", "top_k") if name in values},
         eos_token_id=sorted(eos_token_ids(model.generation_config, tokenizer)),
         pad_token_id=tokenizer.pad_token_id,
     )

@@ -18,7 +18,7 @@ from typst_lit.inference.settings import GenerationSettings
 PAGE_IMAGE = "page.png"
 
 
-def modelfile(weights: str, context_length: int, eos_token: str) -> str:
+def modelfile(weights: str, context_length: int, eos_token: str, settings: GenerationSettings) -> str:
     """Returns Ollama's Modelfile for a GGUF file.
 
     The template passes the prompt through unchanged. Ollama's repetition penalty also counts the tokens of the prompt,
@@ -28,11 +28,12 @@ def modelfile(weights: str, context_length: int, eos_token: str) -> str:
         weights: name of the GGUF file, in the same directory.
         context_length: maximum number of tokens of prompt and document.
         eos_token: ends a document.
+        settings: how to sample.
 
-    >>> print(modelfile("model.gguf", 8192, "<|im_end|>"))
+    >>> print(modelfile("model.gguf", 8192, "<|im_end|>", GenerationSettings()))
     FROM ./model.gguf
     TEMPLATE \"\"\"{{ .Prompt }}\"\"\"
-    PARAMETER temperature 0.7
+    PARAMETER temperature 0.0
     PARAMETER top_p 0.95
     PARAMETER top_k 50
     PARAMETER repeat_penalty 1.0
@@ -41,7 +42,6 @@ def modelfile(weights: str, context_length: int, eos_token: str) -> str:
     PARAMETER stop "<|im_end|>"
     <BLANKLINE>
     """
-    settings = GenerationSettings()
     parameters = {
         "temperature": settings.temperature,
         "top_p": settings.top_p,

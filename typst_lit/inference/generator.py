@@ -65,13 +65,14 @@ class Generator:
             holds its own.
         tokenizer: its tokenizer.
         templates: the prompt template of each adapter, by its name; that of None is for a model without adapters.
-        settings: how to sample.
+        settings: how to sample; what they do not give is that of each adapter.
         typesetter: what compiles; None compiles nothing.
         max_attempts: maximum number of attempts at a document, until it is clean; see `Attempts`.
         batch_size: documents that are decoded at the same time.
         identity: which model and adapters these are, as plain values: generation into a file of results is only resumed
             with the same.
         contracts: the text contract of each adapter, by its name; None where it is not known.
+        adapter_settings: the generation settings that each adapter brings, by its name.
 
     Example:
         >>> generator = Generator.load(base_model="typst-nano", use_4bit=False)
@@ -93,15 +94,17 @@ class Generator:
         batch_size: int = DEFAULT_BATCH_SIZE,
         identity: Mapping[str, Any] | None = None,
         contracts: Mapping[str | None, TextContract | None] | None = None,
+        adapter_settings: Mapping[str | None, GenerationSettings] | None = None,
     ) -> None:
         for name, value in (("max_attempts", max_attempts), ("batch_size", batch_size)):
             if value < 1:
                 raise UserError(f"must be 1 or more, not {value}.", setting=name)
-        self.settings = settings or GenerationSettings()
         self.typesetter = typesetter
         self.max_attempts = max_attempts
         self.identity = dict(identity or {})
         self.templates: dict[str | None, PromptTemplate] = dict(templates) if templates else {None: ReportPrompt()}
+        self.adapter_settings = dict(adapter_settings or {})
+        self.settings = settings or GenerationSettings()
         self.contracts = {name: (contracts or {}).get(name) for name in self.templates}
         self.encoders = {name: Encoder(tokenizer, template) for name, template in self.templates.items()}
         if not isinstance(model, BaseDecoder):
@@ -181,6 +184,7 @@ class Generator:
             batch_size,
             loaded.identity,
             loaded.contracts,
+            loaded.adapter_settings,
         )
 
     @property
@@ -204,6 +208,30 @@ class Generator:
         """The names of the adapters, the default one first."""
         return [name for name in self.encoders if name is not None]
 
+    @property
+    def settings(self) -> GenerationSettings:
+        """How documents of the default adapter are sampled; what is assigned is how those of all adapters are."""
+        return self.settings_for()
+
+    @settings.setter
+    def settings(self, settings: GenerationSettings) -> None:
+        self._settings = settings
+
+    def settings_for(
+        self, adapter: str | None = None, settings: GenerationSettings | None = None
+    ) -> GenerationSettings:
+        """Returns how documents of an adapter are sampled: ``settings``, then the generator's, then the adapter's own.
+
+        Args:
+            adapter: its name; by default the default one.
+            settings: those of one document.
+
+        Raises:
+            UserError: when no adapter has this name.
+        """
+        own_settings = self.adapter_settings.get(resolve_adapter(self.templates, adapter), GenerationSettings())
+        return (settings or GenerationSettings()).with_defaults(self._settings).with_defaults(own_settings)
+
     def encoder(self, adapter: str | None = None) -> Encoder:
         """Returns what encodes records for an adapter, by default for the default one.
 
@@ -216,7 +244,7 @@ class Generator:
         """Returns what documents depend on in addition to their records, as plain values."""
         template = self.encoder(adapter).template
         return provenance(
-            self.identity, adapter, template, self.settings, self.max_attempts, self.typesetter is not None
+            self.identity, adapter, template, self.settings_for(adapter), self.max_attempts, self.typesetter is not None
         )
 
     # One document
@@ -238,7 +266,7 @@ class Generator:
         Args:
             fields: the record's.
             adapter: which adapter to use; by default the default one.
-            settings: how to sample, if not as the generator's other documents.
+            settings: how to sample, where not as the generator's other documents.
             max_attempts: how many there may be, likewise.
             compile: compile the document, if the generator has a typesetter.
         """
@@ -273,7 +301,7 @@ class Generator:
             prompt,
             fields,
             body_field,
-            settings or self.settings,
+            self.settings_for(adapter, settings),
             self.typesetter if compile else None,
             max_attempts or self.max_attempts,
             name,

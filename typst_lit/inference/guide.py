@@ -39,6 +39,7 @@ def load_model_and_tokenizer(
         "templates": generator.templates,
         "identity": generator.identity,
         "contracts": generator.contracts,
+        "adapter_settings": generator.adapter_settings,
     }
     for owner in (generator.model, generator.tokenizer):
         setattr(owner, _LOADED, about)
@@ -48,7 +49,7 @@ def load_model_and_tokenizer(
 def inference_from_dict(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, input_data: Mapping[str, Any]
 ) -> str:
-    """Returns the Typst source of one record, sampled with the default `GenerationSettings` and not compiled.
+    """Returns the Typst source of one record, not compiled; it is sampled as the adapter's run was configured.
 
     Args:
         model: what `load_model_and_tokenizer` returned.

@@ -17,6 +17,7 @@ from typst_lit.contract.text_contract import TextContract
 from typst_lit.data.prompts import PromptTemplate
 from typst_lit.inference.decoder import BaseDecoder
 from typst_lit.inference.model_spec import ModelSpec
+from typst_lit.inference.settings import GenerationSettings
 from typst_lit.model.adapters import check_adapter, load_adapter
 from typst_lit.model.backbones import PretrainedBackbone
 
@@ -32,6 +33,7 @@ class LoadedModel:
         tokenizer: its tokenizer.
         templates: see `ModelSpec`.
         contracts: see `ModelSpec`.
+        adapter_settings: see `ModelSpec`.
         identity: see `ModelSpec`.
     """
 
@@ -39,6 +41,7 @@ class LoadedModel:
     tokenizer: PreTrainedTokenizerBase
     templates: dict[str | None, PromptTemplate]
     contracts: dict[str | None, TextContract | None]
+    adapter_settings: dict[str | None, GenerationSettings]
     identity: dict[str, Any]
 
 
@@ -71,7 +74,7 @@ def load_model(spec: ModelSpec) -> LoadedModel:
         model = load_adapter(model, path, trainable=False, name=name)
     if spec.merge:
         model = model.merge_and_unload()
-    return LoadedModel(model.eval(), tokenizer, spec.templates, spec.contracts, spec.identity)
+    return LoadedModel(model.eval(), tokenizer, spec.templates, spec.contracts, spec.adapter_settings, spec.identity)
 
 
 @contextmanager

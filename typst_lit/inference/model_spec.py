@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from typst_lit.contract.text_contract import TextContract
 from typst_lit.data.prompts import PromptTemplate, ReportPrompt
 from typst_lit.errors import UserError
-from typst_lit.inference.settings import GenerationSettings
+from typst_lit.inference.settings import GenerationSettings, adapter_settings
 from typst_lit.model.locations import (
     CONFIG_FILE,
-    AdapterMetadata,
+    METADATA_FILE,
     adapter_base,
     adapter_directory,
     adapter_key,
     adapter_metadata,
     adapter_template,
+    damaged,
     model_location,
 )
 
@@ -38,6 +39,7 @@ class ModelSpec:
         adapters: the adapters' directories, by name.
         templates: the prompt template of each adapter, by its name; of None for a model without adapters.
         contracts: the text contract of each, likewise; None where it is not known.
+        adapter_settings: the generation settings that each brings, likewise.
         identity: all this as plain values, which change when the weights do.
     """
 
@@ -48,6 +50,7 @@ class ModelSpec:
     adapters: dict[str, Path]
     templates: dict[str | None, PromptTemplate]
     contracts: dict[str | None, TextContract | None]
+    adapter_settings: dict[str | None, GenerationSettings]
     identity: dict[str, Any]
 
     def template(self, adapter: str | None = None) -> PromptTemplate:
@@ -57,6 +60,15 @@ class ModelSpec:
             UserError: when no adapter has this name.
         """
         return self.templates[resolve_adapter(self.templates, adapter)]
+
+    def settings(self, settings: GenerationSettings | None = None, adapter: str | None = None) -> GenerationSettings:
+        """Returns what settings become with an adapter, by default with the default adapter.
+
+        Raises:
+            UserError: when no adapter has this name.
+        """
+        own_settings = self.adapter_settings[resolve_adapter(self.adapter_settings, adapter)]
+        return (settings or GenerationSettings()).with_defaults(own_settings)
 
 
 def resolve_model(
@@ -100,16 +112,33 @@ def resolve_model(
     templates: dict[str | None, PromptTemplate] = {
         name: _template(path, trust_template) for name, path in adapters.items()
     }
-    metadata: dict[str | None, AdapterMetadata] = {name: adapter_metadata(path) for name, path in adapters.items()}
+    # a fully fine-tuned or merged model may have its template and the rest
+    directories: dict[str | None, Path] = dict(adapters.items()) or {None: Path(base)}
+    templates = templates or {None: adapter_template(Path(base), trust_template) or ReportPrompt()}
     if merge:
+        directories = {None: next(iter(directories.values()))}
         templates = {None: next(iter(templates.values()))}
-        metadata = {None: next(iter(metadata.values()))}
-    if not adapters:  # a fully fine-tuned or merged model may have its template and the rest
-        templates = {None: adapter_template(Path(base), trust_template) or ReportPrompt()}
-        metadata = {None: adapter_metadata(Path(base))}
-    contracts = {name: about.contract for name, about in metadata.items()}
+    contracts = {name: adapter_metadata(path).contract for name, path in directories.items()}
+    own_settings = {name: stored_settings(path) for name, path in directories.items()}
     identity = model_identity(base, use_4bit, adapters, merge, engine)
-    return ModelSpec(base, use_4bit, merge, engine, adapters, templates, contracts, identity)
+    return ModelSpec(base, use_4bit, merge, engine, adapters, templates, contracts, own_settings, identity)
+
+
+def stored_settings(directory: Path, max_completion_tokens: int | None = None) -> GenerationSettings:
+    """Returns the generation settings that an adapter or a model brings.
+
+    Args:
+        directory: of the adapter or the model.
+        max_completion_tokens: number of tokens of the longest training completion; by default the stored one.
+
+    Raises:
+        UserError: when its file is damaged.
+    """
+    metadata = adapter_metadata(directory)
+    try:
+        return adapter_settings(metadata.generation, max_completion_tokens or metadata.max_completion_tokens)
+    except UserError as error:
+        raise damaged(directory / METADATA_FILE, error) from error
 
 
 def model_identity(
@@ -180,7 +209,7 @@ def provenance(
         identity: of the model: `ModelSpec.identity`.
         adapter: the name of the adapter; None for the default one.
         template: its prompt template.
-        settings: how to sample.
+        settings: how to sample, with those of the adapter.
         max_attempts: attempts per document.
         compiles: whether documents are compiled.
     """
@@ -188,7 +217,7 @@ def provenance(
         **identity,
         "adapter": adapter,
         "template": template.describe(),
-        **{f"generation.{key}": value for key, value in asdict(settings).items()},
+        **{f"generation.{key}": value for key, value in settings.values().items()},
         "attempts": max_attempts,
         "compile": compiles,
     }

@@ -54,7 +54,7 @@ class DocumentCounts:
         if self.not_compiled:
             log.warning("%d of %s do not compile.", self.not_compiled, plural(self.documents, "document"))
         if self.not_compiled or self.not_clean:
-            log.warning("Try `attempts=3`, a lower `generation.temperature`, or train longer.")
+            log.warning("Try `attempts=3`, or train longer.")
 
 
 def log_document(document: GeneratedDocument) -> None:

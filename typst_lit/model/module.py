@@ -196,10 +196,11 @@ class TypstModule(LightningModule):
     @property
     def is_sharded(self) -> bool:
         """Whether the base model is sharded over the devices: only in fit."""
-        return self.shard_base and self._is_fitting
+        return self.shard_base and self.is_fitting
 
     @property
-    def _is_fitting(self) -> bool:
+    def is_fitting(self) -> bool:
+        """Whether the trainer runs `fit`."""
         return self._has_trainer and self.trainer.state.fn == TrainerFn.FITTING
 
     @property
@@ -226,14 +227,14 @@ class TypstModule(LightningModule):
         """Loads the model on its device. Runs after the data was read, so that errors in the data come first."""
         if self.model is not None:
             return
-        if self._is_fitting:
+        if self.is_fitting:
             config = self.backbone.load_config(self.base_model, self.revision, self.trust_remote_code)
             lengths = getattr(self._datamodule, "train_lengths", None)
             check_positions(config, self.base_model, int(lengths[0].max()) if lengths is not None else 0)
         if self.is_sharded:
             check_sharding(self.trainer.world_size, self.step_guard.out_of_memory)
         self.model = self._load_model()
-        if self._is_fitting:
+        if self.is_fitting:
             self._prepare_for_training()
 
     def _load_model(self) -> Any:
@@ -257,10 +258,10 @@ class TypstModule(LightningModule):
         )
         if directory:
             log.info("Adapter: %s", directory)
-            return load_adapter(model, directory, trainable=self._is_fitting)
+            return load_adapter(model, directory, trainable=self.is_fitting)
         if self.adapter is None:
             return model
-        if not self._is_fitting:
+        if not self.is_fitting:
             log.warning(
                 "No adapter is given (`model.adapter_path`): using the untrained base model %s.", self.base_model
             )
@@ -411,7 +412,7 @@ class TypstModule(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         val_loss = self._log_evaluation("val")
-        if self._is_fitting and not self.trainer.sanity_checking:
+        if self.is_fitting and not self.trainer.sanity_checking:
             self.step_guard.check_val_loss(self.trainer.global_step, val_loss)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
@@ -458,6 +459,6 @@ class TypstModule(LightningModule):
         trained = {
             name: parameter
             for name, parameter in self.named_parameters()
-            if (parameter.requires_grad if self._is_fitting else name in checkpoint["state_dict"])
+            if (parameter.requires_grad if self.is_fitting else name in checkpoint["state_dict"])
         }
         check_same_weights(checkpoint["state_dict"], trained)

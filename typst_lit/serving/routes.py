@@ -66,10 +66,10 @@ async def generate(
 ) -> dict[str, Any]:
     """The body is either a record's fields, or `{"input": {...}, "temperature": 0.2, ...}`: a record with options.
 
-    The options are `adapter`, `max_tokens`, `temperature`, `top_p`, `top_k`, `repetition_penalty`, `seed` and
-    `attempts`. The response is a result in the format of `typst-lit generate`: `clean` says whether the document
-    compiles as it was written and keeps the record's text; `missing_lines` and `invented_words` say what it does not
-    keep.
+    The options are `adapter`, `max_tokens`, `temperature`, `top_p`, `top_k`, `repetition_penalty`, `seed`,
+    `sampling` and `attempts`. The response is a result in the format of `typst-lit generate`: `clean` says whether the
+    document compiles as it was written and keeps the record's text; `missing_lines` and `invented_words` say what it
+    does not keep.
     """
     options = GenerationOptions()
     if isinstance(record.get("input"), dict):

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from typst_lit.inference.settings import RANGES, GenerationSettings
+from typst_lit.inference.settings import RANGES, GenerationSettings, Sampling
 from typst_lit.serving.service import MAX_ATTEMPTS
 
 MAX_NAME_CHARS = 200
@@ -47,13 +47,17 @@ class GenerationOptions(BaseModel):
     top_k: int | None = _setting("top_k", "0 samples from all tokens.")
     repetition_penalty: float | None = _setting("repetition_penalty")
     seed: int | None = _setting("seed")
+    sampling: Sampling | None = Field(
+        default=None, description="Several settings together: greedy, or classic (temperature 0.7 and so on)."
+    )
     attempts: int | None = Field(
         default=None, ge=1, le=MAX_ATTEMPTS, description="Maximum number of attempts, until the document is clean."
     )
 
     def settings(self, defaults: GenerationSettings) -> GenerationSettings:
         """Returns the sampling settings, with ``max_tokens`` limited to the default."""
-        settings = replace(defaults, **self.model_dump(include=set(RANGES), exclude_none=True))
+        names = {field.name for field in fields(GenerationSettings) if field.init}
+        settings = GenerationSettings(**self.model_dump(include=names, exclude_none=True)).with_defaults(defaults)
         return replace(settings, max_tokens=min(settings.max_tokens, defaults.max_tokens))
 
     @property

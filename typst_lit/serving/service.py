@@ -117,7 +117,7 @@ class GenerationService:
         fields, errors = self.generator.check(record, options.adapter)
         if errors:
             raise UserError("; ".join(errors))
-        settings = options.settings(self.generator.settings)
+        settings = options.settings(self.generator.settings_for(options.adapter))
         return _check_prompt(self.generator.attempts(fields, options.adapter, settings, options.max_attempts))
 
     def attempts_for_prompt(self, prompt: str, options: GenerationOptions) -> Attempts:
@@ -134,7 +134,7 @@ class GenerationService:
             record = None
         if isinstance(record, dict):
             return self.attempts_for_record(record, options)
-        settings = options.settings(self.generator.settings)
+        settings = options.settings(self.generator.settings_for(options.adapter))
         attempts = self.generator.attempts_at_prompt(prompt, options.adapter, settings, options.max_attempts)
         return _check_prompt(attempts)
 

@@ -8,7 +8,6 @@ import json
 import re
 import time
 from collections.abc import Mapping
-from dataclasses import replace
 from importlib.resources import files
 from typing import Any, Literal
 
@@ -23,7 +22,7 @@ from typst_lit.errors import UserError, plural
 from typst_lit.inference.attempts import Attempts, GeneratedDocument
 from typst_lit.inference.generator import Generator
 from typst_lit.inference.outputs import file_name
-from typst_lit.inference.settings import RANGES
+from typst_lit.inference.settings import RANGES, GenerationSettings
 from typst_lit.serving.service import (
     MAX_ATTEMPTS,
     GenerationError,
@@ -102,7 +101,6 @@ def record_label(record: Mapping[str, Any], template: PromptTemplate) -> str:
 
 def settings_panel(generator: Generator) -> dict[str, Any]:
     """Shows the settings in the sidebar and returns the chosen values by name."""
-    defaults = generator.settings
     values: dict[str, Any] = {}
 
     def slider(label: str, name: str, help: str | None = None) -> None:
@@ -119,6 +117,7 @@ def settings_panel(generator: Generator) -> dict[str, Any]:
         st.header("Settings")
         if len(generator.adapters) > 1:
             values["adapter"] = st.selectbox("Adapter", generator.adapters)
+        defaults = generator.settings_for(values.get("adapter"))
         slider("Temperature", "temperature", "0.1 to 0.3 keeps to the format; 0 always takes the most likely token.")
         slider("Top-p", "top_p", "Samples only among the most likely tokens that together have this probability.")
         top_k_help = "Samples only among this many most likely tokens; 0 for all."
@@ -187,9 +186,7 @@ def generate(service: GenerationService, fields: Mapping[str, Any], settings: Ma
     overrides = {name: value for name, value in settings.items() if name not in ("adapter", "attempts")}
     expected_chars = 2 * len(str(record[generator.encoder(adapter).template.body_field])) + 1
     try:
-        attempts = generator.attempts(
-            record, adapter, replace(generator.settings, **overrides), settings.get("attempts")
-        )
+        attempts = generator.attempts(record, adapter, GenerationSettings(**overrides), settings.get("attempts"))
         document = generate_with_progress(service, attempts, expected_chars)
         images = generator.typesetter.compile(document.source, PPI).pages if generator.typesetter else ()
     except (UserError, QueueFullError, GenerationError, ServiceUnavailableError) as exception:

@@ -65,8 +65,11 @@ def load_generator() -> Generator:
     """Returns what `serve_web_page` was given to load; called by the page.
 
     Raises:
-        UserError: when the model or adapter cannot be loaded.
+        UserError: when the model or adapter cannot be loaded, or the input fields can't hold an adapter's settings.
     """
     if _load_generator is None:
         raise RuntimeError("Start this page with `typst-lit app`.")
-    return _load_generator()
+    generator = _load_generator()
+    for adapter in generator.templates:
+        check_settings(generator.settings_for(adapter), generator.max_attempts)
+    return generator

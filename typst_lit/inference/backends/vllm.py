@@ -46,13 +46,15 @@ def load(spec: ModelSpec, settings: GenerationSettings, batch_size: int) -> Load
 
     Args:
         spec: the model and its adapters.
-        settings: the sampling settings that requests have by default.
+        settings: how requests are sampled by default.
         batch_size: maximum number of documents that are decoded concurrently.
 
     Raises:
         UserError: when vLLM is not installed, or does not support the model, an adapter or the settings.
     """
-    check_settings(settings)
+    all_settings = [spec.settings(settings, adapter) for adapter in spec.templates]
+    for adapter_settings in all_settings:
+        check_settings(adapter_settings)
     ranks = [_lora_rank(directory) for directory in spec.adapters.values()]
     config = validate_model(spec)
     model_path = path_or_name(spec.base_model)
@@ -68,10 +70,10 @@ def load(spec: ModelSpec, settings: GenerationSettings, batch_size: int) -> Load
             f"`engine=vllm` needs vLLM ({error}) and a GPU.", hint="pip install 'typst-lit[vllm]'"
         ) from error
     tokenizer = PretrainedBackbone().load_tokenizer(spec.base_model, None, False)
-    llm = LLM(**engine_arguments(model_path, ranks, spec.use_4bit, settings.prompt_lookup, batch_size))
+    llm = LLM(**engine_arguments(model_path, ranks, spec.use_4bit, all_settings[0].prompt_lookup, batch_size))
     eos_ids = eos_token_ids(generation_config(model_path, config), tokenizer)
     decoder = VllmDecoder(llm.llm_engine, eos_ids, llm.model_config.max_model_len, spec.adapters)
-    return LoadedModel(decoder, tokenizer, spec.templates, spec.contracts, spec.identity)
+    return LoadedModel(decoder, tokenizer, spec.templates, spec.contracts, spec.adapter_settings, spec.identity)
 
 
 def check_settings(settings: GenerationSettings) -> None:
