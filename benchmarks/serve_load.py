@@ -162,7 +162,12 @@ def sound_requests(count: int, max_tokens: int) -> list[dict[str, Any]]:
     """Returns bodies with a record and a seed of their own each."""
     records = [row.value["input"] for row in SyntheticReports(count, seed=7).rows()]
     return [
-        {"input": {**record, "starting_page": index + 1}, "seed": index, "max_tokens": max_tokens}
+        {
+            "input": {**record, "starting_page": index + 1},
+            "seed": index,
+            "max_tokens": max_tokens,
+            "sampling": "classic",
+        }
         for index, record in enumerate(records)
     ]
 
