@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -258,3 +259,27 @@ def test_requests_of_two_adapters_take_turns_and_never_share_a_step(engine, expe
     requests = [Request(prompt, SETTINGS, adapter="ab"[index // 2 % 2]) for index, prompt in enumerate(PROMPTS)]
     assert [completion.text for completion in engine.complete(requests)] == expected
     assert all(len(adapters) == 1 for adapters in adapters_by_step) and activated == ["a", "b", "a", "b"]
+
+
+def test_deterministic_requests_are_decoded_alone_and_a_token_at_a_time(engine, model) -> None:
+    """So the shapes of a document's matrix products, and with them their rounding, depend on the document only."""
+    shapes = []
+    hook = model.register_forward_pre_hook(
+        lambda _, args, inputs: shapes.append(tuple(inputs["input_ids"].shape)), with_kwargs=True
+    )
+    settings = GenerationSettings(max_tokens=40, temperature=0, repetition_penalty=1, deterministic=True)
+    requests = [
+        Request(prompt, replace(settings, deterministic=index % 2 == 0)) for index, prompt in enumerate(PROMPTS)
+    ]
+    try:
+        together = engine.complete(requests)
+        for index, prompt in enumerate(PROMPTS):
+            shapes.clear()
+            (alone,) = engine.complete([Request(prompt, settings)])
+            prefill = [(1, len(prompt) - 1)] if len(prompt) > 1 else []
+            assert shapes == [*prefill, *[(1, 1)] * alone.passes] and alone.passes == alone.tokens
+            if requests[index].settings.deterministic:
+                assert (together[index].text, together[index].passes) == (alone.text, alone.passes)
+    finally:
+        hook.remove()
+    assert any(completion.passes < completion.tokens for completion in together[1::2])  # the others have drafts

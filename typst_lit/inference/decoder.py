@@ -148,7 +148,7 @@ class Decoder(BaseDecoder):
         drafts = [
             # One token less than is left: the pass itself gives one more than the draft.
             self._lookups[request].draft(request.max_tokens - request.num_generated - 1)
-            if request.settings.prompt_lookup
+            if request.settings.uses_drafts
             else Draft([], 0.0)
             for request in self.requests
         ]

@@ -60,7 +60,7 @@ class Request:
         max_tokens: maximum number of tokens of the output, in this model's context.
         started_at: when it joined the batch, in seconds of `time.monotonic`.
         num_reported: tokens at the last call of ``on_text``; a retry does not repeat them.
-        isolated: whether it is decoded alone, because one of several requests made a step fail.
+        isolated: whether it is decoded alone: its settings ask for it, or one of several requests made a step fail.
 
     Example:
         >>> request = Request([5, 6, 7], GenerationSettings(max_tokens=100))
@@ -86,6 +86,7 @@ class Request:
     sampler: Sampler = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
+        self.isolated = self.settings.deterministic
         if self.seed is None:
             self.seed = document_seed(self.settings.seed, self.prompt)
         self.restart()

@@ -65,6 +65,7 @@ DEFAULTS: Mapping[str, Any] = {
     "repetition_penalty": 1.0,
     "seed": 0,
     "prompt_lookup": True,
+    "deterministic": False,
     "valid_syntax": True,
 }
 PRESETS: Mapping[Sampling, Mapping[str, Any]] = {
@@ -95,7 +96,11 @@ class GenerationSettings:
             count, as copying them is the task. By default 1.
         seed: makes sampling repeatable. By default 0.
         prompt_lookup: speculative decoding with drafts that are copied from the record and from earlier documents. The
-            documents are the same without it, and take several times as long. By default true.
+            documents are the same without it, up to rounding, and take several times as long. By default true.
+        deterministic: decode each document alone and without drafts, so that it is the same whatever is decoded with
+            it. Otherwise the shapes of matrix products, which round differently, depend on the batch and on drafts,
+            and a document can change where two tokens are almost equally likely. Several times slower. By default
+            false.
         valid_syntax: never sample a token after which the document can't become valid Typst, and close what is open
             where the model ends it. By default true.
         sampling: several settings together, each of which can also be given. greedy: temperature 0, repetition penalty
@@ -122,6 +127,7 @@ class GenerationSettings:
     repetition_penalty: float = NOT_GIVEN
     seed: int = NOT_GIVEN
     prompt_lookup: bool = NOT_GIVEN
+    deterministic: bool = NOT_GIVEN
     valid_syntax: bool = NOT_GIVEN
     sampling: Sampling | None = field(default=None, compare=False)
     explicit: frozenset[str] = field(init=False, compare=False, repr=False)
@@ -134,6 +140,11 @@ class GenerationSettings:
                 raise UserError(f"must be {RANGES[name]}, not {value}.", setting=f"generation.{name}")
             object.__setattr__(self, name, value)
         object.__setattr__(self, "explicit", frozenset(explicit))
+
+    @property
+    def uses_drafts(self) -> bool:
+        """Whether drafts are verified."""
+        return self.prompt_lookup and not self.deterministic
 
     @property
     def is_greedy(self) -> bool:

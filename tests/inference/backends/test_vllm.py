@@ -44,7 +44,7 @@ def test_all_settings_are_sent_to_vllm() -> None:
     assert arguments["stop_token_ids"] == [2, 9]
     assert "repetition_penalty" not in arguments  # 1 is vLLM's default, and no other value is accepted
     known = {"max_tokens", "temperature", "top_p", "top_k", "repetition_penalty", "seed", "prompt_lookup"}
-    known.add("valid_syntax")  # documented as without effect there
+    known |= {"valid_syntax", "deterministic"}  # documented as without effect there, and refused
     assert set(SETTINGS.values()) == known  # a new one must be sent to vLLM, too
 
     # A document's seed is its own, the same each time, and another for a second attempt.
@@ -59,9 +59,13 @@ def test_all_settings_are_sent_to_vllm() -> None:
     assert seeds[0] == seeds[1] and len(set(seeds)) == 4 and all(0 <= seed < 2**63 for seed in seeds)
 
 
-def test_repetition_penalty_that_counts_the_record_is_refused() -> None:
-    with pytest.raises(UserError, match=r"`generation\.repetition_penalty=1`"):
-        backend.sampling_arguments(Request([1], replace(SETTINGS, repetition_penalty=1.1), 0), {2})
+@pytest.mark.parametrize(
+    ("setting", "hint"),
+    [({"repetition_penalty": 1.1}, "repetition_penalty=1"), ({"deterministic": True}, "deterministic=false")],
+)
+def test_settings_that_vllm_does_not_support_are_refused(setting, hint) -> None:
+    with pytest.raises(UserError, match=f"`generation.{hint}`"):
+        backend.sampling_arguments(Request([1], replace(SETTINGS, **setting), 0), {2})
 
 
 def test_model_is_loaded_with_the_settings_of_the_built_in_engine() -> None:
