@@ -197,7 +197,14 @@ def test_counts_of_clean_documents_are_logged(caplog) -> None:
     assert caplog.messages == ["3 of 3 documents are clean."]
     caplog.clear()
     DocumentCounts(5, not_compiled=1, clean=3, not_clean=2).log_summary()
-    assert caplog.messages[:2] == ["3 of 5 documents are clean.", "1 of 5 documents do not compile."]
+    assert caplog.messages == [
+        "3 of 5 documents are clean.",
+        "1 of 5 documents do not compile.",
+        "What may help: `attempts=3`, more training.",
+    ]
+    caplog.clear()
+    DocumentCounts(5, clean=3, not_clean=2).log_summary(max_attempts=3, temperature=0.7)
+    assert caplog.messages[1] == "What may help: `generation.temperature=0`, more training."
     caplog.clear()
     DocumentCounts(5).log_summary()
     assert not caplog.messages

@@ -161,7 +161,8 @@ class PredictionWriter(BasePredictionWriter):
             "%d document%s in %s, as %s files in %s%s.",
             count, "s" * (count != 1), self._results.file.path, suffixes, self._directory, cut_off,
         )  # fmt: skip
-        self._counts.log_summary()
+        if self._generator is not None:
+            self._counts.log_summary(self.attempts, self._generator.settings.temperature)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._close()

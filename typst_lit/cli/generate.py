@@ -105,7 +105,7 @@ def generate(
         if not stream:
             files_written = f", as files in {directory}" if writer.directory else ""
             log.info("%s in %s%s.", plural(writer.counts.documents, "document"), output, files_written)
-        writer.counts.log_summary()
+        writer.counts.log_summary(model.attempts, sampling.temperature)
         if stream:
             write_output(stream, path.read_bytes())
 
@@ -180,7 +180,7 @@ def _generate_on_ray(
     if failed:
         log.warning("%d of %s have no document; the reason of each is its 'error'.", failed, plural(count, "record"))
     counts = {name: shards.total(name) for name in ("not_compiled", "clean", "not_clean")}
-    DocumentCounts(count - failed, **counts).log_summary()
+    DocumentCounts(count - failed, **counts).log_summary(model.attempts, sampling.temperature)
 
 
 def _load_in_actor(

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from typst_lit.inference.attempts import GeneratedDocument
 
 log = logging.getLogger(__name__)
+RECOMMENDED_ATTEMPTS = 3  # for those whose documents are not clean
 
 
 @dataclass
@@ -46,15 +47,22 @@ class DocumentCounts:
         self.clean += document.clean is True
         self.not_clean += document.clean is False
 
-    def log_summary(self) -> None:
-        """Logs how many documents are clean and how many do not compile, and what can be done about it."""
+    def log_summary(self, max_attempts: int = 1, temperature: float | None = None) -> None:
+        """Logs how many documents are clean and how many do not compile, and what can be done about it.
+
+        Args:
+            max_attempts: how many attempts there were at most.
+            temperature: at which they were sampled.
+        """
         if num_assessed := self.clean + self.not_clean:
             level = logging.WARNING if self.not_clean else logging.INFO
             log.log(level, "%d of %s are clean.", self.clean, plural(num_assessed, "document"))
         if self.not_compiled:
             log.warning("%d of %s do not compile.", self.not_compiled, plural(self.documents, "document"))
         if self.not_compiled or self.not_clean:
-            log.warning("Try `attempts=3`, or train longer.")
+            hints = [f"`attempts={RECOMMENDED_ATTEMPTS}`"] if max_attempts < RECOMMENDED_ATTEMPTS else []
+            hints += ["`generation.temperature=0`"] if temperature else []
+            log.warning("What may help: %s.", ", ".join([*hints, "more training"]))
 
 
 def log_document(document: GeneratedDocument) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +19,9 @@ import psutil
 import pytest
 
 from tests.conftest import SAMPLES
+from typst_lit.contract import TextContract
+from typst_lit.data.prompts import ReportPrompt
+from typst_lit.model.locations import METADATA_FILE
 
 ray: Any = pytest.importorskip("ray", reason="needs Ray: pip install 'typst-lit[ray]'")
 FLAGS = ["--no-4bit", "--max-tokens", 30, "--seed", 3, "--temperature", 1.5]
@@ -82,6 +86,21 @@ def test_results_are_those_of_the_built_in_engine(run, cluster, tiny_model, tmp_
     refused = run(*command)
     assert refused.status == 1 and "different settings (input)" in refused.err
     assert read_lines(output) == lines
+
+
+def test_clean_documents_are_counted(run, cluster, tiny_model, tmp_path) -> None:
+    model, output = tmp_path / "model", tmp_path / "out"
+    shutil.copytree(tiny_model, model)
+    contract = TextContract(3, "0.15.2", min_fidelity=0.9).to_json()
+    (model / METADATA_FILE).write_text(json.dumps({"template": ReportPrompt().describe(), "contract": contract}))
+    source = write_records(tmp_path / "in.jsonl", 3)
+    command = ["generate", "--base-model", model, *FLAGS, "--input", source, "--engine", "ray", "--shard-size", 2]
+    result = run(*command, "--output", output)
+    assert result.status == 0 and "warning: 0 of 3 documents are clean." in result.err, result.err
+    manifest = json.loads((output / "manifest.json").read_text())
+    assert (manifest["clean"], manifest["not_clean"]) == (0, 3)
+    assert [shard["not_clean"] for shard in manifest["shards"]] == [2, 1]
+    assert all(line["clean"] is False for line in read_lines(output))
 
 
 def test_invalid_records_have_their_errors_as_results(run, cluster, tiny_model, tmp_path) -> None:
