@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Sequence
 from enum import Enum, auto
 from typing import Any, NamedTuple
 
@@ -48,6 +49,7 @@ _LABEL = re.compile(r"[\w.:-]+")
 _LABEL_START = re.compile(r"[\w-]")
 _LINK = re.compile(r"[\w!#$%&*+,\-./:;=?@~']+", re.ASCII)
 _CODE = re.compile(r"[^\"`$\[\](){}</*#\\&|~^;" + _NEWLINES + "]+")
+_NAME = re.compile(r"([^\W\d][\w-]*)\s*[:=]?\s*$")  # of what a bracket belongs to
 _ELSE = re.compile(r"[ \t]*else(?![\w-])")
 _UNICODE_ESCAPE = re.compile(r"\\u\{[0-9A-Za-z]*")
 _LINKS = ("http://", "https://")
@@ -100,11 +102,13 @@ class Frame(NamedTuple):
             expression; in math, ``operand`` after an operator, ``callable`` directly after an identifier.
         number: square brackets of plain text that are open in markup; backticks that may close raw text; the depth of a
             comment; in the head of an expression, whether an operand is complete (1), with a space after it (2).
+        name: of the argument, variable or function that brackets in code belong to.
     """
 
     mode: Mode
     value: Any = None
     number: int = 0
+    name: str = ""
 
 
 class SyntaxState(NamedTuple):
@@ -119,6 +123,7 @@ class SyntaxState(NamedTuple):
         after_newline: whether a newline, and perhaps comments, are all since the last token.
         after_blank_line: likewise with a blank line.
         at_start: whether a heading or an item may start here.
+        name: the name in code that a bracket here would belong to.
     """
 
     stack: tuple[Frame, ...] = (Frame(Mode.DOCUMENT),)
@@ -129,9 +134,37 @@ class SyntaxState(NamedTuple):
     after_newline: bool = False
     after_blank_line: bool = False
     at_start: bool = True
+    name: str = ""
 
 
 START = SyntaxState()
+
+
+class PieceKind(Enum):
+    """What a piece of the source is to a reader."""
+
+    TEXT = auto()  # visible text
+    MARK = auto()  # markup that starts or ends something, and is not visible itself
+    BREAK = auto()  # the end of a content block, an item, a heading, raw text, or (with a quote as text) a string
+    STRING = auto()  # text of a string
+    MATH = auto()  # text of a formula
+    RAW = auto()  # raw text
+    CODE = auto()  # names, numbers and operators
+
+
+class Piece(NamedTuple):
+    """A piece of the source.
+
+    Attributes:
+        kind: what it is.
+        text: its characters; escapes are resolved.
+        context: where it is: ``heading``, ``math``, ``raw``, the name of the argument, variable or function whose
+            content or string it is, ``#`` for the first name of an expression, or empty for other text.
+    """
+
+    kind: PieceKind
+    text: str
+    context: str = ""
 
 
 def advance(state: SyntaxState, text: str) -> SyntaxState | None:
@@ -146,6 +179,34 @@ def advance(state: SyntaxState, text: str) -> SyntaxState | None:
     except _InvalidError:
         return None
     return scanner.state()
+
+
+def read_pieces(state: SyntaxState, text: str) -> tuple[SyntaxState, list[Piece]] | None:
+    """Returns the state after more text, as `advance` does, and the pieces that became certain by it.
+
+    >>> state, pieces = read_pieces(START, "= Rain\\n#text(fill: red)[in May] ")
+    >>> [(piece.text, piece.context) for piece in pieces if piece.kind is PieceKind.TEXT]
+    [(' ', 'heading'), ('Rain', 'heading'), ('\\n', 'heading'), ('in May', 'text'), (' ', '')]
+    """
+    scanner = _Scanner(state, state.pending + text, final=False)
+    scanner.pieces = []
+    try:
+        scanner.run()
+    except _InvalidError:
+        return None
+    return scanner.state(), scanner.pieces
+
+
+def context(stack: Sequence[Frame]) -> str:
+    """Returns the context of text in the innermost of some frames; see `Piece`."""
+    for frame in reversed(stack):
+        if frame.mode is Mode.HEADING:
+            return "heading"
+        if frame.mode in _MATH:
+            return "math"
+        if frame.mode in (Mode.CONTENT, Mode.STRING):
+            return frame.name
+    return ""
 
 
 def closers(state: SyntaxState) -> str:
@@ -175,10 +236,14 @@ class _IncompleteError(Exception):
     """What comes next depends on text that is still to come."""
 
 
-_MARKUP = {Mode.DOCUMENT, Mode.CONTENT, Mode.STRONG, Mode.EMPH, Mode.HEADING, Mode.ITEM, Mode.TERM}
+MARKUP_MODES = {Mode.DOCUMENT, Mode.CONTENT, Mode.STRONG, Mode.EMPH, Mode.HEADING, Mode.ITEM, Mode.TERM}
 _MATH = {Mode.MATH, Mode.MATH_GROUP, Mode.MATH_CALL}
 _MARKS = {Mode.STRONG: "*", Mode.EMPH: "_"}
 _OPENERS = {"(": Mode.PAREN, "[": Mode.CONTENT, "{": Mode.BLOCK, "$": Mode.MATH, '"': Mode.STRING}
+_WITHOUT_NAME = {Mode.EXPRESSION, Mode.LABEL, Mode.REFERENCE, Mode.LINK, Mode.HEADING, Mode.ITEM, Mode.TERM}
+_CODE_OPENERS = {Mode.PAREN: "(", Mode.BLOCK: "{", Mode.CONTENT: "[", Mode.MATH: "$", Mode.STRING: '"'}
+_CODE_MODES = {Mode.EXPRESSION, Mode.PAREN, Mode.BLOCK}
+_STRING_ESCAPES = {"n": "\n", "t": "\t", "r": "\r"}
 _CLOSED = {")": Mode.PAREN, "}": Mode.BLOCK}
 _CLOSING_BRACKETS = str.maketrans("([", ")]")
 
@@ -197,7 +262,8 @@ class _Scanner:
         self.final = final
         self.index = 0
         stack, _, self.previous, self.column, self.newlines = state[:5]
-        self.after_newline, self.after_blank_line, self.at_start = state[5:]
+        self.after_newline, self.after_blank_line, self.at_start, self.name = state[5:]
+        self.pieces: list[Piece] | None = None
         self.stack = list(stack)
         self.dangling = ""  # what has to follow the end of the text before anything is closed
 
@@ -206,7 +272,7 @@ class _Scanner:
         try:
             while self.index < len(self.text):
                 mode = self.stack[-1].mode
-                if mode in _MARKUP:
+                if mode in MARKUP_MODES:
                     self.markup()
                 elif mode in _MATH:
                     self.math()
@@ -220,7 +286,7 @@ class _Scanner:
     def state(self) -> SyntaxState:
         return SyntaxState(
             tuple(self.stack), self.text[self.index :], self.previous, self.column,
-            self.newlines, self.after_newline, self.after_blank_line, self.at_start,
+            self.newlines, self.after_newline, self.after_blank_line, self.at_start, self.name,
         )  # fmt: skip
 
     # Reading
@@ -261,17 +327,43 @@ class _Scanner:
         return match is not None
 
     def push(self, mode: Mode, value: object = None, length: int = 1) -> None:
+        if mode in _CODE_OPENERS and self.stack[-1].mode in _CODE_MODES:
+            self.emit(PieceKind.CODE, _CODE_OPENERS[mode])
         self.read(length)
-        self.stack.append(Frame(mode, value))
+        name = "" if mode in _WITHOUT_NAME else self.name or self.stack[-1].name
+        self.stack.append(Frame(mode, value, 0, name))
+        self.name = ""
         if mode is Mode.CONTENT:
             self.start_markup(at_start=True)
+
+    def pop(self) -> None:
+        """Leaves the innermost frame; what follows may belong to the same name."""
+        self.name = self.stack.pop().name
+
+    def emit(self, kind: PieceKind, text: str, context: str | None = None) -> None:
+        """Notes a piece of the source, if pieces were asked for."""
+        if self.pieces is not None:
+            self.pieces.append(Piece(kind, text, self.context() if context is None else context))
+
+    def context(self) -> str:
+        """Returns the context of text here; see `Piece`."""
+        return context(self.stack)
+
+    def name_code(self, text: str) -> None:
+        """Reads a piece of code, whose last name is the one that a bracket after it belongs to."""
+        is_continued = self.previous.isalnum() or self.previous in ("-", "_")
+        if text.strip(" \t:="):
+            name = _NAME.search(self.name + text if is_continued else text)
+            self.name = name[1] if name else ""
+        self.emit(PieceKind.CODE, text)
+        self.read(len(text))
 
     def start_markup(self, at_start: bool) -> None:
         self.newlines, self.after_newline, self.after_blank_line, self.at_start = 0, False, False, at_start
 
     def set(self, value: object, number: int = 0) -> None:
         """Changes the value of the innermost frame."""
-        self.stack[-1] = Frame(self.stack[-1].mode, value, number)
+        self.stack[-1] = self.stack[-1]._replace(value=value, number=number)
 
     # Markup
 
@@ -295,8 +387,10 @@ class _Scanner:
         elif character == "`":
             self.raw()
         elif character == "$":
+            self.emit(PieceKind.MARK, "$")
             self.push(Mode.MATH)
         elif character == "[":
+            self.emit(PieceKind.TEXT, "[")
             self.stack[-1] = top._replace(number=top.number + 1)
             self.read(1)
         elif character == "]":
@@ -304,23 +398,29 @@ class _Scanner:
         elif character == "<" and _LABEL_START.match(self.peek()):
             if top.mode is Mode.HEADING:
                 self.stack.pop()
+            self.emit(PieceKind.MARK, "<")
             self.push(Mode.LABEL)
         elif character == "@" and _LABEL_START.match(self.peek()):
+            self.emit(PieceKind.MARK, "@")
             self.push(Mode.REFERENCE)
         elif character == "h" and (link := self.link_prefix()):
+            self.emit(PieceKind.TEXT, link)
             self.push(Mode.LINK, "", len(link))
         elif character == ":" and top.mode is Mode.TERM:
+            self.emit(PieceKind.TEXT, ":")
             self.read(1)
             self.end_term()
             return
         else:
-            text = _TEXT.match(self.text, self.index)
-            self.read(len(text[0]) if text else 1)
+            match = _TEXT.match(self.text, self.index)
+            text = match[0] if match else character
+            self.emit(PieceKind.TEXT, text)
+            self.read(len(text))
         self.newlines, self.at_start = 0, False
 
     def end_term(self) -> None:
         """Continues after the colon of a term, with its description."""
-        self.stack[-1] = Frame(Mode.ITEM, self.stack[-1].value)
+        self.stack[-1] = self.stack[-1]._replace(mode=Mode.ITEM)
         self.start_markup(at_start=True)
 
     def space(self, spaces: str) -> None:
@@ -328,10 +428,11 @@ class _Scanner:
         self.newlines = min(self.newlines + newlines, 2)
         self.after_newline |= newlines > 0
         self.after_blank_line |= self.newlines == 2
-        if self.after_blank_line and self.stack[-1].mode in _MARKS:
+        if self.after_blank_line and next(f.mode for f in reversed(self.stack) if f.mode is not Mode.HEADING) in _MARKS:
             raise _InvalidError
         if newlines and self.stack[-1].mode is Mode.TERM:
             raise _InvalidError
+        self.emit(PieceKind.TEXT, spaces)
         self.read(len(spaces))
 
     def comment(self) -> bool:
@@ -340,6 +441,7 @@ class _Scanner:
         if kind not in ("/", "*"):
             return False
         self.newlines = 0
+        self.emit(PieceKind.MARK, "/")
         self.stack.append(Frame(Mode.LINE_COMMENT) if kind == "/" else Frame(Mode.BLOCK_COMMENT, None, 1))
         self.read(2)
         return True
@@ -354,6 +456,7 @@ class _Scanner:
                 raise _InvalidError
             if top.mode is not Mode.HEADING and not (top.mode is Mode.ITEM and self.column <= top.value):
                 break
+            self.emit(PieceKind.BREAK, "")
             self.stack.pop()
         self.start_markup(at_start=True)
 
@@ -367,6 +470,8 @@ class _Scanner:
         if not ends_here and (following != "/" or self.peek(len(marker) + 1) not in ("/", "*")):
             return False  # no space and no comment follows
         column = self.column
+        self.emit(PieceKind.BREAK, "")
+        self.emit(PieceKind.MARK, marker)
         if marker[0] == "=":
             self.push(Mode.HEADING, None, len(marker))
         else:
@@ -379,7 +484,9 @@ class _Scanner:
         following = self.peek()
         if mark == "*" and following == "/":
             raise _InvalidError
-        if not (_is_wordy(self.previous) and _is_wordy(following)):
+        is_visible = _is_wordy(self.previous) and _is_wordy(following)
+        self.emit(PieceKind.TEXT if is_visible else PieceKind.MARK, mark)
+        if not is_visible:
             if _MARKS.get(self.stack[-1].mode) == mark:
                 self.stack.pop()
             else:
@@ -390,24 +497,29 @@ class _Scanner:
         if not self.previous and self.peek() == "!":
             self.push(Mode.LINE_COMMENT)
         else:
+            self.emit(PieceKind.MARK, "#")
             self.push(Mode.EXPRESSION, Phase.START)
 
-    def escape(self) -> None:
+    def escape(self, kind: PieceKind = PieceKind.TEXT) -> None:
         following = self.peek()
         if following == "u" and self.peek(2) == "{":
             match = _UNICODE_ESCAPE.match(self.text, self.index)
             assert match is not None
             end = self.peek(len(match[0]))
-            if end not in ("}", ""):
+            character = _unicode_character(match[0][3:])
+            if end not in ("}", "") or (end and not character):
                 raise _InvalidError
             self.dangling = "" if end else "}"
+            self.emit(kind, character)
             self.read(len(match[0]) + 1)
         else:
             self.dangling = "" if following else " "
+            self.emit(kind, "\n" if following.isspace() else following)
             self.read(1 if not following or following.isspace() else 2)
 
     def raw(self) -> None:
         run = self.match(_BACKTICKS)
+        self.emit(PieceKind.MARK, "`")
         if len(run) == 2:
             self.read(2)
         else:
@@ -426,12 +538,14 @@ class _Scanner:
         while True:
             top = self.stack[-1]
             if top.number:
+                self.emit(PieceKind.TEXT, "]")
                 self.stack[-1] = top._replace(number=top.number - 1)
             elif top.mode in (Mode.HEADING, Mode.ITEM):
                 self.stack.pop()
                 continue
             elif top.mode is Mode.CONTENT:
-                self.stack.pop()
+                self.emit(PieceKind.BREAK, "")
+                self.pop()
             else:
                 raise _InvalidError
             self.read(1)
@@ -460,17 +574,20 @@ class _Scanner:
             # Punctuation at its end is not part of the link, and a colon there ends a term.
             word = link[0].rstrip("!,.:;?'")
             self.set(top.value, ":" in link[0][len(word) :] or (not word and bool(top.number)))
+            self.emit(PieceKind.TEXT, link[0])
             self.read(len(link[0]))
             return
         brackets, character = str(top.value), self.text[self.index]
         if character in "([":
             self.set(brackets + character)
+            self.emit(PieceKind.TEXT, character)
             self.read(1)
             return
         closes = brackets[-1:] + character in ("()", "[]")
         brackets = brackets[:-1] if character in ")]" else brackets
         self.set(brackets)
         if closes:
+            self.emit(PieceKind.TEXT, character)
             self.read(1)
         elif brackets:
             raise _InvalidError
@@ -484,6 +601,7 @@ class _Scanner:
     def math(self) -> None:
         character, top = self.text[self.index], self.stack[-1]
         if character.isspace():
+            self.emit(PieceKind.MATH, " ")
             self.set(top.value if top.value == "operand" else None)
             self.read(1)
         elif character == "/":
@@ -506,7 +624,7 @@ class _Scanner:
 
     def math_operand(self, character: str, top: Frame) -> None:
         if character == "\\":
-            self.escape()
+            self.escape(PieceKind.MATH)
             self.set(None)
         elif identifier := self.match(_MATH_IDENTIFIER):
             while len(identifier) > 1 and self.peek(len(identifier)) == ".":
@@ -515,10 +633,12 @@ class _Scanner:
                     break
                 identifier += field
             self.set("callable" if len(identifier) > 1 else None)
+            self.emit(PieceKind.MATH, identifier)
             self.read(len(identifier))
         else:
             self.set(None)
             if character == "#":
+                self.emit(PieceKind.MARK, "#")
                 self.push(Mode.EXPRESSION, Phase.START)
             elif character == '"':
                 self.push(Mode.STRING)
@@ -527,6 +647,7 @@ class _Scanner:
             elif unicodedata.category(character) == "Ps":
                 self.push(Mode.MATH_GROUP)
             else:
+                self.emit(PieceKind.MATH, character)
                 self.read(1)
 
     def close_math(self) -> None:
@@ -534,7 +655,8 @@ class _Scanner:
             self.stack.pop()
         if self.stack[-1].mode is Mode.MATH_CALL:
             raise _InvalidError
-        self.stack.pop()
+        self.emit(PieceKind.MARK, "$")
+        self.pop()
         self.read(1)
 
     def close_group(self, length: int) -> None:
@@ -553,7 +675,8 @@ class _Scanner:
         if character in _CLOSED:
             if _CLOSED[character] is not mode:
                 raise _InvalidError
-            self.stack.pop()
+            self.pop()
+            self.emit(PieceKind.CODE, character)
             self.read(1)
         elif character == "]" or (character == ";" and mode is Mode.PAREN):
             raise _InvalidError
@@ -574,7 +697,7 @@ class _Scanner:
             raise _InvalidError
         else:
             text = _CODE.match(self.text, self.index)
-            self.read(len(text[0]) if text else 1)
+            self.name_code(text[0] if text else character)
 
     def expression(self) -> None:
         phase = self.stack[-1].value
@@ -605,15 +728,20 @@ class _Scanner:
                 raise _InvalidError
         elif identifier := self.match(_IDENTIFIER):
             self.set(_PHASES.get(identifier, Phase.OPERAND))
+            self.name = identifier
+            self.emit(PieceKind.CODE, identifier, "#" if phase is Phase.START else "")
             self.read(len(identifier))
         elif number := self.match(_NUMBER):
             self.set(Phase.OPERAND)
+            self.emit(PieceKind.CODE, number, "#" if phase is Phase.START else "")
             self.read(len(number))
         elif character in _OPENERS or character in "`<":
             if character == "<" and not _LABEL_START.match(self.peek()):
                 raise _InvalidError
             if character == "`":
                 self.match(_BACKTICKS)
+            if phase is Phase.START:
+                self.emit(PieceKind.CODE, character, "#")
             self.set(Phase.OPERAND)
             self.code_token(character)
         else:
@@ -631,15 +759,20 @@ class _Scanner:
                 self.end_expression()
                 return
             self.set(Phase.OPERAND)
+            self.name = identifier
+            self.emit(PieceKind.CODE, f".{identifier}")
             self.read(1 + len(identifier))
         elif self.stack[-1].value is Phase.AFTER_IF and (keyword := self.else_keyword()):
             self.set(Phase.ELSE)
+            self.name = "else"
             self.read(len(keyword))
         else:
             self.end_expression()
 
     def end_expression(self) -> None:
+        self.emit(PieceKind.CODE, ";", "")
         self.stack.pop()
+        self.name = ""
         if self.text[self.index] == ";":
             self.read(1)
         self.start_markup(at_start=False)
@@ -667,14 +800,14 @@ class _Scanner:
             raise _InvalidError
         if character.isspace():
             self.set(top.value, 2 if top.number else 0)
-            self.read(1)
+            self.name_code(character)
         elif character == "{" or character == "[":
             is_body = top.number == 2 or (character == "{" and top.number)
             self.set(*((body,) if is_body else (top.value, 1)))
             self.push(_OPENERS[character])
         elif token := self.match(_IDENTIFIER) or self.match(_NUMBER):
             self.set(top.value, token not in OPERATORS)
-            self.read(len(token))
+            self.name_code(token)
         elif character in '("$`':
             self.set(top.value, 1)
             self.code_token(character)
@@ -688,29 +821,38 @@ class _Scanner:
             if is_label:
                 self.push(Mode.LABEL)
             else:
-                self.read(1)
+                self.name_code(character)
 
     # Text without structure
 
     def string(self) -> None:
-        if not self.read_until(_STRING_END):
+        start = self.index
+        is_found = self.read_until(_STRING_END)
+        self.emit(PieceKind.STRING, self.text[start : self.index])
+        if not is_found:
             return
         if self.text[self.index] == '"':
-            self.stack.pop()
+            self.emit(PieceKind.BREAK, '"')
+            self.pop()
             self.read(1)
         else:
-            self.dangling = "" if self.peek() else "\\"
+            following = self.peek()
+            self.dangling = "" if following else "\\"
+            self.emit(PieceKind.STRING, _STRING_ESCAPES.get(following, following))
             self.read(2)
 
     def raw_text(self) -> None:
         top = self.stack[-1]
         if self.text[self.index] != "`":
             self.stack[-1] = top._replace(number=0)
+            start = self.index
             self.read_until(_BACKTICKS)
+            self.emit(PieceKind.RAW, self.text[start : self.index], "raw")
             return
         self.stack[-1] = top._replace(number=top.number + 1)
         if top.number + 1 == top.value:
-            self.stack.pop()
+            self.emit(PieceKind.BREAK, "")
+            self.pop()
         self.read(1)
 
     def line_comment(self) -> None:
@@ -732,7 +874,7 @@ class _Scanner:
     def closers(self) -> str:
         """Returns the text that closes all that is open, after `run` to the end of the source."""
         before = self.end_comment()
-        if self.stack[-1].mode in _MARKUP:
+        if self.stack[-1].mode in MARKUP_MODES:
             before += self.continue_item()
             self.end_lines()
         following = ""  # what closes the frames further out
@@ -842,6 +984,11 @@ def _is_wordy(character: str) -> bool:
     if not character.isalnum():
         return False
     return not unicodedata.name(character, "").startswith(("CJK", "HIRAGANA", "KATAKANA", "HANGUL"))
+
+
+def _unicode_character(digits: str) -> str:
+    code = int(digits, 16) if re.fullmatch(r"[0-9A-Fa-f]{1,8}", digits) else -1
+    return chr(code) if 0 <= code < 0xD800 or 0xE000 <= code <= 0x10FFFF else ""
 
 
 def _is_closing(character: str) -> bool:
