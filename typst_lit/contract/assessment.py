@@ -11,6 +11,7 @@ from typing import Any
 from rapidfuzz.distance import LCSseq
 
 from typst_lit.contract.text_contract import TextContract
+from typst_lit.contract.text_guard import free_words
 from typst_lit.errors import plural
 from typst_lit.metrics.functional import content_fidelity, restore_words, without_image_files, words
 from typst_lit.typesetting.repairs import Repair
@@ -79,7 +80,8 @@ def assess(
     invented = None
     if contract is not None and result.ok:
         record_text = "\n".join(str(value) for value in fields.values())
-        invented = invented_words(record_text, result.text, contract)
+        free = free_words(result.source, contract)
+        invented = invented_words(f"{record_text}\n{free}", result.text, contract)
     min_fidelity = contract.min_fidelity if contract else 0.0
     problems = [] if result.ok else [f"does not compile: {result.error.removeprefix('error: ')}"]
     problems += [CUT_OFF] if finish_reason == "length" else []

@@ -19,6 +19,19 @@ class TextContract:
         min_fidelity: 5th percentile of the fidelity of the training outputs themselves, 0 to 1.
         style_words: words that the outputs show although their records do not have them, in the form of
             `metrics.functional.words`; only those that outputs of several projects share.
+        contexts: for each context of `typesetting.syntax.Piece`, where its words come from: names of fields, and
+            ``body``, ``style`` and ``free`` of `contract.record_text`; ``free`` is for words from elsewhere.
+        names: names in code that outputs use, those that start an expression with a ``#``; empty where any may be used.
+        marks: characters that start markup in outputs, a slash for comments; empty where any may.
+        ordered: whether the lines of the record's text are in order.
+        complete: whether all of them are shown.
+        copied: whether a line that is started is copied to its end.
+        exact: whether punctuation is that of the record.
+        repeated_lines: how many lines at the start of the text may be shown twice, as on a title page.
+        unescaped: characters of Typst's markup that are copied from records as they are; the others are escaped.
+        break_characters: characters of a line next to which markup is inserted; None where it is inserted anywhere.
+        inner_marks: the marks that start or end markup there.
+        exceptions: pairs that do not keep to this, by what they break; for the reader only.
 
     Example:
         >>> contract = TextContract(num_pairs=3, typst_version="0.15.2", min_fidelity=0.97, style_words=("page",))
@@ -30,6 +43,18 @@ class TextContract:
     typst_version: str
     min_fidelity: float
     style_words: tuple[str, ...] = ()
+    contexts: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    names: tuple[str, ...] = ()
+    marks: str = ""
+    ordered: bool = False
+    complete: bool = False
+    copied: bool = False
+    exact: bool = False
+    repeated_lines: int = 0
+    unescaped: str = ""
+    break_characters: str | None = None
+    inner_marks: str = ""
+    exceptions: tuple[tuple[str, int], ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Returns the contract as plain values."""

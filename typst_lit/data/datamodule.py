@@ -257,6 +257,10 @@ class TypstDataModule(LightningDataModule):
         lengths, prompt_lengths = self.train_lengths
         return int((lengths - prompt_lengths).max())
 
+    def training_pairs(self, max_pairs: int) -> list[Pair]:
+        """Returns the training pairs, or ``max_pairs`` of them from all over the table."""
+        return read_pairs(self._tables["train"], self.prompt_template.fields, max_pairs)
+
     def held_out(self, stage: str, max_pairs: int | None = None) -> list[Pair]:
         """Returns the pairs of a stage (``val`` or ``test``), or ``max_pairs`` of them from all over the table.
 

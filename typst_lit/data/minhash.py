@@ -75,9 +75,9 @@ def find_near_duplicates(train: Dataset, held_out: Dataset, threshold: float = 0
         num_shared = Counter(candidate for value in signature.tolist() for candidate in train_indices[value])
         best, best_similarity = -1, 0.0
         for candidate, _ in num_shared.most_common(MAX_COMPARISONS_PER_TEXT):
-            similarity = _similarity(signature, candidates[candidate])
-            if similarity > best_similarity:
-                best, best_similarity = candidate, similarity
+            estimate = similarity(signature, candidates[candidate])
+            if estimate > best_similarity:
+                best, best_similarity = candidate, estimate
         if best_similarity >= threshold:
             pairs.append((index, best, best_similarity))
     return pairs
@@ -103,7 +103,8 @@ def warn_of_near_duplicates(train: Dataset, held_out: Dataset) -> None:
     )
 
 
-def _similarity(first: np.ndarray, second: np.ndarray) -> float:
+def similarity(first: np.ndarray, second: np.ndarray) -> float:
+    """Returns the estimated Jaccard index of the shingles of two texts with these signatures, from 0 to 1."""
     union = np.union1d(first, second)[:NUM_HASHES]
     return len(np.intersect1d(union, np.intersect1d(first, second))) / len(union)
 

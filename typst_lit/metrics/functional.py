@@ -21,7 +21,7 @@ _HYPHEN = re.compile(r"(?<=\w)(?:-{1,2}|[\u00ad\u2010\u2011\u2013])(?:[^\S\n]*\n
 _UNSPACED = r"\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"  # scripts without spaces, compared character by character
 _WORD = re.compile(rf"[{_UNSPACED}]|\d+|[^\W\d_{_UNSPACED}]+(?:'[^\W\d_]+)*")
 _NUMBER = re.compile(r"\d{1,9}")
-_IMAGE_FILE = re.compile(r"[^\s\"(]*[^\s\"(./\\]\.(?:png|jpe?g|gif|svg|webp)\b", re.IGNORECASE)
+IMAGE_FILE = re.compile(r"[^\s\"(]*[^\s\"(./\\]\.(?:png|jpe?g|gif|svg|webp)\b", re.IGNORECASE)
 MAX_WORD_PARTS = 12  # of a word that is broken over lines, such as a URL in a narrow column
 MIN_TOUCHING_LETTERS = 2  # of each of two words that touch on the page
 
@@ -45,7 +45,7 @@ def without_image_files(text: str) -> str:
     >>> without_image_files("See (figures/rain.png).")
     'See ( ).'
     """
-    return _IMAGE_FILE.sub(" ", text)
+    return IMAGE_FILE.sub(" ", text)
 
 
 def restore_words(shown: Sequence[str], known: Set[str]) -> list[str]:
