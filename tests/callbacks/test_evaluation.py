@@ -26,7 +26,7 @@ def learned(tmp_path_factory, tiny_model) -> Path:
         "--model.base_model", str(tiny_model), "--run_dir", str(run_dir), "--model.adapter", "null",
         "--model.use_4bit", "false", "--trainer.accumulate_grad_batches", "1", "--trainer.max_epochs", "4",
         "--model.warmup_steps", "1", "--model.learning_rate", "1e-2", "--eval.every_n_epochs", "2",
-        "--eval.records", "2",
+        "--eval.records", "2", "--contract.max_pairs", "0",
         "--generation.max_tokens", "40", "--trainer.accelerator", "cpu",
     ]  # fmt: skip
     assert main(args) == 0
@@ -76,7 +76,7 @@ def test_validate_scores_a_few_and_test_all(learned, run, tmp_path) -> None:
 
 
 def test_clean_documents_are_counted_with_the_contract_of_the_adapter(fit_args, run, tmp_path, pairs) -> None:
-    assert run(*fit_args, "--trainer.max_steps", 1).status == 0
+    assert run(*fit_args, "--trainer.max_steps", 1, "--contract.max_pairs", 0).status == 0
     (tmp_path / "pairs.json").write_text(json.dumps(pairs[:2]))
     base = [
         "--model.base_model", fit_args[4], "--model.adapter_path", tmp_path / "run", "--run_dir", tmp_path / "test",

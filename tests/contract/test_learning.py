@@ -70,12 +70,12 @@ def test_outputs_of_other_projects_keep_to_it(contract):
     [
         ("The survey ran for six weeks", "The survey ran for seven weeks"),  # an invented word
         ("at ten, and", "at ten; and"),  # punctuation
-        ('#let office = "School', '#let office = "Night'),  # a field in the place of another one
+        ('#let office = "School', '#let office = "Night'),  # another field
         ("in rain and in snow.", "in rain."),  # a line that ends early
         ("\n\nThe survey ran for six weeks at five stops, in rain and in snow.", ""),  # a line that is missing
         ("#set par(justify: true)", "#set parr(justify: true)"),  # a name in code
         ("six weeks", "*six* weeks"),  # markup where the samples have none
-        ("= Introduction", "== _Introduction_ Introduction"),  # a line once more
+        ("= Introduction", "== _Introduction_ Introduction"),  # a line again
     ],
 )
 def test_what_the_samples_never_do_is_rejected(contract, old, new):

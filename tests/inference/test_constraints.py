@@ -10,7 +10,7 @@ import pytest
 import typst
 
 from typst_lit import GenerationSettings, Generator
-from typst_lit.inference.constraints import OutputState, SyntaxConstraint, TokenBytes
+from typst_lit.inference.constraints import OutputConstraint, OutputState, TokenBytes
 from typst_lit.inference.request import Request
 from typst_lit.typesetting.syntax import START, advance, may_end
 
@@ -51,9 +51,9 @@ def test_the_bytes_of_tokens_make_up_the_text(tokenizer):
 
 
 def test_parts_of_characters_are_allowed_where_any_character_is(tokenizer):
-    constraint = SyntaxConstraint(TokenBytes(tokenizer))
+    constraint = OutputConstraint(tokenizer)
     first = next(token for token in tokenizer("€")["input_ids"])
-    assert constraint.advance(constraint.start, first) is not None
+    assert constraint.advance(OutputState(), first) is not None
 
     def state_after(text: str) -> OutputState:
         syntax = advance(START, text)
@@ -63,7 +63,7 @@ def test_parts_of_characters_are_allowed_where_any_character_is(tokenizer):
     assert constraint.advance(state_after('#f("'), first) is not None
     assert constraint.advance(state_after("#let x = "), first) is None
     letter = tokenizer("a")["input_ids"][0]
-    incomplete = constraint.advance(constraint.start, first)
+    incomplete = constraint.advance(OutputState(), first)
     assert incomplete is not None
     assert constraint.advance(incomplete, letter) is None  # not the rest of the character
 

@@ -134,7 +134,9 @@ def test_each_adapter_has_its_own_settings(stored, able_adapter, able_pairs) -> 
 
 def test_the_functions_of_the_guide_use_the_settings_of_the_adapter(stored, able_pairs) -> None:
     model, tokenizer = load_model_and_tokenizer(adapter_path=stored, use_4bit=False)
-    assert len(tokenizer(inference_from_dict(model, tokenizer, able_pairs[0]["input"]))["input_ids"]) <= 5
+    assert (
+        len(tokenizer(inference_from_dict(model, tokenizer, able_pairs[0]["input"]))["input_ids"]) <= 9
+    )  # 5, and what closes the rest
 
 
 @pytest.mark.parametrize(

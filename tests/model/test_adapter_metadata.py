@@ -53,7 +53,7 @@ def test_damaged_values_are_errors_that_name_the_file(tmp_path, key, value) -> N
 
 
 def test_a_run_stores_the_length_of_its_longest_completion(run, fit_args, tmp_path, tokenizer) -> None:
-    assert run(*fit_args, "--trainer.max_steps", 1).status == 0
+    assert run(*fit_args, "--trainer.max_steps", 1, "--contract.max_pairs", 0).status == 0
     metadata = adapter_metadata(tmp_path / "run" / "adapter" / "best")
     data = TypstDataModule(fit_args[2])
     data.tokenizer = tokenizer

@@ -1,8 +1,8 @@
 """Callbacks of a run, one per file.
 
 `EarlyStopping`, `LearningCurve`, `LineProgress` and `GracefulShutdown` work with any module and data. `Throughput`,
-`MemoryProfiler` and `ResumableCheckpoint` need what their docstrings name. `AdapterExport`, `Evaluation` and
-`PredictionWriter` need a `TypstModule` and a `TypstDataModule`.
+`MemoryProfiler` and `ResumableCheckpoint` need what their docstrings name. `AdapterExport`, `ContractLearning`,
+`Evaluation` and `PredictionWriter` need a `TypstModule` and a `TypstDataModule`.
 """
 
 from typing import TYPE_CHECKING
@@ -11,6 +11,7 @@ from typst_lit._lazy import attach
 
 if TYPE_CHECKING:
     from typst_lit.callbacks.adapter_export import AdapterExport as AdapterExport
+    from typst_lit.callbacks.contract_learning import ContractLearning as ContractLearning
     from typst_lit.callbacks.early_stopping import EarlyStopping as EarlyStopping
     from typst_lit.callbacks.evaluation import Evaluation as Evaluation
     from typst_lit.callbacks.graceful_shutdown import GracefulShutdown as GracefulShutdown
@@ -27,6 +28,7 @@ __getattr__, __dir__, __all__ = attach(
     __name__,
     {
         "AdapterExport": "typst_lit.callbacks.adapter_export",
+        "ContractLearning": "typst_lit.callbacks.contract_learning",
         "EarlyStopping": "typst_lit.callbacks.early_stopping",
         "Evaluation": "typst_lit.callbacks.evaluation",
         "GracefulShutdown": "typst_lit.callbacks.graceful_shutdown",

@@ -19,6 +19,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from typst_lit.callbacks.adapter_export import AdapterExport
+from typst_lit.callbacks.contract_learning import ContractLearning
 from typst_lit.callbacks.early_stopping import EarlyStopping
 from typst_lit.callbacks.evaluation import Evaluation
 from typst_lit.callbacks.graceful_shutdown import GracefulShutdown
@@ -62,6 +63,7 @@ from typst_lit.typesetting.typesetter import Typesetter
 
 log = logging.getLogger(__name__)
 CALLBACK_GROUPS = {
+    "contract": ContractLearning,
     "adapter_export": AdapterExport,
     "checkpoint": ResumableCheckpoint,
     "early_stopping": EarlyStopping,
@@ -175,7 +177,7 @@ class TypstCLI(LightningCLI):
         parser.add_class_arguments(Typesetter, "typesetting")
         for group in ("adapter_export", "eval", "predict"):
             parser.link_arguments("generation", f"{group}.generation", apply_on="instantiate")
-        for group in ("eval", "predict"):
+        for group in ("contract", "eval", "predict"):
             parser.link_arguments("typesetting", f"{group}.typesetter", apply_on="instantiate")
         self.method_arguments = parser.add_method_arguments(Trainer, self.command, as_group=False, skip={*NO_SETTINGS})
         if self.command == "fit":

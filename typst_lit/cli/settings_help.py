@@ -54,6 +54,7 @@ GROUPS = {
     "predict": "What predict writes.",
     "checkpoint": "Resumable checkpoints.",
     "adapter_export": "Which adapters are exported.",
+    "contract": "What the texts of the training pairs have in common.",
     "early_stopping": "When to stop early.",
     "watchdog": "Non-finite losses, loss spikes, and running out of memory.",
     "memory_profiler": "Reports of peak memory.",

@@ -20,7 +20,8 @@ from typst_lit.inference.generator import Generator
 from typst_lit.inference.settings import GenerationSettings
 from typst_lit.model.forward import summed_loss
 
-GREEDY = GenerationSettings(max_tokens=256, temperature=0, repetition_penalty=1.0)
+# What the models write by themselves
+GREEDY = GenerationSettings(max_tokens=256, temperature=0, repetition_penalty=1.0, checkpoints=False, contract=False)
 NUM_PAIRS = 4
 # Maximum change of the mean loss that rounding explains, by the format of the exported weights
 MAX_LOSS_CHANGE = {"float32": 1e-3, "float16": 0.02, "bfloat16": 0.05, "f16": 0.02, "q8_0": 0.1}

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor, wait
+from concurrent.futures import Executor, Future, InvalidStateError, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
 from typst_lit.contract import CUT_OFF, Assessment, TextContract, assess
+from typst_lit.contract.record_text import RecordText
+from typst_lit.contract.text_guard import TextGuard
+from typst_lit.inference.checks import PrefixChecker
 from typst_lit.inference.engine import Engine
 from typst_lit.inference.request import Completion, Request
 from typst_lit.inference.sampling import document_seed
@@ -169,18 +172,25 @@ class Attempts:
         self._seconds = 0.0
         self._rollbacks = 0
 
-    def next_request(self, on_text: Callable[[str], None] | None = None) -> Request:
+    def next_request(self, on_text: Callable[[str], None] | None = None, executor: Executor | None = None) -> Request:
         """Returns the request of the next attempt.
 
         Args:
             on_text: called with all of its source so far, whenever there is more of it.
+            executor: the threads that wait for the compiler while it is decoded; without it, nothing is compiled then.
         """
         settings = self.settings
         if self.num_attempts:
             settings = replace(settings, temperature=max(settings.temperature, MIN_RETRY_TEMPERATURE))
         seed = document_seed(settings.seed, self.prompt, self.num_attempts)
         self.num_attempts += 1
-        return Request(self.prompt, settings, seed, self.adapter, on_text)
+        contract = self.contract if settings.contract else None
+        guard = check = None
+        if contract is not None:
+            guard = TextGuard(contract, RecordText(self.fields, self._body_field, contract.style_words))
+        if self.typesetter is not None and executor is not None and settings.checkpoints:
+            check = PrefixChecker(self.typesetter, executor, self.fields, contract)
+        return Request(self.prompt, settings, seed, self.adapter, on_text, guard, check)
 
     def finish(self, completion: Completion) -> GeneratedDocument | None:
         """Compiles and repairs what an attempt gave.
@@ -266,7 +276,7 @@ class DocumentTask:
             wait([self._compilation])
 
     def _submit(self) -> None:
-        self._request = self._attempts.next_request(self._on_text)
+        self._request = self._attempts.next_request(self._on_text, self._compilers)
         self._engine.submit(self._request).add_done_callback(self._compile)
         if self.future.cancelled():  # between two attempts
             self._engine.cancel(self._request)

@@ -1,19 +1,22 @@
-"""What a document may become while it is decoded: tokens after which it could not be valid Typst are not sampled."""
+"""Which tokens may follow while a document is decoded: those after which it can be valid and keep its text contract."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
-from typst_lit.typesetting.syntax import START, Mode, SyntaxState, advance, closers
+from typst_lit.contract.text_guard import TextGuard, TextState
+from typst_lit.typesetting.syntax import START, Mode, SyntaxState, advance, read_pieces
 
 # Where part of a character can be sampled before it is known which one: any character is valid there.
 _ANY_CHARACTER = frozenset(
     {Mode.DOCUMENT, Mode.CONTENT, Mode.STRONG, Mode.EMPH, Mode.HEADING, Mode.ITEM, Mode.TERM}
     | {Mode.STRING, Mode.RAW, Mode.LINE_COMMENT, Mode.BLOCK_COMMENT}
 )  # fmt: skip
+_TEXT_ONLY = _ANY_CHARACTER - {Mode.STRING} | {Mode.LINK}
 REPLACEMENT_CHARACTER = "\ufffd"
 
 
@@ -72,51 +75,83 @@ class OutputState(NamedTuple):
     Attributes:
         syntax: the state of its text.
         pending: the first bytes of a character whose last ones are still to come.
+        text: what is known of its visible text; None without a text contract.
+        length: number of characters.
+        num_code: number of tokens with code: without any, a source always compiles.
     """
 
     syntax: SyntaxState = START
     pending: bytes = b""
+    text: TextState | None = None
+    length: int = 0
+    num_code: int = 0
 
 
-class SyntaxConstraint:
-    """Decides which tokens may follow, so that an output can become a valid Typst source.
+class OutputConstraint:
+    """Decides which tokens may follow, so that an output can become a valid Typst source and keeps a text contract.
 
     Args:
-        token_bytes: the bytes of each token.
+        tokenizer: of the model.
 
     Example:
         >>> from typst_lit.model.backbones import PretrainedBackbone
         >>> tokenizer = PretrainedBackbone().load_tokenizer("typst-nano", None, False)
-        >>> constraint = SyntaxConstraint(TokenBytes(tokenizer))
-        >>> state = constraint.start
+        >>> from typst_lit.typesetting.syntax import closers
+        >>> constraint = OutputConstraint(tokenizer)
+        >>> state = OutputState()
         >>> for token in tokenizer("= Rain *and")["input_ids"]:
         ...     state = constraint.advance(state, token)
-        >>> constraint.closers(state)
+        >>> closers(state.syntax)
         '*'
     """
 
-    start = OutputState()
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._tokenizer = tokenizer
+        self.token_bytes = TokenBytes(tokenizer)
 
-    def __init__(self, token_bytes: TokenBytes) -> None:
-        self._token_bytes = token_bytes
+    def advance(self, state: OutputState, token: int, guard: TextGuard | None = None) -> OutputState | None:
+        """Returns the state after a token; None when it must not follow.
 
-    def advance(self, state: OutputState, token: int) -> OutputState | None:
-        """Returns the state after a token; None when it must not follow."""
-        content = self._token_bytes[token]
+        Args:
+            state: the state before it.
+            token: its id.
+            guard: of the document's text contract; None without one.
+        """
+        content = self.token_bytes[token]
         if not content:
             return None
-        content = state.pending + content
-        text, pending = _split_utf8(content)
+        text, pending = _split_utf8(state.pending + content)
         if text is None:
             return None
-        syntax = advance(state.syntax, text) if text else state.syntax
-        if syntax is None or (pending and syntax.stack[-1].mode not in _ANY_CHARACTER):
+        syntax, text_state = state.syntax, state.text
+        if text and guard is not None:
+            read = read_pieces(syntax, text)
+            if read is None:
+                return None
+            syntax = read[0]
+            text_state = guard.read(text_state or TextState(), read[1])
+            if text_state is None or not guard.may_continue(text_state, syntax):
+                return None
+        elif text:
+            advanced = advance(syntax, text)
+            if advanced is None:
+                return None
+            syntax = advanced
+        if guard is not None and pending and not guard.may_begin(text_state or TextState(), syntax, pending):
             return None
-        return OutputState(syntax, pending)
+        mode = syntax.stack[-1].mode
+        if pending and mode not in _ANY_CHARACTER:
+            return None
+        has_code = mode not in _TEXT_ONLY or any(mark in content for mark in b"#$@<")
+        return OutputState(syntax, pending, text_state, state.length + len(text), state.num_code + has_code)
 
-    def closers(self, state: OutputState) -> str:
-        """Returns the text that closes all that is open."""
-        return closers(state.syntax)
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Returns the text of tokens, without the bytes of a character that is not complete."""
+        return b"".join(self.token_bytes[token] for token in tokens).decode("utf-8", "ignore")
+
+    def encode(self, text: str) -> list[int]:
+        """Returns the ids of a text, without special tokens."""
+        return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 def _split_utf8(content: bytes) -> tuple[str | None, bytes]:

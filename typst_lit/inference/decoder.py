@@ -21,7 +21,7 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from typst_lit.errors import UserError
-from typst_lit.inference.constraints import SyntaxConstraint
+from typst_lit.inference.constraints import OutputConstraint
 from typst_lit.inference.kv_cache import KVCache, RaggedCache
 from typst_lit.inference.prompt_lookup import Draft, DraftCorpus, PromptLookup, best_draft_length
 from typst_lit.inference.request import Request
@@ -31,6 +31,10 @@ from typst_lit.model.adapters import base_model, has_adapter, num_virtual_tokens
 PREFILL_TOKENS = 1024  # tokens of a prompt per forward pass
 # Time of one more token in a forward pass, as a fraction of the pass. Estimates: a pass reads all weights from memory,
 # and until arithmetic takes as long as that, more tokens cost little. Wrong ones cost time, never another document.
+# Probabilities: of a token that may follow, and of what the model wanted in its place
+MAX_CONFLICT, MIN_CONFLICT = 1e-3, 0.5
+NO_TOKEN = -2  # where none may follow
+MAX_FORCED_TOKENS = 256  # per pass
 TOKEN_COST = {"cpu": 1 / 32, "cuda": 1 / 256}
 
 
@@ -77,7 +81,7 @@ class Decoder(BaseDecoder):
         model: PreTrainedModel,
         eos_token_ids: Collection[int],
         corpus: DraftCorpus | None = None,
-        constraint: SyntaxConstraint | None = None,
+        constraint: OutputConstraint | None = None,
     ) -> None:
         self.requests: list[Request] = []
         self.model = model
@@ -103,10 +107,15 @@ class Decoder(BaseDecoder):
         self.requests += requests
         for request in requests:
             self._lookups[request] = PromptLookup(request.text, self.corpus)
+            if self.constraint is not None:
+                request.track(self.constraint)
 
     @torch.inference_mode()
     def step(self) -> None:
-        drafts = self._drafts()
+        for request in self.requests:
+            self._go_back_if_invalid(request, wait=False)
+        forced = [request.tracker.forced_tokens() if request.tracker else [] for request in self.requests]
+        drafts = self._drafts(forced)
         fed = [[request.text.tokens[-1], *draft] for request, draft in zip(self.requests, drafts, strict=True)]
         width = max(map(len, fed))
         # The padding follows the tokens that count, none of which attends to it; it leaves the cache with wrong drafts.
@@ -114,7 +123,7 @@ class Decoder(BaseDecoder):
         logits = self._forward_pass(self._cache, input_ids=ids.to(self.device))
         chosen = choose_tokens(logits, [request.sampler for request in self.requests], drafts)
         for row, (request, draft) in enumerate(zip(self.requests, drafts, strict=True)):
-            self._accept(request, draft, chosen[row], logits[row])
+            self._accept(request, draft, min(len(forced[row]), len(draft)), chosen[row], logits[row])
             self._truncate_cache(row, request)
         for request in self.requests:
             if request.finish_reason == "stop":
@@ -140,61 +149,123 @@ class Decoder(BaseDecoder):
         request.sampler.truncate(num_tokens)
         self._lookups[request].truncate(length)
         self._truncate_cache(self.requests.index(request), request)
-        request.output_state = None
-        for token in request.output:
-            self._advance(request, token)
+        if request.tracker is not None:
+            request.tracker.truncate(num_tokens)
 
-    def _drafts(self) -> list[list[int]]:
-        drafts = [
+    def _drafts(self, forced: Sequence[list[int]]) -> list[list[int]]:
+        """Returns the tokens of each request to verify: those that are forced, or a draft where none are."""
+        drafts = []
+        for request, tokens in zip(self.requests, forced, strict=True):
             # One token less than is left: the pass itself gives one more than the draft.
-            self._lookups[request].draft(request.max_tokens - request.num_generated - 1)
-            if request.settings.uses_drafts
-            else Draft([], 0.0)
-            for request in self.requests
-        ]
+            num_left = request.max_tokens - request.num_generated - 1
+            if tokens:
+                drafts.append(Draft(tokens[: min(num_left, MAX_FORCED_TOKENS)], 1.0))
+            elif request.settings.uses_drafts:
+                drafts.append(self._lookups[request].draft(num_left))
+            else:
+                drafts.append(Draft([], 0.0))
         length = best_draft_length(drafts, TOKEN_COST.get(self.device.type, 1 / 256))
         return [draft.tokens[:length] for draft in drafts]
 
-    def _accept(self, request: Request, draft: list[int], chosen: list[int], logits: Tensor) -> None:
+    def _accept(self, request: Request, draft: list[int], num_forced: int, chosen: list[int], logits: Tensor) -> None:
+        """Adds the tokens of a pass that count to a request.
+
+        Args:
+            request: the request.
+            draft: what was fed after its last token.
+            num_forced: how many of the draft's tokens follow whatever was chosen.
+            chosen: what was chosen after none, one, two, ... tokens of the draft.
+            logits: (len(draft) + 1 or more, V), the scores there.
+        """
         accepted: list[int] = []
+        reason = None
         for position, token in enumerate(chosen):
             if token == INVALID_TOKEN:
                 raise InvalidScoresError
-            if token not in self.eos_token_ids and not self._advance(request, token):
-                token = self._choose_valid(request, draft[:position], logits[position])
+            if position < num_forced:
+                token = draft[position]
+            if not self._append(request, token):
+                token = self._choose_valid(request, draft[:position], logits[position], token)
+            if token == NO_TOKEN:
+                reason = "dead end"
+                break
             if token in self.eos_token_ids:
-                self._stop(request)
+                reason = "stop"
                 break
             accepted.append(token)
             if position == len(draft) or token != draft[position]:
                 break
-        self._lookups[request].accept(len(accepted) - (request.finish_reason is None))
+        if not num_forced:
+            self._lookups[request].accept(len(accepted) - (reason is None))
         request.sampler.accept(accepted)
         request.text.extend(accepted)
         request.passes += 1
-        if request.finish_reason is None and request.num_generated >= request.max_tokens:
-            request.finish_reason = "length"
+        if reason is None and request.num_generated >= request.max_tokens:
+            reason = "length"
+        if request.tracker is not None:
+            request.tracker.check_due(lambda count: self._decode(request.output[:count]))
+        if reason == "dead end":
+            self._leave_dead_end(request)
+        elif reason is not None:
+            self._finish(request, reason)
 
-    def _advance(self, request: Request, token: int) -> bool:
-        """Updates the state of a request's output by a token; returns False if the token must not follow."""
-        if self.constraint is None or not request.settings.valid_syntax:
+    def _append(self, request: Request, token: int) -> bool:
+        """Adds a token to what is known of a request's output; returns False if it must not follow."""
+        if request.tracker is None:
             return True
-        state = self.constraint.advance(request.output_state or self.constraint.start, token)
-        if state is not None:
-            request.output_state = state
-        return state is not None
+        if token in self.eos_token_ids:
+            return request.tracker.may_end()
+        return request.tracker.append(token)
 
-    def _choose_valid(self, request: Request, draft: list[int], logits: Tensor) -> int:
-        """Chooses a token that may follow, after one that must not; the EOS token always may."""
+    def _choose_valid(self, request: Request, draft: list[int], logits: Tensor, invalid: int) -> int:
+        """Chooses a token that may follow, after one that must not."""
+        assert request.tracker is not None
         token = request.sampler.choose_allowed(
-            logits, draft, lambda token: token in self.eos_token_ids or self._advance(request, token)
+            logits, draft, lambda token: self._append(request, token), request.tracker.suggested_tokens
         )
-        return min(self.eos_token_ids) if token is None else token
+        if token is None:
+            return NO_TOKEN
+        probabilities = logits.float().softmax(-1)
+        is_conflict = bool(probabilities[token] < MAX_CONFLICT and probabilities[invalid] > MIN_CONFLICT)
+        return NO_TOKEN if is_conflict and request.tracker.add_conflict() else token
 
-    def _stop(self, request: Request) -> None:
-        request.finish_reason = "stop"
-        if self.constraint is not None and request.output_state is not None:
-            request.closers = self.constraint.closers(request.output_state)
+    def _finish(self, request: Request, reason: str) -> None:
+        """Ends a request, unless a check of its output fails: then it goes back."""
+        tracker = request.tracker
+        if tracker is not None:
+            tracker.check_end(self._decode(request.output))
+            if self._go_back_if_invalid(request, wait=True):
+                return
+            request.closers = tracker.closers
+        request.finish_reason = reason
+
+    def _go_back_if_invalid(self, request: Request, wait: bool) -> bool:
+        target = None if request.tracker is None else request.tracker.settle(wait)
+        if target is not None:
+            self._go_back(request, target)
+        return target is not None
+
+    def _leave_dead_end(self, request: Request) -> None:
+        assert request.tracker is not None
+        if (first_conflict := request.tracker.abandon_contract()) is not None:
+            self.truncate(request, first_conflict)
+        else:
+            self._go_back(request, request.tracker.leave_dead_end())
+
+    def _go_back(self, request: Request, num_tokens: int | None) -> None:
+        """Goes back to a number of tokens, after which the next one is excluded; ends the request if there is none."""
+        assert request.tracker is not None
+        if num_tokens is None:
+            request.finish_reason = "stop"
+            request.closers = request.tracker.closers
+        else:
+            excluded = request.output[num_tokens]
+            self.truncate(request, num_tokens)
+            request.tracker.exclude(excluded)
+
+    def _decode(self, tokens: Sequence[int]) -> str:
+        assert self.constraint is not None
+        return self.constraint.decode(tokens)
 
     @torch.inference_mode()
     def _retain(self, requests: list[Request]) -> None:

@@ -183,10 +183,10 @@ class Engine:
 
     def _report(self, request: Request) -> None:
         """Passes on what a step gave: text so far, or the completion."""
-        if request.on_text and request.num_generated > request.num_reported:
-            request.num_reported = request.num_generated
+        if request.on_text and request.num_confirmed > request.num_reported:
+            request.num_reported = request.num_confirmed
             try:
-                request.on_text(self._text(request))
+                request.on_text(self._text(request, request.num_reported))
             except Exception as error:
                 self._remove([request])
                 _reject(request, error)
@@ -195,7 +195,16 @@ class Engine:
             self._running.remove(request)
             tokens = request.num_generated + (request.finish_reason == "stop")
             seconds = time.monotonic() - request.started_at
-            completion = Completion(self._text(request), tokens, request.finish_reason, seconds, request.passes)
+            tracker = request.tracker
+            completion = Completion(
+                self._text(request) + request.closers,
+                tokens,
+                request.finish_reason,
+                seconds,
+                request.passes,
+                tracker.num_rollbacks if tracker else 0,
+                tracker.num_discarded if tracker else 0,
+            )
             with suppress(InvalidStateError):  # it was cancelled meanwhile
                 request.future.set_result(completion)
 
@@ -298,11 +307,11 @@ class Engine:
                     self._waiting.remove(request)
             self._changed.notify_all()
 
-    def _text(self, request: Request) -> str:
-        text = str(self.tokenizer.decode(request.output, skip_special_tokens=True, clean_up_tokenization_spaces=False))
-        if request.output_state is not None and request.output_state.pending:
-            text = text.removesuffix(REPLACEMENT_CHARACTER)  # the last character is incomplete
-        return text + request.closers
+    def _text(self, request: Request, num_tokens: int | None = None) -> str:
+        ids = request.output[:num_tokens]
+        text = str(self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+        is_tracked = request.tracker is not None
+        return text.removesuffix(REPLACEMENT_CHARACTER) if is_tracked else text  # the last character may be incomplete
 
 
 def _reject(request: Request, error: Exception) -> None:

@@ -23,7 +23,7 @@ from typst_lit.data.encoding import Encoder
 from typst_lit.data.prompts import PromptTemplate, ReportPrompt
 from typst_lit.errors import UserError
 from typst_lit.inference.attempts import Attempts, DocumentTask, GeneratedDocument
-from typst_lit.inference.constraints import SyntaxConstraint, TokenBytes
+from typst_lit.inference.constraints import OutputConstraint
 from typst_lit.inference.decoder import BaseDecoder, Decoder, eos_token_ids
 from typst_lit.inference.engine import Engine
 from typst_lit.inference.loading import load_model
@@ -108,7 +108,7 @@ class Generator:
         self.contracts = {name: (contracts or {}).get(name) for name in self.templates}
         self.encoders = {name: Encoder(tokenizer, template) for name, template in self.templates.items()}
         if not isinstance(model, BaseDecoder):
-            constraint = SyntaxConstraint(TokenBytes(tokenizer))
+            constraint = OutputConstraint(tokenizer)
             model = Decoder(model, eos_token_ids(model.generation_config, tokenizer), constraint=constraint)
         self.engine = Engine(model, tokenizer, batch_size)
         self._compilers = ThreadPoolExecutor(typesetter.workers if typesetter else 1, "compiling")

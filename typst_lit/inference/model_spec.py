@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +122,15 @@ def resolve_model(
     contracts = {name: adapter_metadata(path).contract for name, path in directories.items()}
     own_settings = {name: stored_settings(path) for name, path in directories.items()}
     identity = model_identity(base, use_4bit, adapters, merge, engine)
+    for path, contract in zip(directories.values(), contracts.values(), strict=True):
+        if contract is not None and contract.typst_version != (installed := version("typst")):
+            log.warning(
+                "The text contract of %s was learned with Typst %s; %s is installed. Documents are compiled with it, "
+                "but only a new fit learns the contract again.",
+                path,
+                contract.typst_version,
+                installed,
+            )
     return ModelSpec(base, use_4bit, merge, engine, adapters, templates, contracts, own_settings, identity)
 
 

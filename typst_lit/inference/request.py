@@ -6,11 +6,13 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
+from typst_lit.contract.text_guard import TextGuard
 from typst_lit.errors import UserError
-from typst_lit.inference.constraints import OutputState
+from typst_lit.inference.constraints import OutputConstraint
 from typst_lit.inference.prompt_lookup import IndexedText
 from typst_lit.inference.sampling import Sampler, document_seed
 from typst_lit.inference.settings import GenerationSettings
+from typst_lit.inference.tracker import Check, OutputTracker
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,7 @@ class Completion:
         seconds: from its first forward pass to its end; others were generated in the same time.
         passes: forward passes that it took, those of its prompt not counted.
         rollbacks: how often decoding went back to a checkpoint, because the text after it does not compile.
+        discarded: tokens that were discarded then.
 
     Example:
         >>> Completion("= Rain", tokens=4, finish_reason="stop", seconds=0.1, passes=2).text
@@ -36,6 +39,7 @@ class Completion:
     seconds: float
     passes: int
     rollbacks: int = 0
+    discarded: int = 0
 
 
 @dataclass(eq=False)
@@ -51,11 +55,13 @@ class Request:
         seed: entropy of its random numbers; by default that of the settings and the prompt.
         adapter: the name of the adapter to use; None for the active one, or none.
         on_text: called in the engine's thread with all of the source so far, whenever there is more of it.
+        guard: of the text contract that its output keeps; None without one.
+        check: compiles what was written so far; None compiles nothing.
         future: its completion, or its error.
         finish_reason: None while it is decoded; then ``stop`` (the model ended it) or ``length`` (the limit did).
         passes: forward passes that it took part in, those of its prompt not counted.
         text: prompt and output so far.
-        output_state: what is known of the output's syntax; None before its first token, and without a constraint.
+        tracker: what is known of the output; None without a constraint.
         closers: text that closes what the model left open at the end.
         max_tokens: maximum number of tokens of the output, in this model's context.
         started_at: when it joined the batch, in seconds of `time.monotonic`.
@@ -73,6 +79,8 @@ class Request:
     seed: int | Sequence[int] | None = None
     adapter: str | None = None
     on_text: Callable[[str], None] | None = None
+    guard: TextGuard | None = None
+    check: Check | None = None
     future: Future[Completion] = field(default_factory=Future, init=False, repr=False)
     finish_reason: str | None = field(default=None, init=False)
     passes: int = field(default=0, init=False)
@@ -81,7 +89,7 @@ class Request:
     num_reported: int = field(default=0, init=False, repr=False)
     isolated: bool = field(default=False, init=False, repr=False)
     text: IndexedText = field(init=False, repr=False)
-    output_state: OutputState | None = field(init=False, repr=False)
+    tracker: OutputTracker | None = field(init=False, repr=False)
     closers: str = field(init=False, repr=False)
     sampler: Sampler = field(init=False, repr=False)
 
@@ -95,14 +103,24 @@ class Request:
         """Discards what was generated."""
         assert self.seed is not None
         self.finish_reason, self.passes, self.max_tokens = None, 0, self.settings.max_tokens
-        self.output_state, self.closers = None, ""
+        self.tracker, self.closers = None, ""
         self.text = IndexedText(self.prompt)
         self.sampler = Sampler(self.settings, self.seed)
+
+    def track(self, constraint: OutputConstraint) -> None:
+        """Follows the output from its first token on, if the settings ask for it."""
+        if self.settings.valid_syntax:
+            self.tracker = OutputTracker(constraint, self.guard, self.check)
 
     @property
     def num_generated(self) -> int:
         """Tokens so far, without the EOS token."""
         return len(self.text.tokens) - len(self.prompt)
+
+    @property
+    def num_confirmed(self) -> int:
+        """Tokens so far that can be shown while it is decoded, since they stay."""
+        return self.num_generated if self.tracker is None else self.tracker.confirmed
 
     @property
     def output(self) -> list[int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 
 import numpy as np
@@ -14,6 +14,7 @@ from torch import Tensor
 from typst_lit.errors import UserError
 from typst_lit.inference.settings import GenerationSettings
 
+MAX_TRIED = 1024  # of the likeliest tokens, where the first ones and those that are suggested must not follow
 MAX_REDRAWS = 64  # of a token that may follow; then the most likely one is taken
 UNIFORM_BLOCK_SIZE = 1024  # random numbers that are drawn together
 INVALID_TOKEN = -1  # where no token can be chosen, because the model's scores are not finite
@@ -71,13 +72,20 @@ class Sampler:
         """Returns the tokens that were accepted."""
         return np.array(self._tokens)
 
-    def choose_allowed(self, logits: Tensor, draft: Sequence[int], is_allowed: Callable[[int], bool]) -> int | None:
+    def choose_allowed(
+        self,
+        logits: Tensor,
+        draft: Sequence[int],
+        is_allowed: Callable[[int], bool],
+        suggested: Callable[[], Sequence[int]] = tuple,
+    ) -> int | None:
         """Chooses the next token after a draft among those that are allowed, after one was chosen that is not.
 
         Args:
             logits: (V,), the scores after the draft.
             draft: token ids that follow those that were accepted.
             is_allowed: whether a token may be chosen; not called again after a token that may.
+            suggested: returns tokens that are likely to be allowed, for where few of all are.
 
         Returns:
             A token id; None when none is allowed.
@@ -97,11 +105,17 @@ class Sampler:
             for index in np.minimum(np.searchsorted(cumulative, numbers, "right"), len(cumulative) - 1):
                 if is_allowed(token := int(candidates[0, index])):
                     return token
-        for count in (MAX_REDRAWS, len(logits)):  # mostly, one of the first is allowed
-            for token in logits.topk(min(count, len(logits))).indices.tolist():
-                if is_allowed(token):
-                    return int(token)
+        for token in self._likeliest(logits, suggested):
+            if is_allowed(token):
+                return token
         return None
+
+    @staticmethod
+    def _likeliest(logits: Tensor, suggested: Callable[[], Sequence[int]]) -> Iterator[int]:
+        yield from logits.topk(min(MAX_REDRAWS, len(logits))).indices.tolist()  # mostly, one of the first is allowed
+        ids = torch.tensor([token for token in suggested() if token < len(logits)], dtype=torch.long)
+        yield from ids[logits.cpu()[ids].argsort(descending=True)].tolist()
+        yield from logits.topk(min(MAX_TRIED, len(logits))).indices.tolist()
 
 
 def choose_tokens(logits: Tensor, samplers: Sequence[Sampler], drafts: Sequence[Sequence[int]]) -> list[list[int]]:

@@ -67,6 +67,8 @@ DEFAULTS: Mapping[str, Any] = {
     "prompt_lookup": True,
     "deterministic": False,
     "valid_syntax": True,
+    "checkpoints": True,
+    "contract": True,
 }
 PRESETS: Mapping[Sampling, Mapping[str, Any]] = {
     "greedy": {"temperature": 0.0, "repetition_penalty": 1.0},
@@ -103,6 +105,10 @@ class GenerationSettings:
             false.
         valid_syntax: never sample a token after which the document can't become valid Typst, and close what is open
             where the model ends it. By default true.
+        checkpoints: compile the document while it is decoded, where it has code, and go back where that fails; needs
+            valid_syntax. By default true.
+        contract: let the document's text keep to what held in the adapter's training pairs: which words may be where,
+            that lines are copied as they are, in order, and all of them; needs valid_syntax. By default true.
         sampling: several settings together, each of which can also be given. greedy: temperature 0, repetition penalty
             1. classic: temperature 0.7, top-p 0.95, top-k 50, repetition penalty 1.1, at most 2048 tokens.
 
@@ -129,6 +135,8 @@ class GenerationSettings:
     prompt_lookup: bool = NOT_GIVEN
     deterministic: bool = NOT_GIVEN
     valid_syntax: bool = NOT_GIVEN
+    checkpoints: bool = NOT_GIVEN
+    contract: bool = NOT_GIVEN
     sampling: Sampling | None = field(default=None, compare=False)
     explicit: frozenset[str] = field(init=False, compare=False, repr=False)
 

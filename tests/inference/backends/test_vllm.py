@@ -44,7 +44,12 @@ def test_all_settings_are_sent_to_vllm() -> None:
     assert arguments["stop_token_ids"] == [2, 9]
     assert "repetition_penalty" not in arguments  # 1 is vLLM's default, and no other value is accepted
     known = {"max_tokens", "temperature", "top_p", "top_k", "repetition_penalty", "seed", "prompt_lookup"}
-    known |= {"valid_syntax", "deterministic"}  # documented as without effect there, and refused
+    known |= {
+        "valid_syntax",
+        "checkpoints",
+        "contract",
+        "deterministic",
+    }  # documented as without effect there, and refused
     assert set(SETTINGS.values()) == known  # a new one must be sent to vLLM, too
 
     # A document's seed is its own, the same each time, and another for a second attempt.

@@ -1,0 +1,70 @@
+"""Checks of a document while it is decoded: what was written so far is compiled, with what is open closed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from concurrent.futures import Executor, Future
+from typing import Any
+
+from typst_lit.contract.assessment import invented_words
+from typst_lit.contract.text_contract import TextContract
+from typst_lit.contract.text_guard import free_words
+from typst_lit.inference.tracker import PrefixCheck
+from typst_lit.typesetting.results import CompileResult, Diagnostic, line_start
+from typst_lit.typesetting.typesetter import Typesetter
+
+# Headers, footers and show rules fail only when something is laid out after them. A number does not count as invented.
+LAID_OUT = "\n\n0"
+_MISSING_LABEL = re.compile(r"label `.*` does not exist in the document")
+_INCOMPLETE = re.compile(r"missing argument|expected \w+ argument")
+
+
+class PrefixChecker:
+    """Compiles prefixes of one document.
+
+    Args:
+        typesetter: what compiles.
+        executor: the threads that wait for it.
+        fields: the document's record.
+        contract: its text contract; None without one.
+    """
+
+    def __init__(
+        self, typesetter: Typesetter, executor: Executor, fields: Mapping[str, Any], contract: TextContract | None
+    ) -> None:
+        self._typesetter = typesetter
+        self._executor = executor
+        self._record_text = "\n".join(map(str, fields.values()))
+        self._contract = contract
+
+    def __call__(self, prefix: str, closers: str, is_final: bool) -> Future[PrefixCheck]:
+        """Starts the check of a prefix; a final one is a complete source."""
+        return self._executor.submit(self._check, prefix, closers, is_final)
+
+    def _check(self, prefix: str, closers: str, is_final: bool) -> PrefixCheck:
+        source = prefix + closers + ("" if is_final else LAID_OUT)
+        result = self._typesetter.compile(source)
+        if result.ok:
+            return PrefixCheck(True, is_invented=self._contract is not None and self._invented(result, source))
+        error = next(diagnostic for diagnostic in result.diagnostics if diagnostic.severity == "error")
+        if not is_final and _MISSING_LABEL.match(error.message):
+            return PrefixCheck(True)  # the label may still come
+        position = _position(error, result.source)
+        is_at_end = position is not None and position >= len(prefix.rstrip()) - 1
+        return PrefixCheck(
+            False,
+            None if position is None or position >= len(prefix) else position,
+            not is_final and (is_at_end or _INCOMPLETE.match(error.message) is not None),
+        )
+
+    def _invented(self, result: CompileResult, source: str) -> bool:
+        assert self._contract is not None
+        free = free_words(source, self._contract)
+        return bool(invented_words(f"{self._record_text}\n{free}", result.text, self._contract))
+
+
+def _position(error: Diagnostic, source: str) -> int | None:
+    if error.line is None or error.column is None or error.file:
+        return None
+    return line_start(source, error.line) + error.column - 1
