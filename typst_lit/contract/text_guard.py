@@ -359,7 +359,7 @@ class TextGuard:
             return ""
         rest = item.raw[start + len(state.gap) :]
         end = next((index for index, character in enumerate(rest) if character in breaks), len(rest))
-        return rest[:end]
+        return rest[:end].rstrip()  # white space before markup is not certain
 
     def next_texts(self, state: TextState) -> list[str]:
         """Returns texts that may follow: the rests of the phrases that are being copied, and those that may start."""
