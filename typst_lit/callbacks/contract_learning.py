@@ -9,6 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from typst_lit.callbacks.base import datamodule, typst_module
 from typst_lit.contract.learning import MAX_PAIRS, TrainingPair, learn_contract
 from typst_lit.contract.text_contract import TextContract
+from typst_lit.data.datamodule import TypstDataModule
 from typst_lit.errors import UserError, plural
 from typst_lit.typesetting.typesetter import Typesetter
 
@@ -41,22 +42,26 @@ class ContractLearning(Callback):
         self.typesetter = typesetter or Typesetter()
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not self.max_pairs or not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if not self.max_pairs or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        module, data = typst_module(pl_module), datamodule(trainer)
-        body_field = data.prompt_template.body_field
+        contract = self._learn(datamodule(trainer)) if trainer.is_global_zero else None
+        typst_module(pl_module).contract = trainer.strategy.broadcast(contract)
+
+    def _learn(self, data: TypstDataModule) -> TextContract | None:
         pairs = data.training_pairs(self.max_pairs)
+        log.info("Compiling %s for the text contract ...", plural(len(pairs), "training output"))
         results = self.typesetter.compile_many(pair.reference for pair in pairs)
-        module.contract = learn_contract(
+        contract = learn_contract(
             [
-                TrainingPair(pair.fields, body_field, pair.reference, result)
+                TrainingPair(pair.fields, data.prompt_template.body_field, pair.reference, result)
                 for pair, result in zip(pairs, results, strict=True)
             ]
         )
-        if module.contract is None:
+        if contract is None:
             log.warning("No training output compiles, so documents will not be compared with the training data.")
         else:
-            log.info("%s", describe(module.contract, len(pairs)))
+            log.info("%s", describe(contract, len(pairs)))
+        return contract
 
 
 def describe(contract: TextContract, num_pairs: int) -> str:
@@ -66,21 +71,19 @@ def describe(contract: TextContract, num_pairs: int) -> str:
         contract: the contract.
         num_pairs: training pairs that were looked at.
     """
-    held = {
-        "in order": contract.ordered,
-        "all of them": contract.complete,
-        "each to its end": contract.copied,
-        "with their punctuation": contract.exact,
+    properties = {
+        "ordered": "in order",
+        "complete": "all of them",
+        "copied": "each to its end",
+        "exact": "with their punctuation",
     }
-    kept = [name for name, is_held in held.items() if is_held]
-    exceptions = ", ".join(f"not {name}: {count}" for name, count in contract.exceptions)
-    restricted = [name or "text" for name, sources in contract.contexts if "free" not in sources]
-    free = [name or "text" for name, sources in contract.contexts if "free" in sources]
+    held = [text for name, text in properties.items() if getattr(contract, name)]
+    exceptions = ", ".join(f"{properties[name]}: not in {count}" for name, count in contract.exceptions)
+    free = ", ".join(name or "paragraphs" for name, sources in contract.contexts if "free" in sources)
     return (
-        f"Text contract of {contract.num_pairs} of {plural(num_pairs, 'training pair')}: the outputs show at least "
-        f"{contract.min_fidelity:.3f} of their records' text.\n"
-        f"  Lines of the record are copied {', '.join(kept) or 'freely'}"
-        f"{f' (pairs that differ: {exceptions})' if exceptions else ''}.\n"
-        f"  Words come from record and style in {', '.join(restricted) or 'no context'}; "
-        f"other words occur in {', '.join(free) or 'no context'}."
+        f"Text contract of {contract.num_pairs} of {plural(num_pairs, 'training pair')}, whose outputs show at least "
+        f"{contract.min_fidelity:.1%} of the words of their records:\n"
+        f"  lines of the record are copied{': ' if held else ', changed or not'}{', '.join(held)}"
+        f"{f' ({exceptions})' if exceptions else ''};\n"
+        f"  all words are from the record or the style{f', except in {free}' if free else ''}."
     )
