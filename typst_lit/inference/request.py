@@ -110,7 +110,7 @@ class Request:
     def track(self, constraint: OutputConstraint) -> None:
         """Follows the output from its first token on, if the settings ask for it."""
         if self.settings.valid_syntax:
-            self.tracker = OutputTracker(constraint, self.guard, self.check)
+            self.tracker = OutputTracker(constraint, self.guard, self.check, is_streamed=self.on_text is not None)
 
     @property
     def num_generated(self) -> int:

@@ -60,16 +60,21 @@ class OutputTracker:
         constraint: which tokens may follow.
         guard: of the text contract; None without one.
         check: compiles a prefix; None compiles nothing.
+        is_streamed: whether the output is shown while it is written: then it never goes back behind ``confirmed``.
 
     Attributes:
         states: after each number of tokens, what is known.
         num_rollbacks: how often it went back.
         num_discarded: tokens that were discarded.
-        confirmed: number of tokens that will not be discarded when the output is shown while it is written.
+        confirmed: number of tokens that were checked.
     """
 
     def __init__(
-        self, constraint: OutputConstraint, guard: TextGuard | None = None, check: Check | None = None
+        self,
+        constraint: OutputConstraint,
+        guard: TextGuard | None = None,
+        check: Check | None = None,
+        is_streamed: bool = False,
     ) -> None:
         self.states = [OutputState()]
         self.num_rollbacks = self.num_discarded = self.confirmed = 0
@@ -77,6 +82,7 @@ class OutputTracker:
         self._constraint = constraint
         self._guard = guard
         self._check = check
+        self._is_streamed = is_streamed
         self._excluded: dict[int, set[int]] = {}
         self._text_only: set[int] = set()  # numbers of tokens after which no code may start
         self._refused: dict[int, int] = {}  # by the number of missing lines: where EOS was refused first
@@ -118,7 +124,7 @@ class OutputTracker:
         if self._guard is None or not self._conflicts:
             return None
         self._guard = None
-        return max(0, self._conflicts[0])
+        return max(0, self._conflicts[0], self._floor)
 
     def may_end(self) -> bool:
         """Returns whether the output may end here, as the model wants it to."""
@@ -241,13 +247,18 @@ class OutputTracker:
         self._failures[start] += 1
         num_failures = self._failures[start]
         is_spent = self.num_discarded > max(MIN_DISCARDED, self.num_tokens)
-        if num_failures > MAX_FAILURES or is_spent or not failed_at:
+        if num_failures > MAX_FAILURES or is_spent or failed_at <= self._floor:
             self._check = None
             self._pending.clear()
             return None
-        if num_failures <= MAX_ALTERNATIVES:
-            return start
-        return min(start, self._passed[-min(len(self._passed), num_failures - MAX_ALTERNATIVES)])
+        if num_failures > MAX_ALTERNATIVES:
+            start = min(start, self._passed[-min(len(self._passed), num_failures - MAX_ALTERNATIVES)])
+        return max(start, self._floor)
+
+    @property
+    def _floor(self) -> int:
+        """Number of tokens behind which it does not go back."""
+        return self.confirmed if self._is_streamed else 0
 
     def _construct_start(self, position: int) -> int:
         """Returns the number of tokens before the construct at a character."""
