@@ -38,6 +38,7 @@ class GeneratedDocument:
         result: the compiler's result; None when nothing was compiled.
         assessment: what the pages show of the record; None when nothing was compiled.
         rollbacks: how often decoding went back to a checkpoint, in all attempts.
+        discarded: tokens that were discarded then; they are not in ``tokens``.
         index: which of the records it is for.
         origin: where the record came from: file, and line or index.
 
@@ -57,6 +58,7 @@ class GeneratedDocument:
     result: CompileResult | None = None
     assessment: Assessment | None = None
     rollbacks: int = 0
+    discarded: int = 0
     index: int = 0
     origin: str = ""
 
@@ -112,6 +114,7 @@ class GeneratedDocument:
             "seconds": round(self.seconds, 3),
             "attempts": self.attempts,
             "rollbacks": self.rollbacks,
+            "discarded": self.discarded,
         }
         if self.result is not None:
             result |= {
@@ -170,7 +173,7 @@ class Attempts:
         self._best: GeneratedDocument | None = None
         self._tokens = 0
         self._seconds = 0.0
-        self._rollbacks = 0
+        self._rollbacks = self._discarded = 0
 
     def next_request(self, on_text: Callable[[str], None] | None = None, executor: Executor | None = None) -> Request:
         """Returns the request of the next attempt.
@@ -201,6 +204,7 @@ class Attempts:
         self._tokens += completion.tokens
         self._seconds += completion.seconds
         self._rollbacks += completion.rollbacks
+        self._discarded += completion.discarded
         document = self._document(completion)
         if self._best is None or _rank(document) > _rank(self._best):
             self._best = document
@@ -212,6 +216,7 @@ class Attempts:
             seconds=self._seconds,
             attempts=self.num_attempts,
             rollbacks=self._rollbacks,
+            discarded=self._discarded,
         )
 
     def _document(self, completion: Completion) -> GeneratedDocument:

@@ -5,9 +5,9 @@ are the same for both. Functions of plain values compute what vLLM receives: `en
 
 Differences to the built-in decoder: vLLM's repetition penalty also counts the tokens of the prompt, whose copying is
 the task, so only 1 is accepted. Its random numbers are its own, so that a seed gives other documents, of the same
-distribution. Its documents depend on their batch, so ``deterministic`` is refused. ``valid_syntax`` has no effect:
-documents are compiled, and repaired, once they are complete. Its 4-bit weights are bitsandbytes' NF4 without double
-quantization.
+distribution. Its documents depend on their batch, so ``deterministic`` is refused. ``valid_syntax``, ``checkpoints``
+and ``contract`` have no effect: documents are compiled, repaired and compared with their records once they are
+complete. Its 4-bit weights are bitsandbytes' NF4 without double quantization.
 """
 
 from __future__ import annotations
