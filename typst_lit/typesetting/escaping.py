@@ -7,15 +7,21 @@ import re
 _SPECIAL = re.compile(r"[\\#$`~*_]|[<@](?=[\w-])|/(?=[/*])|(?<=/)/|[\[\]]")
 
 
-def escape_markup(text: str, unescaped: str = "") -> str:
+_LINE_START = re.compile(r"(=+|[-+/]|\d+(?=\.))(?=[\s.]|\Z)")
+
+
+def escape_markup(text: str, unescaped: str = "", at_line_start: bool = False) -> str:
     r"""Returns text as markup that shows it.
 
     Args:
-        text: any text, to be put after other text, not at the start of a line.
+        text: any text.
         unescaped: special characters that are left as they are.
+        at_line_start: whether the text starts a line, where Typst has headings and items.
 
     >>> print(escape_markup("5 * 3 # [no] snake_case"))
     5 \* 3 \# [no] snake_case
+    >>> print(escape_markup("1. Rain", at_line_start=True), escape_markup("- Snow", at_line_start=True))
+    1\. Rain \- Snow
     """
     keep = {*unescaped} | ({"[", "]"} if _is_balanced(text) else set())
 
@@ -25,7 +31,11 @@ def escape_markup(text: str, unescaped: str = "") -> str:
         is_link = character == "/" and re.search(r"https?:/?$", text[:start]) is not None
         return character if is_in_word or is_link or character in keep else f"\\{character}"
 
-    return _SPECIAL.sub(escape, text)
+    escaped = _SPECIAL.sub(escape, text)
+    if at_line_start and (match := _LINE_START.match(text)):
+        start = match.end() if match[0].isdigit() else 0
+        return f"{escaped[:start]}\\{escaped[start:]}"
+    return escaped
 
 
 def escape_string(text: str) -> str:

@@ -159,7 +159,8 @@ class Piece(NamedTuple):
         kind: what it is.
         text: its characters; escapes are resolved.
         context: where it is: ``heading``, ``math``, ``raw``, the name of the argument, variable or function whose
-            content or string it is, ``#`` for the first name of an expression, or empty for other text.
+            content or string it is, ``#`` for the first name of an expression, or empty for other text. Where such names
+            are nested, it is the outermost and the innermost: ``figure > caption``.
     """
 
     kind: PieceKind
@@ -198,15 +199,18 @@ def read_pieces(state: SyntaxState, text: str) -> tuple[SyntaxState, list[Piece]
 
 
 def context(stack: Sequence[Frame]) -> str:
-    """Returns the context of text in the innermost of some frames; see `Piece`."""
-    for frame in reversed(stack):
-        if frame.mode is Mode.HEADING:
-            return "heading"
-        if frame.mode in _MATH:
-            return "math"
-        if frame.mode in (Mode.CONTENT, Mode.STRING):
-            return frame.name
-    return ""
+    """Returns the context of text in some frames, from the outermost and the innermost of them; see `Piece`."""
+    inner = next((name for frame in reversed(stack) if (name := _text_context(frame)) is not None), "")
+    outer = next((frame.name for frame in stack if frame.name), "")
+    return f"{outer} > {inner}" if outer and inner and outer != inner else inner
+
+
+def _text_context(frame: Frame) -> str | None:
+    if frame.mode is Mode.HEADING:
+        return "heading"
+    if frame.mode in _MATH:
+        return "math"
+    return frame.name if frame.mode in (Mode.CONTENT, Mode.STRING) else None
 
 
 def closers(state: SyntaxState) -> str:
