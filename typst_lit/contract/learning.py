@@ -1,30 +1,34 @@
-"""Learns the text contract of training pairs: for each pair the strictest one that its output keeps to.
+"""Learns the text contract of training pairs: the strictest one to which at least 95 % of them keep.
 
-A property is part of the contract if it holds in at least 95 % of the pairs; the others are its exceptions.
+An output may deviate in single words and lines, as a writer corrects a record here and there. So properties are counted
+by word and by line, over all pairs; how much a document may deviate is what 95 % of the pairs need.
 """
 
 from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Any, NamedTuple
 
-from typst_lit.contract.record_text import BODY, FILE, FREE, STYLE, RecordText, phrase
-from typst_lit.contract.text_contract import TextContract
-from typst_lit.contract.text_guard import TextGuard, TextState, mark_kind, names_in_code
+from typst_lit.contract.record_text import BODY, CODE, FILE, FREE, STYLE, RecordText, phrase
+from typst_lit.contract.text_contract import NUM_GAPS, TextContract, longest
+from typst_lit.contract.text_guard import TextGuard, TextState, is_visible, mark_kind, used_name
 from typst_lit.data.minhash import minhash_signature, similarity
-from typst_lit.metrics.functional import content_fidelity, words
+from typst_lit.metrics.functional import content_fidelity
+from typst_lit.metrics.functional import words as split_words
 from typst_lit.typesetting.results import CompileResult
 from typst_lit.typesetting.syntax import START, Piece, PieceKind, read_pieces
 
-MIN_SHARE = 0.95  # of the pairs in which a property holds
+MIN_SHARE = 0.95  # of the pairs, lines or words for which a property holds
 MAX_PAIRS = 300  # that are looked at; more would not change the result
 NEAR_DUPLICATE = 0.5  # similarity of two texts that count as one
 MIN_CONSTANT_SHARE = 0.8  # of the outputs that have a string in a context, and a word in it that belongs to the style
 LOOK_AHEAD = 16  # pieces that are read to choose what a pair needs
+MAX_SEARCHES = 20  # for where the words of a context come from; then they come from elsewhere
+UNLIMITED = 1 << 30  # deviations
 _WORDS = re.compile(r"[^\W_]+|[\W_]+")
 _VISIBLE = (PieceKind.TEXT, PieceKind.STRING, PieceKind.MATH, PieceKind.RAW)
 
@@ -61,21 +65,25 @@ def learn_contract(pairs: Sequence[TrainingPair]) -> TextContract | None:
     groups = [pair.group for pair in pairs]
     shown = [_foreign_words(pair, pieces) for pair, pieces in zip(pairs, sources, strict=True)]
     style_words = shared(shown, groups) | _constant_words(sources, groups)
-    used_names = [{name for p in pieces if p.kind is PieceKind.CODE for name in names_in_code(p)} for pieces in sources]
+    used_names = [{used_name(piece) for piece in pieces} - {""} for pieces in sources]
     used_marks = [{mark_kind(p.text) for p in pieces if p.kind is PieceKind.MARK} for pieces in sources]
     fidelities = [content_fidelity(str(pair.fields[pair.body_field]), pair.result.body) for pair in pairs]
-    found = [
-        _Strictest(pair, pieces, style_words).find() for pair, pieces in zip(pairs, sources, strict=True) if pieces
+    texts = [
+        _Text(pieces, RecordText(pair.fields, pair.body_field, style_words), pair.fields, pair.body_field)
+        for pair, pieces in zip(pairs, sources, strict=True)
+        if pieces
     ]
-    contract = _common(found, len(pairs))
+    contract = _with_limits(_with_order(_common([_Search(text).find() for text in texts]), texts), texts)
     return replace(
         contract,
         num_pairs=len(pairs),
         typst_version=version("typst"),
-        min_fidelity=_percentile([value for value in fidelities if value is not None], 0.05),
+        min_fidelity=_percentile([value for value in fidelities if value is not None], 1 - MIN_SHARE),
         style_words=tuple(sorted(style_words)),
         names=tuple(sorted(_common_items(used_names, groups))),
         marks="".join(sorted(_common_items(used_marks, groups))),
+        gaps=tuple(map(max, zip(*(_gaps(pair.output) for pair in pairs), strict=True))),
+        num_exceptions=contract.num_exceptions + len(pairs) - len(texts),
     )
 
 
@@ -131,12 +139,27 @@ def _pieces(source: str) -> list[Piece]:
     ]
 
 
+def _gaps(source: str) -> tuple[int, ...]:
+    """Returns the lengths of the longest stretches without visible letters, line by line."""
+    state, gaps, gap = START, [0] * NUM_GAPS, 0
+    for line in source.splitlines(keepends=True):
+        gap += len(line)
+        read = read_pieces(state, line)
+        if read is None:
+            break
+        state = read[0]
+        if any(map(is_visible, read[1])):
+            gaps.append(gap)
+            gap = 0
+    return longest(gaps)
+
+
 def _foreign_words(pair: TrainingPair, pieces: Iterable[Piece]) -> set[str]:
     """Returns the words that an output has in its source, or shows, and that are not in its record."""
     text = "\n".join(map(str, pair.fields.values()))
-    known = {*phrase("", text).text.split(), *words(text)}
+    known = {*phrase("", text).text.split(), *split_words(text)}
     written = {*phrase("", "".join(p.text if p.kind in _VISIBLE else "\n" for p in pieces)).text.split()}
-    return {*written, *words(pair.result.text)} - known
+    return {*written, *split_words(pair.result.text)} - known
 
 
 def _constant_words(sources: Sequence[Sequence[Piece]], groups: Sequence[str]) -> set[str]:
@@ -159,54 +182,97 @@ def _constant_words(sources: Sequence[Sequence[Piece]], groups: Sequence[str]) -
     }
 
 
+class _Text(NamedTuple):
+    """The output of a pair, to be read with its record."""
+
+    pieces: list[Piece]
+    record: RecordText
+    fields: Mapping[str, Any]
+    body_field: str
+
+    def read(self, contract: TextContract, end: int | None = None) -> TextState:
+        """Returns the state at the end under a contract, however much the output deviates."""
+        guard = TextGuard(contract, self.record)
+        state = TextState()
+        for piece in self.pieces[:end]:
+            state = _read(guard, state, piece)
+        return state
+
+    def deviations(self, contract: TextContract) -> Counter[str]:
+        """Returns the number of words by context that deviate from a contract."""
+        guard = TextGuard(contract, self.record)
+        state = TextState()
+        counts: Counter[str] = Counter()
+        for piece in self.pieces:
+            following = _read(guard, state, piece)
+            counts[piece.context] += following.deviations - state.deviations
+            state = following
+        return counts
+
+
+def _read(guard: TextGuard, state: TextState, piece: Piece) -> TextState:
+    """Returns the state after a piece of a training output; what is not allowed at all counts as a deviation."""
+    following = guard.read(state, [piece], may_deviate=True)
+    return state._replace(deviations=state.deviations + 1) if following is None else following
+
+
 @dataclass
 class _Found:
-    """The strictest contract of one pair, and in which contexts it has text.
+    """What one pair needs.
 
     Attributes:
-        contract: the contract.
+        contract: the strictest contract that it keeps to, whatever the order of its lines.
+        words: the number of words by context.
+        deviations: those that deviate.
+        repeated: the lines that are shown twice, as bits.
         breaks: characters next to which markup was inserted in a line; a space where there is no other one.
         inner_marks: the marks of that markup.
     """
 
     contract: TextContract
+    words: Counter[str]
+    deviations: Counter[str]
+    repeated: int
     breaks: set[str]
     inner_marks: set[str]
 
 
-class _Strictest:
-    """The search for the strictest contract that one pair keeps to."""
+class _Search:
+    """The search for what one pair needs, above all for where the words of each context come from."""
 
-    def __init__(self, pair: TrainingPair, pieces: list[Piece], style_words: Iterable[str]) -> None:
-        self.pieces = pieces
-        self.record = RecordText(pair.fields, pair.body_field, style_words)
-        self.sources = [*(name for name in pair.fields if name != pair.body_field), FILE, STYLE, BODY]
-        contexts = dict.fromkeys(piece.context for piece in pieces if piece.kind in _VISIBLE)
+    def __init__(self, text: _Text) -> None:
+        self.text = text
+        self.pieces = text.pieces
+        self.sources = [*(name for name in text.fields if name != text.body_field), FILE, CODE, STYLE, BODY]
+        contexts = dict.fromkeys(piece.context for piece in self.pieces if piece.kind in _VISIBLE)
         self.contract = TextContract(
             1,
             "",
             1.0,
             contexts=tuple((name, ()) for name in contexts),
-            ordered=True,
-            complete=True,
             copied=True,
             exact=True,
+            max_deviations=UNLIMITED,
         )
+        self.num_searches: Counter[str] = Counter()
         self.breaks: set[str] = set()
         self.inner_marks: set[str] = set()
 
     def find(self) -> _Found:
-        """Returns the contract: at each piece that the current one rejects, it is relaxed as little as possible."""
-        guard = TextGuard(self.contract, self.record)
+        """Returns what it needs: at each piece that the contract rejects, it is relaxed as little as possible."""
+        guard = TextGuard(self.contract, self.text.record)
         state, index, start = TextState(), 0, (0, TextState())
         while index < len(self.pieces):
             piece = self.pieces[index]
             following = guard.read(state, [piece])
             if following is None:
-                self.contract = self._relaxed(piece, *start, index)
-                guard = TextGuard(self.contract, self.record)
-                index, state = start
-                continue
+                relaxed = self._relaxed(piece, *start, index)
+                if relaxed != self.contract:
+                    self.contract = relaxed
+                    guard = TextGuard(self.contract, self.text.record)
+                    index, state = start
+                    continue
+                following = _read(guard, state, piece)
             if piece.kind not in _VISIBLE:
                 separators = guard.interrupted_separators(state)
                 self.breaks |= separators
@@ -215,54 +281,46 @@ class _Strictest:
             state, index = following, index + 1
             if guard.is_between_phrases(state):
                 start = index, state
-        best = max(state.hypotheses, key=lambda hypothesis: guard.used_at_end(hypothesis).bit_count())
-        complete = guard.used_at_end(best).bit_count() == self.record.num_lines
-        self.contract = replace(
-            self.contract,
-            complete=self.contract.complete and complete,
-            repeated_lines=best.repeated.bit_length(),
-        )
-        return _Found(self.contract, self.breaks, self.inner_marks)
+        repeated = min(hypothesis.repeated for hypothesis in state.hypotheses)
+        words = Counter(p.context for p in self.pieces if p.kind in _VISIBLE and p.text[0].isalnum())
+        deviations = self.text.deviations(self.contract)
+        for context, sources in self.contract.contexts:
+            if FREE in sources:
+                deviations[context] = words[context]
+        return _Found(self.contract, words, deviations, repeated, self.breaks, self.inner_marks)
 
     def _relaxed(self, piece: Piece, start: int, state: TextState, failed: int) -> TextContract:
-        """Returns the contract after the change that lets most of what follows pass; the strictest one of those."""
-        best, best_progress = None, failed
-        for contract in self._candidates(piece):
-            progress = self._progress(contract, start, state, failed + LOOK_AHEAD)
-            if progress > best_progress:
-                best, best_progress = contract, progress
-        if best is not None:
-            return best
-        free = self._with_source(piece.context, FREE)
-        return free if free != self.contract else replace(free, copied=False, ordered=False, complete=False)
+        """Returns the contract with the change after which the fewest of the next words deviate."""
+        self.num_searches[piece.context] += 1
+        if self.num_searches[piece.context] > MAX_SEARCHES and piece.kind in _VISIBLE:
+            return self._with_source(piece.context, FREE)
+        end = min(failed + LOOK_AHEAD, len(self.pieces))
+        candidates = [self.contract, *self._candidates(piece)]
+        return min(candidates, key=lambda contract: self._num_deviations(contract, start, state, end))
 
-    def _progress(self, contract: TextContract, start: int, state: TextState, end: int) -> int:
-        guard = TextGuard(contract, self.record)
-        for index in range(start, min(end, len(self.pieces))):
-            following = guard.read(state, [self.pieces[index]])
-            if following is None:
-                return index
-            state = following
-        return end
+    def _num_deviations(self, contract: TextContract, start: int, state: TextState, end: int) -> int:
+        guard = TextGuard(contract, self.text.record)
+        for piece in self.pieces[start:end]:
+            state = _read(guard, state, piece)
+        return state.deviations
 
     def _candidates(self, piece: Piece) -> Iterator[TextContract]:
         if piece.kind is PieceKind.MARK:
             yield replace(self.contract, unescaped=self.contract.unescaped + piece.text)
             return
-        changes: list[Callable[[TextContract], TextContract]] = [
-            lambda contract: contract,
-            lambda contract: replace(contract, repeated_lines=self.record.num_lines),
-            lambda contract: replace(contract, complete=False),
-            lambda contract: replace(contract, ordered=False),
-            lambda contract: replace(contract, copied=False),
-            lambda contract: replace(contract, exact=False),
-            lambda contract: replace(contract, ordered=False, copied=False, complete=False),
-        ]
-        for source in (None, *self.sources):
-            contract = self._with_source(piece.context, source) if source else self.contract
-            for change in changes if source in (None, BODY) else changes[:1]:
-                if (changed := change(contract)) != self.contract:
-                    yield changed
+        changes: list[dict[str, Any]] = []
+        if self.contract.repeated_lines < self.text.record.num_lines:
+            changes.append({"repeated_lines": self.text.record.num_lines})
+        if self.contract.exact:
+            changes.append({"exact": False})
+        yield from (replace(self.contract, **change) for change in changes)
+        if piece.kind in _VISIBLE:
+            for source in self.sources:
+                if source not in dict(self.contract.contexts)[piece.context]:
+                    contract = self._with_source(piece.context, source)
+                    yield contract
+                    if source == BODY:
+                        yield from (replace(contract, **change) for change in changes)
 
     def _with_source(self, context: str, source: str) -> TextContract:
         contexts = dict(self.contract.contexts)
@@ -270,44 +328,73 @@ class _Strictest:
         return replace(self.contract, contexts=tuple(contexts.items()))
 
 
-def _common(found: Sequence[_Found], num_pairs: int) -> TextContract:
-    """Returns the contract of what held in nearly all pairs."""
+def _common(found: Sequence[_Found]) -> TextContract:
+    """Returns the contract of what nearly all pairs need."""
     contracts = [item.contract for item in found]
     needed: defaultdict[str, Counter[str]] = defaultdict(Counter)
     occurs: Counter[str] = Counter()
     for contract in contracts:
         for context, sources in contract.contexts:
             occurs[context] += 1
-            needed[context].update(sources)
-    contexts = {
-        context: tuple(sorted(s for s, count in needed[context].items() if count > _max_exceptions(occurs[context])))
-        for context in sorted(occurs)
-    }
+            needed[context].update(set(sources) - {FREE})
+    words: Counter[str] = sum((item.words for item in found), Counter())
+    deviations: Counter[str] = sum((item.deviations for item in found), Counter())
+    contexts = {}
+    for context in sorted(occurs):
+        names = [name for name, count in needed[context].items() if count > _max_exceptions(occurs[context])]
+        names += [FREE] if deviations[context] > _max_exceptions(words[context]) else []
+        contexts[context] = tuple(sorted(names))
     marks = Counter(mark for contract in contracts for mark in set(contract.unescaped))
     breaks = Counter(character for item in found for character in item.breaks)
-    limit = _max_exceptions(num_pairs)
+    limit = _max_exceptions(len(found))
     common_breaks = {character for character, count in breaks.items() if count > limit}
-    repeated = sorted(contract.repeated_lines for contract in contracts)
-    properties = {
-        name: sum(not getattr(c, name) for c in contracts) for name in ("ordered", "complete", "copied", "exact")
-    }
+    repeated = Counter(
+        line for item in found for line in range(item.repeated.bit_length()) if item.repeated >> line & 1
+    )
+    usually_repeated = [line for line, count in repeated.items() if count > len(found) / 2]
     return TextContract(
-        num_pairs,
+        len(found),
         "",
         0.0,
         contexts=tuple(contexts.items()),
-        ordered=properties["ordered"] <= limit,
-        complete=properties["complete"] <= limit,
-        copied=properties["copied"] <= limit,
-        exact=properties["exact"] <= limit,
-        repeated_lines=repeated[int(MIN_SHARE * (len(repeated) - 1) + 0.999)],
+        exact=sum(not contract.exact for contract in contracts) <= limit,
+        repeated_lines=max(usually_repeated, default=-1) + 1,
         unescaped="".join(sorted(mark for mark, count in marks.items() if count > limit)),
         break_characters=None
         if any(c.isalnum() or c == " " for c in common_breaks)
         else "".join(sorted(common_breaks)),
         inner_marks="".join(sorted(set().union(*(item.inner_marks for item in found)))),
-        exceptions=tuple((name, count) for name, count in properties.items() if count),
+        max_deviations=UNLIMITED,
     )
+
+
+def _with_order(contract: TextContract, texts: Sequence[_Text]) -> TextContract:
+    """Returns a contract with what holds for nearly all lines: that they are in order, and copied to their end."""
+    num_lines = sum(text.record.num_lines for text in texts)
+
+    def num_deviations(contract: TextContract) -> int:
+        return sum(text.read(contract).deviations for text in texts)
+
+    contract = replace(contract, ordered=True, copied=True)
+    for property_ in ("ordered", "copied"):
+        looser = replace(contract, **{property_: False})  # type: ignore[arg-type]
+        if num_deviations(contract) - num_deviations(looser) > _max_exceptions(num_lines):
+            contract = looser
+    return contract
+
+
+def _with_limits(contract: TextContract, texts: Sequence[_Text]) -> TextContract:
+    """Returns a contract with how much of a document may deviate, and how much of a record has to be shown."""
+    guards = [TextGuard(contract, text.record) for text in texts]
+    states = [text.read(contract) for text in texts]
+    deviations = [state.deviations for state in states]
+    shown = [guard.share_of_lines(state) for guard, state in zip(guards, states, strict=True)]
+    max_deviations = -_percentile([-count for count in deviations], 1 - MIN_SHARE)
+    min_shown = _percentile(shown, 1 - MIN_SHARE)
+    num_exceptions = sum(
+        count > max_deviations or share < min_shown for count, share in zip(deviations, shown, strict=True)
+    )
+    return replace(contract, max_deviations=int(max_deviations), min_shown=min_shown, num_exceptions=num_exceptions)
 
 
 def _max_exceptions(count: int) -> int:

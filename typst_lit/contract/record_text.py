@@ -11,12 +11,10 @@ from typing import Any, NamedTuple
 
 from typst_lit.metrics.functional import IMAGE_FILE
 
-BODY, FILE, STYLE, FREE = (
-    "body",
-    "file",
-    "style",
-    "free",
-)  # sources of a document's words, in addition to the names of the fields
+# sources of a document's words, in addition to the names of the fields
+BODY, FILE, CODE, STYLE, FREE = "body", "file", "code", "style", "free"
+_CALL = re.compile(r"#\w[\w.-]*\(")  # Typst code, at the start of a line
+_CONTENT = re.compile(r"\[([^\[\]]*)\]")
 _NUMBERING = re.compile(r"(?:\d+ )+")
 
 
@@ -24,7 +22,8 @@ class Phrase(NamedTuple):
     """A text that a document may show: a line of the record's long text, another field's value, or a word of the style.
 
     Attributes:
-        source: `BODY`, the name of a field, `FILE` for the name of an image in the long text, or `STYLE`.
+        source: `BODY`, the name of a field, `FILE` for the name of an image in the long text, `CODE` for a text in
+            Typst code of the long text, such as a caption, or `STYLE`.
         text: its letters and digits, normalized, with one space where there is anything else between them.
         raw: the text itself.
         offsets: for each character of ``text``, where it is in ``raw``.
@@ -97,6 +96,7 @@ class RecordText:
     Attributes:
         phrases: all phrases, the lines of the long text first.
         num_lines: how many of them are lines.
+        required: the lines that documents show, as bits; those of Typst code, such as a figure, they may show.
 
     Example:
         >>> text = RecordText({"title": "Rain", "text": "1. It rains.\\n\\nOften."}, "text", ["page"])
@@ -107,16 +107,20 @@ class RecordText:
     def __init__(self, fields: Mapping[str, Any], body_field: str, style_words: Iterable[str] = ()) -> None:
         body = str(fields.get(body_field, ""))
         files = dict.fromkeys(match[0] for match in IMAGE_FILE.finditer(body))
-        lines = [line for line in map(str.strip, IMAGE_FILE.sub(" ", body).splitlines()) if phrase(BODY, line).text]
-        self.num_lines = len(lines)
-        self.phrases = [phrase(BODY, line, index) for index, line in enumerate(lines)]
+        lines = [line.strip() for line in IMAGE_FILE.sub(" ", body).splitlines()]
+        shown = [pair for pair in zip(lines, _lines_in_code(lines), strict=True) if phrase(BODY, pair[0]).text]
+        self.num_lines = len(shown)
+        self.required = sum(1 << index for index, (_, is_code) in enumerate(shown) if not is_code)
+        self.phrases = [phrase(BODY, line, index) for index, (line, _) in enumerate(shown)]
         self.phrases += [phrase(name, str(value)) for name, value in fields.items() if name != body_field]
         self.phrases += [phrase(FILE, file) for file in files]
+        code = "\n".join(line for line, is_code in shown if is_code)
+        self.phrases += [phrase(CODE, match[1]) for match in _CONTENT.finditer(code)]
         self.phrases += [phrase(STYLE, word) for word in style_words]
         self._starts: defaultdict[str, list[tuple[int, int]]] = defaultdict(list)
         for number, item in enumerate(self.phrases):
             if item.text:
-                for position in _start_positions(item):
+                for position in start_positions(item):
                     self._starts[item.text[position]].append((number, position))
 
     def starts(self, letter: str) -> Iterator[tuple[int, int, Phrase]]:
@@ -125,7 +129,21 @@ class RecordText:
             yield number, position, self.phrases[number]
 
 
-def _start_positions(item: Phrase) -> list[int]:
+def start_positions(item: Phrase) -> list[int]:
     """Returns where a phrase may start: typesetting may number a line itself."""
     numbering = _NUMBERING.match(item.text) if item.source == BODY else None
     return [0, numbering.end()] if numbering and numbering.end() < len(item.text) else [0]
+
+
+def _lines_in_code(lines: Iterable[str]) -> list[bool]:
+    """Returns which lines belong to a call of a Typst function, from its name to its last parenthesis.
+
+    >>> _lines_in_code(["#figure(", "image(\\"a.png\\"),", "caption: [Rain]", ")", "It rains."])
+    [True, True, True, True, False]
+    """
+    found, depth = [], 0
+    for line in lines:
+        is_code = depth > 0 or _CALL.match(line) is not None
+        depth = max(0, depth + line.count("(") - line.count(")")) if is_code else 0
+        found.append(is_code)
+    return found

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from typst_lit.errors import UserError
+
+NUM_GAPS = 8  # stretches without visible letters that are compared
 
 
 @dataclass(frozen=True)
@@ -21,17 +23,20 @@ class TextContract:
             `metrics.functional.words`; only those that outputs of several projects share.
         contexts: for each context of `typesetting.syntax.Piece`, where its words come from: names of fields, and
             ``body``, ``style`` and ``free`` of `contract.record_text`; ``free`` is for words from elsewhere.
-        names: names in code that outputs use, those that start an expression with a ``#``; empty where any may be used.
+        names: names that follow a ``#`` in outputs, and ``$`` where there are equations; empty where any may be used.
         marks: characters that start markup in outputs, a slash for comments; empty where any may.
         ordered: whether the lines of the record's text are in order.
-        complete: whether all of them are shown.
         copied: whether a line that is started is copied to its end.
+        min_shown: 5th percentile of the share of lines that are shown, 0 to 1.
+        max_deviations: 95th percentile of the number of words that do not keep to the rest of the contract.
         exact: whether punctuation is that of the record.
-        repeated_lines: how many lines at the start of the text may be shown twice, as on a title page.
+        repeated_lines: how many lines at the start of the text may be shown twice, as most outputs do on a title page.
         unescaped: characters of Typst's markup that are copied from records as they are; the others are escaped.
         break_characters: characters of a line next to which markup is inserted; None where it is inserted anywhere.
         inner_marks: the marks that start or end markup there.
-        exceptions: pairs that do not keep to this, by what they break; for the reader only.
+        gaps: how many characters of a source have no visible letter among them: the longest such stretch of any output,
+            the longest of those that are second in their output, and so on; empty where there is no limit.
+        num_exceptions: training pairs with more deviations, or fewer lines.
 
     Example:
         >>> contract = TextContract(num_pairs=3, typst_version="0.15.2", min_fidelity=0.97, style_words=("page",))
@@ -47,14 +52,16 @@ class TextContract:
     names: tuple[str, ...] = ()
     marks: str = ""
     ordered: bool = False
-    complete: bool = False
     copied: bool = False
+    min_shown: float = 0.0
+    max_deviations: int = 0
     exact: bool = False
     repeated_lines: int = 0
     unescaped: str = ""
     break_characters: str | None = None
     inner_marks: str = ""
-    exceptions: tuple[tuple[str, int], ...] = ()
+    gaps: tuple[int, ...] = ()
+    num_exceptions: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """Returns the contract as plain values."""
@@ -77,6 +84,11 @@ class TextContract:
         ):
             raise UserError("the text contract is damaged (a value has the wrong type).")
         return contract
+
+
+def longest(gaps: Iterable[int]) -> tuple[int, ...]:
+    """Returns the longest stretches without visible letters of a source, as a contract compares them."""
+    return tuple(sorted(gaps, reverse=True)[:NUM_GAPS])
 
 
 def _hashable(value: Any) -> Any:
