@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from importlib.resources import files
 
 import pytest
 
 from typst_lit import GenerationSettings, Generator
+from typst_lit.contract.learning import TrainingPair, learn_contract
+from typst_lit.contract.record_text import RecordText
+from typst_lit.contract.text_guard import TextGuard
+from typst_lit.data.prompts import ReportPrompt
+from typst_lit.inference.constraints import OutputConstraint
+from typst_lit.inference.tracker import OutputTracker
 from typst_lit.typesetting.typesetter import Typesetter
+
+SAMPLES = files("typst_lit") / "data/samples"
 
 RANDOM = GenerationSettings(max_tokens=150, temperature=1.0, top_p=1.0, top_k=0)
 
@@ -57,3 +67,67 @@ def test_what_is_streamed_is_never_taken_back(generator, records):
     generator.engine.run(until=future.done)
     source = future.result().source
     assert texts and all(later.startswith(text) for text, later in zip(texts, [*texts[1:], source], strict=True))
+
+
+@pytest.fixture(scope="module")
+def sample_contract():
+    pairs = json.loads((SAMPLES / "reports.json").read_text("utf-8"))
+    with Typesetter() as typesetter:
+        results = list(typesetter.compile_many(pair["output"] for pair in pairs))
+    body_field = ReportPrompt().body_field
+    return learn_contract(
+        [
+            TrainingPair(pair["input"], body_field, pair["output"], result)
+            for pair, result in zip(pairs, results, strict=True)
+        ]
+    )
+
+
+@pytest.fixture(scope="module")
+def held_out():
+    return [pair["input"] for pair in json.loads((SAMPLES / "held_out.json").read_text("utf-8"))]
+
+
+def test_with_a_contract_random_weights_invent_nothing(tiny_model, sample_contract, held_out):
+    with Typesetter(workers=2) as typesetter:
+        generator = Generator.load(base_model=str(tiny_model), use_4bit=False, typesetter=typesetter)
+        generator.contracts = {None: sample_contract}
+        for document in documents(generator, held_out[:3], RANDOM):
+            assert document.compiled and not document.repairs
+            assert document.invented_words == () and not document.contract_abandoned
+
+
+def test_the_next_line_is_forced_where_the_model_wants_to_end(tokenizer, sample_contract, held_out):
+    guard = TextGuard(sample_contract, RecordText(held_out[0], "contents_txt", sample_contract.style_words))
+    tracker = OutputTracker(OutputConstraint(tokenizer), guard)
+    lines = [line for line in held_out[0]["contents_txt"].splitlines() if line]
+    for token in tokenizer(f"*{lines[0]}*\n\n= {lines[1]}\n\n{lines[2]}\n")["input_ids"]:
+        assert tracker.append(token)
+    assert not tracker.may_end()
+    first = tracker.add_next_line()
+    forced = [first, *tracker.forced_tokens()]
+    assert tokenizer.decode(forced).strip() == lines[3]
+    for token in forced[1:]:
+        assert tracker.append(token)
+    assert tracker.may_end() == (len(lines) == 4) and tracker.forced_tokens() == []
+
+
+def test_code_that_repeats_without_text_is_a_stall(tokenizer, sample_contract, held_out):
+    guard = TextGuard(sample_contract, RecordText(held_out[0], "contents_txt", sample_contract.style_words))
+    for contract_guard, stalls in ((guard, True), (None, False)):
+        tracker = OutputTracker(OutputConstraint(tokenizer), contract_guard)
+        source = "#set text(size: 12pt)\n\n" * 40
+        for token in tokenizer(source)["input_ids"]:
+            if tracker.is_stalled or not tracker.append(token):
+                break
+        assert tracker.is_stalled == stalls
+        assert (tracker.states[-1].length < len(source) / 4) == stalls
+
+
+@pytest.mark.slow
+def test_after_one_epoch_documents_keep_their_records_text(run, held_out, tmp_path):
+    result = run("fit", "--config", "demo", "--trainer.max_epochs", 1, "--eval.records", 0, "--run_dir", tmp_path)
+    assert result.status == 0, result.err
+    made = documents(Generator.load(tmp_path), held_out, GenerationSettings())
+    assert all(document.compiled and not document.repairs for document in made)
+    assert sum(document.fidelity for document in made) / len(made) > 0.95

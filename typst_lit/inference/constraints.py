@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
-from typst_lit.contract.text_guard import TextGuard, TextState
+from typst_lit.contract.text_contract import longest
+from typst_lit.contract.text_guard import TextGuard, TextState, is_visible
 from typst_lit.typesetting.syntax import START, Mode, SyntaxState, advance, read_pieces
 
 # Where part of a character can be sampled before it is known which one: any character is valid there.
@@ -78,6 +79,8 @@ class OutputState(NamedTuple):
         text: what is known of its visible text; None without a text contract.
         length: number of characters.
         num_code: number of tokens with code: without any, a source always compiles.
+        text_length: number of characters up to the last visible letter; 0 without a text contract.
+        gaps: lengths of the longest stretches without visible letters before it, the longest first.
     """
 
     syntax: SyntaxState = START
@@ -85,6 +88,13 @@ class OutputState(NamedTuple):
     text: TextState | None = None
     length: int = 0
     num_code: int = 0
+    text_length: int = 0
+    gaps: tuple[int, ...] = ()
+
+    @property
+    def all_gaps(self) -> tuple[int, ...]:
+        """The gaps with the one that may not have ended yet."""
+        return longest((*self.gaps, self.length - self.text_length))
 
 
 class OutputConstraint:
@@ -109,13 +119,16 @@ class OutputConstraint:
         self._tokenizer = tokenizer
         self.token_bytes = TokenBytes(tokenizer)
 
-    def advance(self, state: OutputState, token: int, guard: TextGuard | None = None) -> OutputState | None:
+    def advance(
+        self, state: OutputState, token: int, guard: TextGuard | None = None, may_deviate: bool = False
+    ) -> OutputState | None:
         """Returns the state after a token; None when it must not follow.
 
         Args:
             state: the state before it.
             token: its id.
             guard: of the document's text contract; None without one.
+            may_deviate: see `TextGuard.read`.
         """
         content = self.token_bytes[token]
         if not content:
@@ -123,14 +136,14 @@ class OutputConstraint:
         text, pending = _split_utf8(state.pending + content)
         if text is None:
             return None
-        syntax, text_state = state.syntax, state.text
+        syntax, text_state, has_text = state.syntax, state.text, False
         if text and guard is not None:
             read = read_pieces(syntax, text)
             if read is None:
                 return None
-            syntax = read[0]
-            text_state = guard.read(text_state or TextState(), read[1])
-            if text_state is None or not guard.may_continue(text_state, syntax):
+            syntax, has_text = read[0], any(map(is_visible, read[1]))
+            text_state = guard.read(text_state or TextState(), read[1], may_deviate)
+            if text_state is None or not guard.may_continue(text_state, syntax, may_deviate):
                 return None
         elif text:
             advanced = advance(syntax, text)
@@ -143,7 +156,16 @@ class OutputConstraint:
         if pending and mode not in _ANY_CHARACTER:
             return None
         has_code = mode not in _TEXT_ONLY or any(mark in content for mark in b"#$@<")
-        return OutputState(syntax, pending, text_state, state.length + len(text), state.num_code + has_code)
+        following = state._replace(
+            syntax=syntax,
+            pending=pending,
+            text=text_state,
+            length=state.length + len(text),
+            num_code=state.num_code + has_code,
+        )
+        if has_text:
+            return following._replace(text_length=following.length, gaps=state.all_gaps)
+        return following
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Returns the text of tokens, without the bytes of a character that is not complete."""

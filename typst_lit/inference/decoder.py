@@ -26,15 +26,14 @@ from typst_lit.inference.kv_cache import KVCache, RaggedCache
 from typst_lit.inference.prompt_lookup import Draft, DraftCorpus, PromptLookup, best_draft_length
 from typst_lit.inference.request import Request
 from typst_lit.inference.sampling import INVALID_TOKEN, InvalidScoresError, choose_tokens
+from typst_lit.inference.tracker import END, MIN_ODDS
 from typst_lit.model.adapters import base_model, has_adapter, num_virtual_tokens
 
 PREFILL_TOKENS = 1024  # tokens of a prompt per forward pass
+NO_TOKEN = -3  # where none may follow
+MAX_FORCED_TOKENS = 256  # per pass
 # Time of one more token in a forward pass, as a fraction of the pass. Estimates: a pass reads all weights from memory,
 # and until arithmetic takes as long as that, more tokens cost little. Wrong ones cost time, never another document.
-# Probabilities: of a token that may follow, and of what the model wanted in its place
-MAX_CONFLICT, MIN_CONFLICT = 1e-3, 0.5
-NO_TOKEN = -2  # where none may follow
-MAX_FORCED_TOKENS = 256  # per pass
 TOKEN_COST = {"cpu": 1 / 32, "cuda": 1 / 256}
 
 
@@ -158,14 +157,16 @@ class Decoder(BaseDecoder):
         for request, tokens in zip(self.requests, forced, strict=True):
             # One token less than is left: the pass itself gives one more than the draft.
             num_left = request.max_tokens - request.num_generated - 1
+            del tokens[min(num_left, MAX_FORCED_TOKENS) :]
             if tokens:
-                drafts.append(Draft(tokens[: min(num_left, MAX_FORCED_TOKENS)], 1.0))
+                drafts.append(Draft(tokens, 1.0))
             elif request.settings.uses_drafts:
                 drafts.append(self._lookups[request].draft(num_left))
             else:
                 drafts.append(Draft([], 0.0))
         length = best_draft_length(drafts, TOKEN_COST.get(self.device.type, 1 / 256))
-        return [draft.tokens[:length] for draft in drafts]
+        # What is forced is not cut: where it ends must not depend on other documents.
+        return [tokens or draft.tokens[:length] for tokens, draft in zip(forced, drafts, strict=True)]
 
     def _accept(self, request: Request, draft: list[int], num_forced: int, chosen: list[int], logits: Tensor) -> None:
         """Adds the tokens of a pass that count to a request.
@@ -173,27 +174,29 @@ class Decoder(BaseDecoder):
         Args:
             request: the request.
             draft: what was fed after its last token.
-            num_forced: how many of the draft's tokens follow whatever was chosen.
+            num_forced: how many of the draft's tokens follow, unless the model is sure of another one.
             chosen: what was chosen after none, one, two, ... tokens of the draft.
             logits: (len(draft) + 1 or more, V), the scores there.
         """
         accepted: list[int] = []
         reason = None
+        min_odds = request.tracker.min_odds if request.tracker else 0.0
         for position, token in enumerate(chosen):
             if token == INVALID_TOKEN:
                 raise InvalidScoresError
-            if position < num_forced:
+            if position < num_forced and _odds(logits[position], draft[position], token) >= min_odds:
                 token = draft[position]
-            if not self._append(request, token):
+            if is_corrected := not self._append(request, token):
                 token = self._choose_valid(request, draft[:position], logits[position], token)
             if token == NO_TOKEN:
                 reason = "dead end"
                 break
-            if token in self.eos_token_ids:
+            if token in self.eos_token_ids or token == END:
                 reason = "stop"
                 break
             accepted.append(token)
-            if position == len(draft) or token != draft[position]:
+            is_stalled = request.tracker is not None and request.tracker.is_stalled
+            if position == len(draft) or token != draft[position] or is_corrected or is_stalled:
                 break
         if not num_forced:
             self._lookups[request].accept(len(accepted) - (reason is None))
@@ -208,6 +211,8 @@ class Decoder(BaseDecoder):
             self._leave_dead_end(request)
         elif reason is not None:
             self._finish(request, reason)
+        elif request.tracker is not None and request.tracker.is_stalled:
+            self._leave_stall(request)
 
     def _append(self, request: Request, token: int) -> bool:
         """Adds a token to what is known of a request's output; returns False if it must not follow."""
@@ -220,14 +225,17 @@ class Decoder(BaseDecoder):
     def _choose_valid(self, request: Request, draft: list[int], logits: Tensor, invalid: int) -> int:
         """Chooses a token that may follow, after one that must not."""
         assert request.tracker is not None
+        if invalid in self.eos_token_ids and (added := request.tracker.add_next_line()) is not None:
+            return added
         token = request.sampler.choose_allowed(
             logits, draft, lambda token: self._append(request, token), request.tracker.suggested_tokens
         )
         if token is None:
             return NO_TOKEN
-        probabilities = logits.float().softmax(-1)
-        is_conflict = bool(probabilities[token] < MAX_CONFLICT and probabilities[invalid] > MIN_CONFLICT)
-        return NO_TOKEN if is_conflict and request.tracker.add_conflict() else token
+        if token in self.eos_token_ids or _odds(logits, token, invalid) >= MIN_ODDS:
+            return token
+        resolved = request.tracker.resolve_conflict(token, invalid)
+        return NO_TOKEN if resolved is None else resolved
 
     def _finish(self, request: Request, reason: str) -> None:
         """Ends a request, unless a check of its output fails: then it goes back."""
@@ -245,23 +253,37 @@ class Decoder(BaseDecoder):
             self._go_back(request, target)
         return target is not None
 
-    def _leave_dead_end(self, request: Request) -> None:
-        assert request.tracker is not None
-        if (first_conflict := request.tracker.abandon_contract()) is not None:
-            self.truncate(request, first_conflict)
-        else:
-            self._go_back(request, request.tracker.leave_dead_end())
+    def _leave_stall(self, request: Request) -> None:
+        tracker = request.tracker
+        assert tracker is not None
+        target = tracker.leave_stall()
+        if target is None:
+            self.truncate(request, tracker.abandon_contract())
+            return
+        self._go_back(request, target, is_stalled=True)
+        if tracker.is_complete:
+            self._finish(request, "stop")
 
-    def _go_back(self, request: Request, num_tokens: int | None) -> None:
-        """Goes back to a number of tokens, after which the next one is excluded; ends the request if there is none."""
+    def _leave_dead_end(self, request: Request) -> None:
+        tracker = request.tracker
+        assert tracker is not None
+        had_given_up = tracker.has_given_up
+        target = None if tracker.has_failed_contract else tracker.leave_dead_end()
+        if target is not None:
+            self._go_back(request, target)
+        elif request.may_abandon:
+            request.finish_reason, request.closers = "abandoned", tracker.closers
+        elif tracker.has_contract:
+            self.truncate(request, tracker.abandon_contract())
+        elif had_given_up:
+            request.finish_reason, request.closers = "stop", tracker.closers
+
+    def _go_back(self, request: Request, num_tokens: int, is_stalled: bool = False) -> None:
+        """Goes back to a number of tokens, after which the next one is excluded."""
         assert request.tracker is not None
-        if num_tokens is None:
-            request.finish_reason = "stop"
-            request.closers = request.tracker.closers
-        else:
-            excluded = request.output[num_tokens]
-            self.truncate(request, num_tokens)
-            request.tracker.exclude(excluded)
+        excluded = request.output[num_tokens]
+        self.truncate(request, num_tokens)
+        request.tracker.exclude(excluded, is_stalled)
 
     def _decode(self, tokens: Sequence[int]) -> str:
         assert self.constraint is not None
@@ -314,6 +336,11 @@ class Decoder(BaseDecoder):
         )
         logits: Tensor = output.logits
         return logits
+
+
+def _odds(logits: Tensor, token: int, other: int) -> float:
+    """Returns how much likelier a token is than another one, from their scores, (V,)."""
+    return float((logits[token] - logits[other]).float().exp())
 
 
 def eos_token_ids(config: GenerationConfig | None, tokenizer: PreTrainedTokenizerBase) -> list[int]:

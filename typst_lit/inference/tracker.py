@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import NamedTuple
 
-from typst_lit.contract.text_guard import TextGuard
+from typst_lit.contract.record_text import start_positions
+from typst_lit.contract.text_guard import MARK, TextGuard, TextState
 from typst_lit.inference.constraints import OutputConstraint, OutputState
 from typst_lit.typesetting.escaping import escape_markup, escape_string
 from typst_lit.typesetting.syntax import MARKUP_MODES, Mode, closers
@@ -15,10 +17,14 @@ from typst_lit.typesetting.syntax import MARKUP_MODES, Mode, closers
 MAX_UNCHECKED = 40  # tokens with code after which a construct that is still open is checked
 MAX_DOUBTFUL = 8  # likewise, after a failure near it
 MAX_OPEN = 320  # tokens of a construct that may lack an argument until then
+MAX_LOCAL = 3  # tokens with an error that are excluded after the same tokens; then code is written again
 MAX_ALTERNATIVES = 3  # of code that fails after the same tokens; then there is none
 MAX_FAILURES = 8  # after the same tokens: past the alternatives, each goes back further
-MAX_REFUSED = 48  # tokens without a further line, while EOS is refused
+END = -2  # where the output is complete, although the model does not end it
+MIN_ODDS = 0.01  # of a token that may follow, against the one that the model wanted in its position
 MAX_CONFLICTS = 3  # after which the contract is abandoned
+MIN_REPEATED = 96  # characters without text that may be a repetition
+MAX_PERIOD, MAX_REPEATS = 48, 4  # of tokens
 MIN_DISCARDED = 2048  # tokens that may always be discarded, or as many as the output has
 
 
@@ -67,6 +73,7 @@ class OutputTracker:
         num_rollbacks: how often it went back.
         num_discarded: tokens that were discarded.
         confirmed: number of tokens that were checked.
+        has_given_up: whether what failed was written again in vain, so that nothing is checked any longer.
     """
 
     def __init__(
@@ -77,7 +84,9 @@ class OutputTracker:
         is_streamed: bool = False,
     ) -> None:
         self.states = [OutputState()]
+        self._tokens: list[int] = []
         self.num_rollbacks = self.num_discarded = self.confirmed = 0
+        self.has_given_up = False
         self._conflicts: list[int] = []  # numbers of tokens before them
         self._constraint = constraint
         self._guard = guard
@@ -85,12 +94,14 @@ class OutputTracker:
         self._is_streamed = is_streamed
         self._excluded: dict[int, set[int]] = {}
         self._text_only: set[int] = set()  # numbers of tokens after which no code may start
-        self._refused: dict[int, int] = {}  # by the number of missing lines: where EOS was refused first
+        self._queued: tuple[int, list[int]] = (0, [])  # tokens that follow after a number of tokens
         self._last_due = 0
         self._passed = [0]
         self._pending: deque[_Pending] = deque()
         self._failed_at = -MAX_UNCHECKED
-        self._failures: Counter[int] = Counter()  # by the number of tokens before what failed
+        # by the number of tokens before what failed: the code, or the token with the error
+        self._failures: Counter[int] = Counter()
+        self._local_failures: Counter[int] = Counter()
 
     @property
     def num_tokens(self) -> int:
@@ -106,40 +117,175 @@ class OutputTracker:
         state = self._constraint.advance(self.states[-1], token, self._guard)
         if state is None or (self.num_tokens in self._text_only and state.num_code > self.states[-1].num_code):
             return False
+        if self._queued_tokens and self._queued_tokens[0] != token:
+            self._queued = (0, [])
+        self._tokens[self.num_tokens :] = [token]
         self.states.append(state)
         return True
 
-    def add_conflict(self) -> bool:
-        """Notes that the model was sure of a token that must not follow; returns whether to abandon the contract.
-
-        Text that may follow is not yet right: a model that is forced too often writes nonsense.
-        """
-        if self._guard is None:
+    @property
+    def is_stalled(self) -> bool:
+        """Whether code and markup without text repeat, or are longer than in any training output."""
+        state = self.states[-1]
+        gap = state.length - state.text_length
+        if self._guard is None or gap < MIN_REPEATED:
             return False
-        self._conflicts.append(self.num_tokens - 1)
-        return len(self._conflicts) >= MAX_CONFLICTS
+        start = bisect_left(self.states, state.text_length, key=lambda state: state.text_length)
+        return not self._guard.may_have_gaps(state.all_gaps) or is_repeating(self._tokens[start:])
 
-    def abandon_contract(self) -> int | None:
-        """Stops enforcing the contract, if there were conflicts; returns the number of tokens before the first one."""
-        if self._guard is None or not self._conflicts:
+    def leave_stall(self) -> int | None:
+        """Returns the number of tokens to go back to, after which text follows; None when it is given up."""
+        length = self.states[-1].text_length
+        start = bisect_left(self.states, length, key=lambda state: state.text_length)
+        self._local_failures[start] += 1
+        if self._guard is None or self._local_failures[start] > MAX_LOCAL:
             return None
+        closed = (
+            count
+            for count in range(start, self.num_tokens)
+            if _is_closed(self.states[count])
+            and not self.states[count].pending
+            and self._guard.is_between_phrases(self.states[count].text or TextState())
+        )
+        return min(max(next(closed, start), self._floor), self.num_tokens - 1)
+
+    def resolve_conflict(self, token: int, refused: int) -> int | None:
+        """Returns which token to keep after one that the model did not want at all, or None to go back.
+
+        What may follow is not yet right: a model that is forced too often writes nonsense. Code, with the text in it,
+        is written again from where it fails. In other text, what is open is closed, some words may deviate from the
+        contract, and between two lines of the record, the next one follows. Only a few other conflicts are accepted.
+
+        Args:
+            token: the last token.
+            refused: what the model chose in its position.
+        """
+        if self.has_given_up:
+            return token
+        before = self.states[-2]
+        if before.syntax.stack[-1].mode in MARKUP_MODES:
+            if self._guard is None or not self._is_guarded(before, refused):
+                return token
+            deviating = self._constraint.advance(before, refused, self._guard, may_deviate=True)
+            if deviating is not None and refused not in self._excluded.get(self.num_tokens - 1, ()):
+                self.states[-1] = deviating
+                self._tokens[-1] = refused
+                return refused
+            if _is_closed(before):
+                self.states.pop()
+                if (certain := self.add_next_line()) is not None:
+                    return certain
+                if self.is_complete:
+                    return END
+                self.append(token)
+                if not self._may_exclude_last():
+                    self._conflicts.append(self.num_tokens - 1)
+                    if len(self._conflicts) < MAX_CONFLICTS:
+                        return token
+        self.states.pop()
+        return None
+
+    def _may_exclude_last(self) -> bool:
+        """Returns whether the last token before a conflict may be excluded."""
+        last = self.num_tokens - 2
+        return last >= self._floor and self._local_failures[last] < MAX_LOCAL
+
+    def _is_guarded(self, state: OutputState, token: int) -> bool:
+        """Returns whether only the contract keeps a token from following."""
+        if self._constraint.advance(state, token) is None:
+            return False
+        return self._constraint.advance(state, token, self._guard) is None
+
+    @property
+    def has_contract(self) -> bool:
+        """Whether a contract is enforced."""
+        return self._guard is not None
+
+    @property
+    def has_failed_contract(self) -> bool:
+        """Whether there were too many conflicts with the contract, which is to be abandoned."""
+        return self._guard is not None and len(self._conflicts) >= MAX_CONFLICTS
+
+    def abandon_contract(self) -> int:
+        """Stops enforcing the contract; returns the number of tokens before the first conflict with it."""
         self._guard = None
-        return max(0, self._conflicts[0], self._floor)
+        self.has_given_up = False
+        self._failures.clear()
+        return max(self._floor, min([*self._conflicts, self.num_tokens]))
 
     def may_end(self) -> bool:
         """Returns whether the output may end here, as the model wants it to."""
-        state = self.states[-1]
-        if self._guard is None or state.text is None:
-            return self._guard is None or not self._refuse(-1)
-        return not (missing := self._guard.missing_lines(state.text)) or not self._refuse(len(missing))
+        return self._guard is None or not self._guard.missing_lines(self.states[-1].text or TextState())
 
-    def _refuse(self, num_missing: int) -> bool:
-        first = self._refused.setdefault(num_missing, self.num_tokens)
-        return self.num_tokens - first <= MAX_REFUSED
+    @property
+    def is_complete(self) -> bool:
+        """Whether no line of the record is left, at a point between two phrases."""
+        text = self.states[-1].text or TextState()
+        if self._guard is None or not self._guard.is_between_phrases(text) or not self.may_end():
+            return False
+        return self._guard.next_line(text) is None
+
+    def add_next_line(self) -> int | None:
+        """Starts the rest of the line that is being copied, or the next line, where the model wants something else.
+
+        Returns:
+            The first token, which is added; the others are `forced_tokens`. None where it can't be done.
+        """
+        if not self._queue_next_line():
+            return None
+        token = self._queued_tokens[0]
+        self.append(token)
+        return token
+
+    def _queue_next_line(self) -> bool:
+        """Forces the rest of the line that is being copied, or the next line; returns whether it may follow."""
+        state = self.states[-1]
+        if self._guard is None or state.pending or not _is_closed(state):
+            return False
+        text = state.text or TextState()
+        unescaped = self._guard.contract.unescaped
+        candidates = []
+        if rest := self._guard.rest_of_line(text):
+            candidates.append(escape_markup(rest, unescaped, at_line_start=rest[0].isalnum()))
+        elif line := self._guard.next_line(text):
+            if text.gap.endswith((MARK, f"{MARK} ")) or state.syntax.pending[:1] in (*"+-/=",):
+                item = escape_markup(line.raw[line.offsets[start_positions(line)[-1]] :], unescaped)
+                candidates += [f" {item}", item]
+            paragraph = escape_markup(line.raw, unescaped, at_line_start=True)
+            candidates.append(f"{closers(state.syntax)}\n\n{paragraph}")
+        for added in candidates:
+            tokens = self._constraint.encode(added)
+            if self._may_follow(tokens):
+                self._queued = (self.num_tokens, tokens)
+                return True
+        return False
+
+    def _may_follow(self, tokens: Sequence[int]) -> bool:
+        if tokens[0] in self._excluded.get(self.num_tokens, ()):
+            return False
+        state = self.states[-1]
+        for token in tokens:
+            following = self._constraint.advance(state, token, self._guard)
+            if following is None:
+                return False
+            state = following
+        return True
+
+    @property
+    def _queued_tokens(self) -> list[int]:
+        start, tokens = self._queued
+        return tokens[self.num_tokens - start :]
+
+    @property
+    def min_odds(self) -> float:
+        """How much likelier than the model's choice a forced token has to be: what is missing is added anyway."""
+        return 0.0 if self._queued_tokens else MIN_ODDS
 
     def forced_tokens(self) -> list[int]:
         """Returns tokens that have to follow, since a line of the record is being copied; or none."""
         state = self.states[-1]
+        if queued := self._queued_tokens:
+            return queued
         if self._guard is None or state.text is None or state.pending or state.syntax.pending:
             return []
         text = self._guard.forced_text(state.text)
@@ -176,7 +322,7 @@ class OutputTracker:
         Args:
             source: returns the text of a number of tokens.
         """
-        if self._check is None:
+        if self._check is None or self.has_given_up:
             self.confirmed = self.num_tokens
             return
         for count in range(self._last_due + 1, len(self.states)):
@@ -202,7 +348,7 @@ class OutputTracker:
 
     def check_end(self, source: str) -> None:
         """Starts the check of a complete output."""
-        if self._check is not None:
+        if self._check is not None and not self.has_given_up:
             self._add(_Pending(self.num_tokens, self._check(source, self.closers, True), is_final=True))
 
     def settle(self, wait: bool) -> int | None:
@@ -242,30 +388,47 @@ class OutputTracker:
     def _target(self, check: PrefixCheck, failed_at: int) -> int | None:
         """Returns how many tokens of an output that failed are kept; None when it is given up."""
         self._failed_at = failed_at
+        is_spent = self.num_discarded > max(MIN_DISCARDED, self.num_tokens)
+        if self.has_given_up or is_spent or failed_at <= self._floor:
+            self._give_up()
+            return None
+        if check.position is not None:
+            error = min(self._num_tokens_before(check.position), failed_at - 1)
+            self._local_failures[error] += 1
+            if self._local_failures[error] <= MAX_LOCAL:
+                return max(error, self._floor)
         start = self._passed[-1] if check.position is None else self._construct_start(check.position)
         start = min(start, failed_at - 1)
         self._failures[start] += 1
         num_failures = self._failures[start]
-        is_spent = self.num_discarded > max(MIN_DISCARDED, self.num_tokens)
-        if num_failures > MAX_FAILURES or is_spent or failed_at <= self._floor:
-            self._check = None
-            self._pending.clear()
+        if num_failures > MAX_FAILURES:
+            self._give_up()
             return None
         if num_failures > MAX_ALTERNATIVES:
             start = min(start, self._passed[-min(len(self._passed), num_failures - MAX_ALTERNATIVES)])
         return max(start, self._floor)
+
+    def _give_up(self) -> None:
+        self.has_given_up = True
+        self._pending.clear()
 
     @property
     def _floor(self) -> int:
         """Number of tokens behind which it does not go back."""
         return self.confirmed if self._is_streamed else 0
 
+    def _num_tokens_before(self, position: int) -> int:
+        """Returns the number of tokens before the one with a character."""
+        return bisect_right(self.states, position, key=lambda state: state.length) - 1
+
     def _construct_start(self, position: int) -> int:
-        """Returns the number of tokens before the construct at a character."""
-        count = next((i for i, state in enumerate(self.states) if state.length > position), len(self.states))
-        count = max(0, count - 1)
-        while count and self.states[count].syntax.stack[-1].mode not in MARKUP_MODES:
+        """Returns the number of tokens before the code with a character."""
+        count = self._num_tokens_before(position)
+        stack = self.states[count].syntax.stack
+        while count and (stack[-1].mode not in MARKUP_MODES or len(self.states[count].syntax.stack) > len(stack)):
             count -= 1
+            if len(self.states[count].syntax.stack) < len(stack):
+                stack = self.states[count].syntax.stack
         return count
 
     def truncate(self, num_tokens: int) -> None:
@@ -275,18 +438,39 @@ class OutputTracker:
         self._conflicts = [count for count in self._conflicts if count < num_tokens]
         self._excluded = {count: tokens for count, tokens in self._excluded.items() if count <= num_tokens}
         self._text_only = {count for count in self._text_only if count <= num_tokens}
-        self._refused = {missing: count for missing, count in self._refused.items() if count <= num_tokens}
+        self._queued = (0, [])
         self._passed = [count for count in self._passed if count <= num_tokens] or [0]
         self._pending = deque(pending for pending in self._pending if pending.num_tokens <= num_tokens)
         self._last_due = self._pending[-1].num_tokens if self._pending else self._passed[-1]
         self.confirmed = min(self.confirmed, num_tokens)
 
-    def exclude(self, token: int) -> None:
-        """Excludes a token here, after which the output could not be continued."""
+    def exclude(self, token: int, is_stalled: bool = False) -> None:
+        """Excludes a token here, after which the output could not be continued.
+
+        Args:
+            token: the token.
+            is_stalled: whether there was no text after it.
+        """
         self.num_rollbacks += 1
         self._excluded.setdefault(self.num_tokens, set()).add(token)
         if self._failures[self.num_tokens] == MAX_ALTERNATIVES:
             self._text_only.add(self.num_tokens)
+        is_code = b"#" in self._constraint.token_bytes[token] and self.num_tokens not in self._text_only
+        if not is_code or is_stalled:
+            self._queue_next_line()
+
+
+def is_repeating(tokens: Sequence[int]) -> bool:
+    """Returns whether the last tokens are a short sequence again and again.
+
+    >>> is_repeating([7, 1, 2, 1, 2, 1, 2, 1, 2]), is_repeating([1, 2, 1, 2, 1, 2])
+    (True, False)
+    """
+    for period in range(1, min(MAX_PERIOD, len(tokens) // MAX_REPEATS) + 1):
+        last = tokens[-period * MAX_REPEATS :]
+        if last[period:] == last[:-period]:
+            return True
+    return False
 
 
 def _is_closed(state: OutputState) -> bool:
