@@ -191,6 +191,20 @@ def test_with_a_contract_a_document_is_attempted_until_it_is_clean(tokenizer) ->
     assert source_only.clean is source_only.missing_lines is None and "clean" not in source_only.to_json()
 
 
+def test_an_attempt_that_went_wrong_never_counts(tokenizer) -> None:
+    abandoned = Completion("2025-26 Tests T A b c", 5, "abandoned", 1.0, 5)
+    with Typesetter(workers=1) as typesetter:
+        attempts = make_attempts(tokenizer, typesetter, 2, CONTRACT)
+        assert attempts.next_request().may_abandon
+        assert attempts.finish(abandoned) is None
+        assert not attempts.next_request().may_abandon  # none follows
+        document = attempts.finish(Completion("A b", 5, "length", 1.0, 5, contract_abandoned=True))
+        assert document is not None and document.source == "A b" and document.finish_reason == "length"
+        assert document.to_json()["contract_abandoned"] and "text contract abandoned" in describe(document)
+        streamed = make_attempts(tokenizer, typesetter, 2, CONTRACT)
+        assert not streamed.next_request(on_text=lambda text: None).may_abandon
+
+
 def test_counts_of_clean_documents_are_logged(caplog) -> None:
     caplog.set_level(logging.INFO, "typst_lit")
     DocumentCounts(3, clean=3).log_summary()

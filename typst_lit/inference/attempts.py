@@ -39,6 +39,7 @@ class GeneratedDocument:
         assessment: what the pages show of the record; None when nothing was compiled.
         rollbacks: how often decoding went back to a checkpoint, in all attempts.
         discarded: tokens that were discarded then; they are not in ``tokens``.
+        contract_abandoned: whether the model could not keep the text contract, so that it was not enforced to the end.
         index: which of the records it is for.
         origin: where the record came from: file, and line or index.
 
@@ -59,6 +60,7 @@ class GeneratedDocument:
     assessment: Assessment | None = None
     rollbacks: int = 0
     discarded: int = 0
+    contract_abandoned: bool = False
     index: int = 0
     origin: str = ""
 
@@ -101,8 +103,8 @@ class GeneratedDocument:
     def is_acceptable(self) -> bool:
         """Whether no other attempt is needed: it is clean or, where that is unknown, compiles and is not cut off."""
         if self.clean is None:
-            return self.compiled is not False and self.finish_reason != "length"
-        return self.clean
+            return self.compiled is not False and self.finish_reason == "stop"
+        return self.clean and self.finish_reason == "stop"
 
     def to_json(self) -> dict[str, Any]:
         """Returns the result as ``generate`` writes it and ``serve`` answers it."""
@@ -115,6 +117,7 @@ class GeneratedDocument:
             "attempts": self.attempts,
             "rollbacks": self.rollbacks,
             "discarded": self.discarded,
+            "contract_abandoned": self.contract_abandoned,
         }
         if self.result is not None:
             result |= {
@@ -193,7 +196,8 @@ class Attempts:
             guard = TextGuard(contract, RecordText(self.fields, self._body_field, contract.style_words))
         if self.typesetter is not None and executor is not None and settings.checkpoints:
             check = PrefixChecker(self.typesetter, executor, self.fields, contract)
-        return Request(self.prompt, settings, seed, self.adapter, on_text, guard, check)
+        may_abandon = self.num_attempts < self.max_attempts and on_text is None
+        return Request(self.prompt, settings, seed, self.adapter, on_text, guard, check, may_abandon)
 
     def finish(self, completion: Completion) -> GeneratedDocument | None:
         """Compiles and repairs what an attempt gave.
@@ -205,7 +209,7 @@ class Attempts:
         self._seconds += completion.seconds
         self._rollbacks += completion.rollbacks
         self._discarded += completion.discarded
-        document = self._document(completion)
+        document = replace(self._document(completion), contract_abandoned=completion.contract_abandoned)
         if self._best is None or _rank(document) > _rank(self._best):
             self._best = document
         if not self._best.is_acceptable and self.num_attempts < self.max_attempts:
@@ -235,6 +239,7 @@ class Attempts:
 def _rank(document: GeneratedDocument) -> tuple[Any, ...]:
     """Returns a key by which attempts are compared; that of the best one is the largest."""
     return (
+        document.finish_reason != "abandoned",
         bool(document.clean),
         bool(document.compiled),
         document.finish_reason != "length",

@@ -204,6 +204,7 @@ class Engine:
                 request.passes,
                 tracker.num_rollbacks if tracker else 0,
                 tracker.num_discarded if tracker else 0,
+                request.guard is not None and tracker is not None and not tracker.has_contract,
             )
             with suppress(InvalidStateError):  # it was cancelled meanwhile
                 request.future.set_result(completion)

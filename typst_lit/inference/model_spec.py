@@ -125,11 +125,12 @@ def resolve_model(
     for path, contract in zip(directories.values(), contracts.values(), strict=True):
         if contract is not None and contract.typst_version != (installed := version("typst")):
             log.warning(
-                "The text contract of %s was learned with Typst %s; %s is installed. Documents are compiled with it, "
-                "but only a new fit learns the contract again.",
+                "The text contract of %s was learned with Typst %s; %s is installed. To learn it again:\n"
+                "  typst-lit contract --adapter %s --data.path PAIRS",
                 path,
                 contract.typst_version,
                 installed,
+                path,
             )
     return ModelSpec(base, use_4bit, merge, engine, adapters, templates, contracts, own_settings, identity)
 

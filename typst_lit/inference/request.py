@@ -22,11 +22,13 @@ class Completion:
     Attributes:
         text: the Typst source, without the EOS token; what the model left open at its EOS token is closed.
         tokens: number of generated tokens, including the EOS token.
-        finish_reason: ``stop`` when the model ended it, ``length`` when the token limit did.
+        finish_reason: ``stop`` when the model ended it, ``length`` when the token limit did, ``abandoned`` when it went
+            wrong and another attempt follows.
         seconds: from its first forward pass to its end; others were generated in the same time.
         passes: forward passes that it took, those of its prompt not counted.
         rollbacks: how often decoding went back to a checkpoint, because the text after it does not compile.
         discarded: tokens that were discarded then.
+        contract_abandoned: whether the model could not keep the text contract, so that it was not enforced to the end.
 
     Example:
         >>> Completion("= Rain", tokens=4, finish_reason="stop", seconds=0.1, passes=2).text
@@ -40,6 +42,7 @@ class Completion:
     passes: int
     rollbacks: int = 0
     discarded: int = 0
+    contract_abandoned: bool = False
 
 
 @dataclass(eq=False)
@@ -57,8 +60,9 @@ class Request:
         on_text: called in the engine's thread with all of the source so far, whenever there is more of it.
         guard: of the text contract that its output keeps; None without one.
         check: compiles what was written so far; None compiles nothing.
+        may_abandon: whether it may end where it goes wrong, because another attempt would follow.
         future: its completion, or its error.
-        finish_reason: None while it is decoded; then ``stop`` (the model ended it) or ``length`` (the limit did).
+        finish_reason: None while it is decoded; then that of the completion.
         passes: forward passes that it took part in, those of its prompt not counted.
         text: prompt and output so far.
         tracker: what is known of the output; None without a constraint.
@@ -81,6 +85,7 @@ class Request:
     on_text: Callable[[str], None] | None = None
     guard: TextGuard | None = None
     check: Check | None = None
+    may_abandon: bool = False
     future: Future[Completion] = field(default_factory=Future, init=False, repr=False)
     finish_reason: str | None = field(default=None, init=False)
     passes: int = field(default=0, init=False)

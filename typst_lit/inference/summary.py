@@ -82,6 +82,8 @@ def describe(document: GeneratedDocument) -> str:
         parts.append(plural(document.attempts, "attempt"))
     if document.rollbacks:
         parts.append(plural(document.rollbacks, "rollback"))
+    if document.contract_abandoned:
+        parts.append("text contract abandoned")
     if document.result is not None and document.result.ok:
         parts.append(plural(document.result.page_count, "page"))
     if document.fidelity is not None:
