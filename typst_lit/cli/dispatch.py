@@ -26,6 +26,7 @@ COMMANDS = {
     "predict": "typst_lit.cli.fit:predict",
     "plan": "typst_lit.cli.plan:plan",
     "lengths": "typst_lit.cli.lengths:lengths",
+    "contract": "typst_lit.cli.contract:contract",
     "generate": "typst_lit.cli.generate:generate",
     "serve": "typst_lit.cli.serve:serve",
     "app": "typst_lit.cli.app:app",

@@ -16,7 +16,7 @@ from typst_lit.data.prompts import PromptTemplate
 from typst_lit.errors import UserError
 from typst_lit.files import atomic_write, fsync_directory, scratch_directory, sha256
 from typst_lit.manifest import claim_directory, move_output
-from typst_lit.model.locations import METADATA_FILE, AdapterMetadata
+from typst_lit.model.locations import METADATA_FILE, AdapterMetadata, read_json
 
 CARD_FILE = "README.md"
 FILE_HINT = "Move it, or use another `run_dir`."
@@ -86,6 +86,18 @@ def write_metadata(
     if checksums:
         content[CHECKSUMS] = list(checksums)
     atomic_write(directory / METADATA_FILE, (json.dumps(content, indent=2) + "\n").encode())
+
+
+def update_metadata(directory: Path, metadata: AdapterMetadata) -> None:
+    """Replaces what is known of an adapter's training; its template and checksums stay.
+
+    Args:
+        directory: of an adapter or a model.
+        metadata: what is known now.
+    """
+    file = directory / METADATA_FILE
+    content = (read_json(file) if file.is_file() else {}) | metadata.to_json()
+    atomic_write(file, (json.dumps(content, indent=2) + "\n").encode())
 
 
 def _former_files(directory: Path) -> list[str] | None:
