@@ -1,0 +1,111 @@
+"""How reliable the documents of a fitted model are, with each mechanism of decoding on and off.
+
+    python -m benchmarks.reliability OUTPUT --model RUN (--data PAIRS.json | --synthetic 200) [--trials NAME ...]
+
+`--synthetic` makes records of random chapters, for a model that was fitted on the demo's samples. With `--data`, the
+references of the pairs are measured as well. Fidelity counts a document that does not compile as 0. The first trial
+includes the start of the processes that compile. Writes OUTPUT.json and prints each trial.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from benchmarks.harness import ResultFile, argument_parser
+from benchmarks.nano.chapters import make_chapter, random_writer
+from typst_lit import GenerationSettings, Generator
+from typst_lit.inference.attempts import GeneratedDocument
+from typst_lit.metrics.functional import content_fidelity, words
+from typst_lit.typesetting.typesetter import Typesetter
+
+TRIALS: Mapping[str, Mapping[str, Any]] = {
+    "default": {},
+    "no contract": {"contract": False},
+    "no checkpoints": {"contract": False, "checkpoints": False},
+    "none": {"contract": False, "checkpoints": False, "valid_syntax": False},
+    "classic": {"sampling": "classic"},
+    "classic, none": {"sampling": "classic", "contract": False, "checkpoints": False, "valid_syntax": False},
+    "deterministic": {"deterministic": True},
+}
+DEPARTMENTS = ("School of Transport Studies", "School of Education", "Department of Electrical Engineering")
+
+
+def synthetic_records(count: int) -> list[dict[str, Any]]:
+    """Returns records of random chapters with words that the base model was not trained on."""
+    return [
+        make_chapter(random_writer(9, index, unseen=True), DEPARTMENTS[index % len(DEPARTMENTS)]).record
+        for index in range(count)
+    ]
+
+
+def measure(generator: Generator, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Generates a document for each record, and returns what became of them."""
+    start = time.monotonic()
+    documents: list[GeneratedDocument] = []
+    for document in generator.generate(records):
+        documents.append(document)
+        print(f"  {len(documents)} of {len(records)}: fidelity {document.fidelity}, {document.problems}", flush=True)
+    seconds = time.monotonic() - start
+    documents.sort(key=lambda document: document.index)
+    fidelities = [document.fidelity or 0.0 if document.compiled else 0.0 for document in documents]
+    num_words = sum(len(words(document.result.text)) for document in documents if document.result is not None)
+    tokens = sum(document.tokens for document in documents)
+    return {
+        "documents": len(documents),
+        "compile_as_written": sum(bool(d.compiled and not d.repairs) for d in documents),
+        "compile_after_repair": sum(bool(d.compiled) for d in documents),
+        "clean": sum(bool(d.clean) for d in documents),
+        "fidelity": round(mean(fidelities), 4),
+        "fidelities": [round(value, 4) for value in fidelities],
+        "missing_lines": sum(len(d.missing_lines or ()) for d in documents),
+        "invented_share": round(sum(len(d.invented_words or ()) for d in documents) / max(1, num_words), 5),
+        "rollbacks": sum(d.rollbacks for d in documents),
+        "tokens": tokens,
+        "discarded": sum(d.discarded for d in documents),
+        "seconds": round(seconds, 1),
+        "tokens_per_s": round(tokens / seconds, 1),
+    }
+
+
+def reference_fidelity(pairs: Sequence[Mapping[str, Any]], body_field: str, typesetter: Typesetter) -> float:
+    """Returns the mean fidelity of the outputs of pairs."""
+    results = typesetter.compile_many(pair["output"] for pair in pairs)
+    values = [
+        content_fidelity(str(pair["input"][body_field]), result.body)
+        for pair, result in zip(pairs, results, strict=True)
+    ]
+    return round(mean(value for value in values if value is not None), 4)
+
+
+def main() -> None:
+    parser = argument_parser(__doc__)
+    parser.add_argument("--model", required=True, help="directory of a run or of an adapter")
+    parser.add_argument("--data", type=Path, help="JSON list of pairs")
+    parser.add_argument("--synthetic", type=int, metavar="N", help="number of records of random chapters")
+    parser.add_argument("--trials", nargs="+", default=list(TRIALS), choices=list(TRIALS))
+    parser.add_argument("--merge", action="store_true", help="16-bit base model, with the adapter merged into it")
+    args = parser.parse_args()
+    if (args.data is None) == (args.synthetic is None):
+        parser.error("one of --data and --synthetic is required")
+    pairs = json.loads(args.data.read_text("utf-8")) if args.data else []
+    records = [pair["input"] for pair in pairs] or synthetic_records(args.synthetic)
+    header = {"model": Path(args.model).name, "data": args.data.name if args.data else "synthetic"}
+    with Typesetter(normalize_paths=True) as typesetter:
+        if pairs:
+            header["reference_fidelity"] = reference_fidelity(pairs, "contents_txt", typesetter)
+    results = ResultFile(args.output, args.overwrite, **header)
+    for name in args.trials:
+        generator = Generator.load(args.model, use_4bit=not args.merge, merge=args.merge)
+        generator.settings = GenerationSettings(**TRIALS[name])
+        trial = {"trial": name, **measure(generator, records)}
+        print(json.dumps(trial), flush=True)
+        results.add(trial)
+
+
+if __name__ == "__main__":
+    main()
