@@ -128,6 +128,6 @@ def test_code_that_repeats_without_text_is_a_stall(tokenizer, sample_contract, h
 def test_after_one_epoch_documents_keep_their_records_text(run, held_out, tmp_path):
     result = run("fit", "--config", "demo", "--trainer.max_epochs", 1, "--eval.records", 0, "--run_dir", tmp_path)
     assert result.status == 0, result.err
-    made = documents(Generator.load(tmp_path), held_out, GenerationSettings())
-    assert all(document.compiled and not document.repairs for document in made)
-    assert sum(document.fidelity for document in made) / len(made) > 0.95
+    generated = documents(Generator.load(tmp_path), held_out, GenerationSettings())
+    assert all(document.compiled and not document.repairs for document in generated)
+    assert sum(document.fidelity for document in generated) / len(generated) > 0.95
