@@ -1,9 +1,11 @@
 """How reliable the documents of a fitted model are, with each mechanism of decoding on and off.
 
-    python -m benchmarks.reliability OUTPUT --model RUN (--data PAIRS.json | --synthetic 200) [--trials NAME ...]
+    python -m benchmarks.reliability OUTPUT --model RUN (--data PAIRS.json | --synthetic 200 | --hostile)
+        [--trials NAME ...]
 
-`--synthetic` makes records of random chapters, for a model that was fitted on the demo's samples. With `--data`, the
-references of the pairs are measured as well. Fidelity counts a document that does not compile as 0. The first trial
+`--synthetic` makes records of random chapters, for a model that was fitted on the demo's samples; `--hostile` records
+that have Typst code, delimiters, links and other scripts in their text. With `--data`, the references of the pairs are
+measured as well. Fidelity counts a document that does not compile as 0. The first trial
 includes the start of the processes that compile. Writes OUTPUT.json and prints each trial.
 """
 
@@ -17,6 +19,7 @@ from statistics import mean
 from typing import Any
 
 from benchmarks.harness import ResultFile, argument_parser
+from benchmarks.hostile_texts import HOSTILE_TEXTS
 from benchmarks.nano.chapters import make_chapter, random_writer
 from typst_lit import GenerationSettings, Generator
 from typst_lit.inference.attempts import GeneratedDocument
@@ -41,6 +44,15 @@ def synthetic_records(count: int) -> list[dict[str, Any]]:
         make_chapter(random_writer(9, index, unseen=True), DEPARTMENTS[index % len(DEPARTMENTS)]).record
         for index in range(count)
     ]
+
+
+def hostile_records() -> list[dict[str, Any]]:
+    """Returns records of which each has two lines that would do something in Typst."""
+    records = synthetic_records(len(HOSTILE_TEXTS))
+    for index, record in enumerate(records):
+        other = HOSTILE_TEXTS[(index + 1) % len(HOSTILE_TEXTS)]
+        record["contents_txt"] += f"\n\nThe text says {HOSTILE_TEXTS[index]} and ends here.\n\n{other} at the start."
+    return records
 
 
 def measure(generator: Generator, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -89,12 +101,15 @@ def main() -> None:
     parser.add_argument("--synthetic", type=int, metavar="N", help="number of records of random chapters")
     parser.add_argument("--trials", nargs="+", default=list(TRIALS), choices=list(TRIALS))
     parser.add_argument("--merge", action="store_true", help="16-bit base model, with the adapter merged into it")
+    parser.add_argument("--hostile", action="store_true", help="records with Typst code in their text")
     args = parser.parse_args()
-    if (args.data is None) == (args.synthetic is None):
-        parser.error("one of --data and --synthetic is required")
+    if bool(args.data) + bool(args.synthetic) + args.hostile != 1:
+        parser.error("one of --data, --synthetic and --hostile is required")
     pairs = json.loads(args.data.read_text("utf-8")) if args.data else []
-    records = [pair["input"] for pair in pairs] or synthetic_records(args.synthetic)
-    header = {"model": Path(args.model).name, "data": args.data.name if args.data else "synthetic"}
+    records = [pair["input"] for pair in pairs]
+    records = records or (hostile_records() if args.hostile else synthetic_records(args.synthetic))
+    data = args.data.name if args.data else "hostile" if args.hostile else "synthetic"
+    header = {"model": Path(args.model).name, "data": data}
     with Typesetter(normalize_paths=True) as typesetter:
         if pairs:
             header["reference_fidelity"] = reference_fidelity(pairs, "contents_txt", typesetter)

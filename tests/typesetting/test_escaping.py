@@ -4,16 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from benchmarks.hostile_texts import HOSTILE_TEXTS
 from typst_lit.typesetting.escaping import escape_markup, escape_string
 from typst_lit.typesetting.typesetter import Typesetter
-
-HOSTILE = [
-    "#panic()", '#read("/etc/passwd")', "#let x = 1", "#set page(width: 1pt)", "#{while true {}}", "$x^2$ costs $5",
-    "*bold* and _emph_", "2 * 3 * 4", "snake_case_name", "`raw` and ```more```", "<label> and a <b", "@ref and a@b.org",
-    "C:\\path\\new", "trailing \\", "[open", "close]", "[1] see [2]", "a // no comment", "a /* no comment */ b", "*/",
-    "https://example.org/a_b?c=*d*", "ftp://x//y", '"quoted"', "don't", "~tilde~", "100 % & more", "#", "##", "$", "\\",
-    "emoji 👩‍🚀 here", "שלום עולם", "مرحبا", "世界", "a\u0301 accent", "#text(red)[x]", "\\u{41}", "#include \"x.typ\"",
-]  # fmt: skip
 
 
 def letters(text: str) -> str:
@@ -27,7 +20,7 @@ def typesetter():
         yield typesetter
 
 
-@pytest.mark.parametrize("text", HOSTILE)
+@pytest.mark.parametrize("text", HOSTILE_TEXTS)
 def test_escaped_text_is_shown_as_it_is(typesetter, text):
     quotes = str.maketrans("“”‘’", "\"\"''")
     markup = typesetter.compile(f"#set text(ligatures: false)\n#set page(width: 60em)\nText: {escape_markup(text)} end")
