@@ -159,8 +159,8 @@ class Piece(NamedTuple):
         kind: what it is.
         text: its characters; escapes are resolved.
         context: where it is: ``heading``, ``math``, ``raw``, the name of the argument, variable or function whose
-            content or string it is, ``#`` for the first name of an expression, or empty for other text. Of nested names,
-            it is the outermost and the innermost: ``figure > caption``.
+            content or string it is, ``#`` for the first name of an expression, or empty for other text. Of nested
+            names, it is the outermost and the innermost: ``figure > caption``.
     """
 
     kind: PieceKind
