@@ -610,11 +610,13 @@ class _Scanner:
             self.read(1)
         elif character == "/":
             if not self.comment():
+                self.emit(PieceKind.MATH, character)
                 self.set("operand")
                 self.read(1)
         elif character == "*" and self.peek() == "/":
             raise _InvalidError
         elif character in "^_√∛∜":
+            self.emit(PieceKind.MATH, character)
             self.set("operand")
             self.read(1)
         elif character == "$":
