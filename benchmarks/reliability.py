@@ -77,7 +77,7 @@ def measure(generator: Generator, records: Sequence[Mapping[str, Any]]) -> dict[
         "compile_after_repair": sum(bool(d.compiled) for d in documents),
         "clean": sum(bool(d.clean) for d in documents),
         "fidelity": round(mean(fidelities), 4),
-        "fidelities": [round(value, 4) for value in fidelities],
+        "lowest_fidelities": [round(value, 4) for value in sorted(fidelities)[:10]],
         "missing_lines": sum(len(d.missing_lines or ()) for d in documents),
         "invented_share": round(sum(len(d.invented_words or ()) for d in documents) / max(1, num_words), 5),
         "rollbacks": sum(d.rollbacks for d in documents),
