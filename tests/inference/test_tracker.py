@@ -124,6 +124,18 @@ def test_code_that_repeats_without_text_is_a_stall(tokenizer, sample_contract, h
         assert (tracker.states[-1].length < len(source) / 4) == stalls
 
 
+def test_a_stall_that_was_streamed_stays(tokenizer, sample_contract, held_out):
+    guard = TextGuard(sample_contract, RecordText(held_out[0], "contents_txt", sample_contract.style_words))
+    for is_streamed in (False, True):
+        tracker = OutputTracker(OutputConstraint(tokenizer), guard, is_streamed=is_streamed)
+        for token in tokenizer("#set text(size: 12pt)\n\n" * 40)["input_ids"]:
+            if tracker.is_stalled or not tracker.append(token):
+                break
+        tracker.check_due(lambda count: "")  # without a compiler, all of it is shown
+        assert tracker.is_stalled and tracker.confirmed == tracker.num_tokens
+        assert (tracker.leave_stall() is None) == is_streamed
+
+
 @pytest.mark.slow
 def test_after_one_epoch_documents_keep_their_records_text(run, held_out, tmp_path):
     result = run("fit", "--config", "demo", "--trainer.max_epochs", 1, "--eval.records", 0, "--run_dir", tmp_path)

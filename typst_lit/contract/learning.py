@@ -190,11 +190,11 @@ class _Text(NamedTuple):
     fields: Mapping[str, Any]
     body_field: str
 
-    def read(self, contract: TextContract, end: int | None = None) -> TextState:
+    def read(self, contract: TextContract) -> TextState:
         """Returns the state at the end under a contract, however much the output deviates."""
         guard = TextGuard(contract, self.record)
         state = TextState()
-        for piece in self.pieces[:end]:
+        for piece in self.pieces:
             state = _read(guard, state, piece)
         return state
 

@@ -258,7 +258,7 @@ class Decoder(BaseDecoder):
         assert tracker is not None
         target = tracker.leave_stall()
         if target is None:
-            self.truncate(request, tracker.abandon_contract())
+            self._abandon(request)
             return
         self._go_back(request, target, is_stalled=True)
         if tracker.is_complete:
@@ -271,12 +271,18 @@ class Decoder(BaseDecoder):
         target = None if tracker.has_failed_contract else tracker.leave_dead_end()
         if target is not None:
             self._go_back(request, target)
-        elif request.may_abandon:
-            request.finish_reason, request.closers = "abandoned", tracker.closers
-        elif tracker.has_contract:
-            self.truncate(request, tracker.abandon_contract())
+        elif request.may_abandon or tracker.has_contract:
+            self._abandon(request)
         elif had_given_up:
             request.finish_reason, request.closers = "stop", tracker.closers
+
+    def _abandon(self, request: Request) -> None:
+        """Ends a request that went wrong where another attempt follows; else, goes on without the text contract."""
+        assert request.tracker is not None
+        if request.may_abandon:
+            request.finish_reason, request.closers = "abandoned", request.tracker.closers
+        else:
+            self.truncate(request, request.tracker.abandon_contract())
 
     def _go_back(self, request: Request, num_tokens: int, is_stalled: bool = False) -> None:
         """Goes back to a number of tokens, after which the next one is excluded."""

@@ -57,10 +57,9 @@ class _Pending(NamedTuple):
 class OutputTracker:
     """Follows one output while it is decoded.
 
-    Where code was written, it is compiled at the end of the line, while decoding continues. If that fails, the output
-    goes back to where the construct with the error begins; the token that began it is excluded there. If the error
-    stays, it goes back further each time. Where it goes back to depends on the text only, never on when an answer
-    arrives.
+    Where code was written, it is compiled at the end of the line, while decoding continues. If that fails, the token
+    with the error is excluded in its position. If errors stay, the output goes back to where the construct begins, and
+    then further each time. Where it goes back to depends on the text only, never on when an answer arrives.
 
     Args:
         constraint: which tokens may follow.
@@ -130,15 +129,14 @@ class OutputTracker:
         gap = state.length - state.text_length
         if self._guard is None or gap < MIN_REPEATED:
             return False
-        start = bisect_left(self.states, state.text_length, key=lambda state: state.text_length)
-        return not self._guard.may_have_gaps(state.all_gaps) or is_repeating(self._tokens[start:])
+        return not self._guard.may_have_gaps(state.all_gaps) or is_repeating(self._tokens[self._text_end :])
 
     def leave_stall(self) -> int | None:
         """Returns the number of tokens to go back to, after which text follows; None when it is given up."""
-        length = self.states[-1].text_length
-        start = bisect_left(self.states, length, key=lambda state: state.text_length)
+        start = self._text_end
         self._local_failures[start] += 1
-        if self._guard is None or self._local_failures[start] > MAX_LOCAL:
+        is_shown = self._floor >= self.num_tokens
+        if self._guard is None or is_shown or self._local_failures[start] > MAX_LOCAL:
             return None
         closed = (
             count
@@ -148,6 +146,11 @@ class OutputTracker:
             and self._guard.is_between_phrases(self.states[count].text or TextState())
         )
         return min(max(next(closed, start), self._floor), self.num_tokens - 1)
+
+    @property
+    def _text_end(self) -> int:
+        """Number of tokens up to the last visible letter."""
+        return bisect_left(self.states, self.states[-1].text_length, key=lambda state: state.text_length)
 
     def resolve_conflict(self, token: int, refused: int) -> int | None:
         """Returns which token to keep after one that the model did not want at all, or None to go back.
