@@ -277,7 +277,7 @@ class Decoder(BaseDecoder):
             request.finish_reason, request.closers = "stop", tracker.closers
 
     def _abandon(self, request: Request) -> None:
-        """Ends a request that went wrong where another attempt follows; else, goes on without the text contract."""
+        """Ends a request that went wrong where another attempt follows; else, continues without the text contract."""
         assert request.tracker is not None
         if request.may_abandon:
             request.finish_reason, request.closers = "abandoned", request.tracker.closers
