@@ -91,7 +91,11 @@ def describe(contract: TextContract, num_pairs: int) -> str:
     exceptions = f" ({plural(contract.num_exceptions, 'exception')})" if contract.num_exceptions else ""
     return (
         f"Text contract of {contract.num_pairs} of {plural(num_pairs, 'training pair')}{exceptions}, whose outputs "
-        f"show at least {contract.min_fidelity:.1%} of the words of their records:\n"
-        f"  at least {contract.min_shown:.1%} of the lines of the record are copied{held}{deviations};\n"
+        f"show {_share(contract.min_fidelity)} words of their records:\n"
+        f"  {_share(contract.min_shown)} lines of the record are copied{held}{deviations};\n"
         f"  all words are from the record or the style{f', except in {free}' if free else ''}."
     )
+
+
+def _share(minimum: float) -> str:
+    return "all" if minimum == 1 else f"at least {minimum:.1%} of the"

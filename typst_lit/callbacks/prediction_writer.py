@@ -162,7 +162,8 @@ class PredictionWriter(BasePredictionWriter):
             count, "s" * (count != 1), self._results.file.path, suffixes, self._directory, cut_off,
         )  # fmt: skip
         if self._generator is not None:
-            self._counts.log_summary(self.attempts, self._generator.settings.temperature)
+            temperature = self._generator.settings.temperature
+            self._counts.log_summary(self.attempts, temperature, setting="predict.attempts")
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._close()

@@ -47,12 +47,13 @@ class DocumentCounts:
         self.clean += document.clean is True
         self.not_clean += document.clean is False
 
-    def log_summary(self, max_attempts: int = 1, temperature: float | None = None) -> None:
+    def log_summary(self, max_attempts: int = 1, temperature: float | None = None, setting: str = "attempts") -> None:
         """Logs how many documents are clean and how many do not compile, and what can be done about it.
 
         Args:
             max_attempts: how many attempts there were at most.
             temperature: at which they were sampled.
+            setting: name of the setting for the attempts.
         """
         if num_assessed := self.clean + self.not_clean:
             level = logging.WARNING if self.not_clean else logging.INFO
@@ -60,7 +61,7 @@ class DocumentCounts:
         if self.not_compiled:
             log.warning("%d of %s do not compile.", self.not_compiled, plural(self.documents, "document"))
         if self.not_compiled or self.not_clean:
-            hints = [f"`attempts={RECOMMENDED_ATTEMPTS}`"] if max_attempts < RECOMMENDED_ATTEMPTS else []
+            hints = [f"`{setting}={RECOMMENDED_ATTEMPTS}`"] if max_attempts < RECOMMENDED_ATTEMPTS else []
             hints += ["`generation.temperature=0`"] if temperature else []
             log.warning("What may help: %s.", ", ".join([*hints, "more training"]))
 
