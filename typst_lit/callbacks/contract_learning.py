@@ -20,8 +20,8 @@ log = logging.getLogger(__name__)
 class ContractLearning(Callback):
     """Learns the `typst_lit.contract.TextContract` of the training pairs, which `AdapterExport` saves.
 
-    The outputs are compiled, and what held in at least 95 % of the pairs is the contract. It needs a `TypstModule` and
-    a `TypstDataModule`.
+    The outputs are compiled, and what holds for at least 95 % of their words and lines, and of the pairs, is the
+    contract. It needs a `TypstModule` and a `TypstDataModule`.
 
     Args:
         max_pairs: number of training pairs to look at, from all over the data; 0 learns no contract.

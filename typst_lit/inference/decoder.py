@@ -184,7 +184,10 @@ class Decoder(BaseDecoder):
         for position, token in enumerate(chosen):
             if token == INVALID_TOKEN:
                 raise InvalidScoresError
-            if position < num_forced and _odds(logits[position], draft[position], token) >= min_odds:
+            is_forced = (
+                position < num_forced and token != draft[position]
+            )  # odds wait for the device: only where needed
+            if is_forced and _odds(logits[position], draft[position], token) >= min_odds:
                 token = draft[position]
             if is_corrected := not self._append(request, token):
                 token = self._choose_valid(request, draft[:position], logits[position], token)
