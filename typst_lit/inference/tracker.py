@@ -14,7 +14,7 @@ from typst_lit.inference.constraints import OutputConstraint, OutputState
 from typst_lit.typesetting.escaping import escape_markup, escape_string
 from typst_lit.typesetting.syntax import MARKUP_MODES, Mode, closers
 
-MAX_UNCHECKED = 40  # tokens with code after which a construct that is still open is checked
+MAX_UNCHECKED = 24  # tokens with code after which a construct that is still open is checked
 MAX_DOUBTFUL = 8  # likewise, after a failure near it
 MAX_OPEN = 320  # tokens of a construct that may lack an argument until then
 MAX_LOCAL = 3  # tokens with an error that are excluded after the same tokens; then code is written again
@@ -339,11 +339,17 @@ class OutputTracker:
 
     def _is_long(self, count: int) -> bool:
         state = self.states[count]
-        if state.pending or state.syntax.pending or state.syntax.previous.isalnum():
-            return False  # a part of a word would count as invented
+        incomplete = state.syntax.pending
+        if state.pending or (incomplete and not incomplete.isalnum()) or self._is_inside_word(count):
+            return False  # a part of a word would count as invented, and a part of a name as unknown
         mode = state.syntax.stack[-1].mode
         limit = MAX_DOUBTFUL if count <= self._failed_at + MAX_UNCHECKED else MAX_UNCHECKED
         return count - self._last_due >= limit and mode not in (Mode.STRING, Mode.RAW, Mode.BLOCK_COMMENT)
+
+    def _is_inside_word(self, count: int) -> bool:
+        """Returns whether a number of tokens ends with a letter or digit after which another one may follow."""
+        following = self._constraint.token_bytes[self._tokens[count]][:1] if count < self.num_tokens else b"a"
+        return self.states[count].syntax.previous.isalnum() and (following.isalnum() or following >= b"\x80")
 
     def _add(self, pending: _Pending) -> None:
         self._pending.append(pending)
