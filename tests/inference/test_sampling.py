@@ -105,6 +105,17 @@ def test_random_numbers_depend_on_the_position_only() -> None:
         assert (sampler.uniform(4) == numbers[position : position + 4]).all()
 
 
+def test_the_repetition_penalty_spares_copied_tokens() -> None:
+    logits = torch.tensor([[0.0, 2.0, 1.9, 1.0]]).repeat(2, 1)
+    settings = GenerationSettings(temperature=0, repetition_penalty=1.5)
+    for copied, after_draft in (((), 2), ([1, 3], 1)):
+        sampler = Sampler(settings, 0, copied)
+        assert choose(sampler, logits, [1]) == [1, after_draft]
+        assert sampler.choose_allowed(logits[0], [1], lambda _: True) == after_draft
+        sampler.accept([1])
+        assert choose(sampler, logits[:1], []) == [after_draft]
+
+
 ROWS = st.lists(
     st.tuples(SETTINGS, st.lists(st.integers(0, VOCABULARY - 1), max_size=5), st.lists(st.integers(0, 9), max_size=4)),
     min_size=1, max_size=5,
@@ -117,7 +128,10 @@ def test_the_tokens_of_a_document_depend_neither_on_its_batch_nor_on_its_draft(r
     """Each document's own settings, draft and earlier tokens; every token as it is chosen alone and without a draft."""
     generator = torch.Generator().manual_seed(seed)
     logits = (torch.randn(len(rows), 6, VOCABULARY, generator=generator) * scale).clamp(-1e38, 1e38).to(dtype)
-    samplers = [Sampler(rows[0][0] if equal else sampling, [seed, row]) for row, (sampling, _, _) in enumerate(rows)]
+    copied = range(seed % VOCABULARY)
+    samplers = [
+        Sampler(rows[0][0] if equal else sampling, [seed, row], copied) for row, (sampling, _, _) in enumerate(rows)
+    ]
     drafts = [draft for _, draft, _ in rows]
     for sampler, (_, _, earlier) in zip(samplers, rows, strict=True):
         sampler.accept(earlier)

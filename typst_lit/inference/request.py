@@ -110,7 +110,8 @@ class Request:
         self.finish_reason, self.passes, self.max_tokens = None, 0, self.settings.max_tokens
         self.tracker, self.closers = None, ""
         self.text = IndexedText(self.prompt)
-        self.sampler = Sampler(self.settings, self.seed)
+        copied = () if self.guard is None else self.prompt  # a penalty on its tokens would punish copying
+        self.sampler = Sampler(self.settings, self.seed, copied)
 
     def track(self, constraint: OutputConstraint) -> None:
         """Follows the output from its first token on, if the settings ask for it."""

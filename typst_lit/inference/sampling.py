@@ -44,10 +44,14 @@ class Sampler:
     Args:
         settings: how to sample.
         seed: entropy of the random numbers.
+        copied: token ids that the repetition penalty spares, since the document copies a text that has them.
     """
 
-    def __init__(self, settings: GenerationSettings, seed: int | Sequence[int]) -> None:
+    def __init__(
+        self, settings: GenerationSettings, seed: int | Sequence[int], copied: Sequence[int] = ()
+    ) -> None:
         self.settings = settings
+        self.copied = np.unique(np.asarray(copied, np.int64))
         self._seed = seed
         self._generator = np.random.default_rng(seed)
         self._uniform = np.empty(0)  # drawn when they are needed: max_tokens may be any number
@@ -94,6 +98,7 @@ class Sampler:
         if settings.repetition_penalty > 1:
             seen = torch.zeros_like(logits, dtype=torch.bool)
             seen[np.concatenate([self.token_ids(), np.asarray(draft, np.int64)])] = True
+            seen[self.copied] = False
             logits = penalize(logits, seen, settings.repetition_penalty)
         if not settings.is_greedy:
             candidates, probabilities = top_candidates(
@@ -233,20 +238,26 @@ def _draw(candidates: Tensor, probabilities: Tensor, uniform: Tensor) -> Tensor:
 
 
 def _seen_tokens(samplers: Sequence[Sampler], drafts: Sequence[Sequence[int]], logits: Tensor) -> Tensor:
-    """Returns which tokens are in the document before each position, (T, V), those of its draft included."""
+    """Returns which tokens are in the document before each position, (T, V), those of its draft included.
+
+    Those that a repetition penalty spares do not count.
+    """
     vocabulary_size = logits.shape[-1]
-    accepted, drafted = [], []  # indices into the flattened masks
+    accepted, drafted, copied = [], [], []  # indices into the flattened masks
     start = 0
     for row, (sampler, draft) in enumerate(zip(samplers, drafts, strict=True)):
         accepted.append(row * vocabulary_size + sampler.token_ids())
         position, earlier = np.tril_indices(len(draft))
         drafted.append((start + position + 1) * vocabulary_size + np.asarray(draft, np.int64)[earlier])
+        positions = np.arange(start, start + len(draft) + 1)
+        copied.append((positions[:, None] * vocabulary_size + sampler.copied).ravel())
         start += len(draft) + 1
     seen = torch.zeros(len(samplers), vocabulary_size, dtype=torch.bool, device=logits.device)
     seen.view(-1).index_fill_(0, _upload(np.concatenate(accepted), logits.device), True)
     rows = np.repeat(np.arange(len(drafts)), [len(draft) + 1 for draft in drafts])
     seen = seen.index_select(0, _upload(rows, logits.device))
     seen.view(-1).index_fill_(0, _upload(np.concatenate(drafted), logits.device), True)
+    seen.view(-1).index_fill_(0, _upload(np.concatenate(copied), logits.device), False)
     return seen
 
 

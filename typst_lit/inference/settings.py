@@ -95,7 +95,8 @@ class GenerationSettings:
         top_k: sample only among this many most likely tokens; 0 for all. By default 50; without effect at
             temperature 0.
         repetition_penalty: above 1, tokens that were already generated become less likely. The prompt's tokens do not
-            count, as copying them is the task. By default 1.
+            count as such, as copying them is the task; with a text contract, they do not become less likely either.
+            By default 1.
         seed: makes sampling repeatable. By default 0.
         prompt_lookup: speculative decoding with drafts that are copied from the record and from earlier documents. The
             documents are the same without it, up to rounding, and take several times as long. By default true.
