@@ -15,6 +15,8 @@ from benchmarks.syntax import DELIMITER_ERROR, syntax_errors
 from typst_lit.typesetting.syntax import START, SyntaxState, advance, closers, may_end
 
 VALID = [
+    "#set text(red) if true\n#set math.equation(block: true)\n#show heading: set text(red)\n#show: it => it",
+    "#show /**/ <a>: [b]",
     "Plain text, 2*3*4, snake_case_name and a~b -- c --- d ... e.",
     "*Strong*, _emph_, *both _nested_ here*, a*b*c d_e_f, 中*文*字.",
     "*over\ntwo lines* and _ten\n// a comment\nlines_",
@@ -46,11 +48,13 @@ VALID = [
 INVALID = [
     "a]", "#[a]]", "*a\n\nb", "_a\n\n", "#(a]", "#{a)", "#f(a;", "*/ a", "a <b c", "#let x = (]", "#[*a]",
     "/ term\n", "#if x\n", "# a", "#)", "$ sin(x $", "http://a(b ", "#let x = a \\ b", "\\u{1 ", "#if x; ",
+    "#set\na", "#set text (red)", "#set text\n", "#set (a)", "#show\na",
 ]  # fmt: skip
 FRAGMENTS = [
     "*", "_", "#", "[", "]", "(", ")", "{", "}", "$", '"', "`", "```", "\n", "\n\n", " ", "a", "let x = ", "if x ",
     "else ", "- ", "= ", "/ ", "// ", "/*", "*/", "<a>", "<", "@a", "http://a", "\\", ":", ";", ".b", "context ",
     "for x in y ", "show: ", "it => ", "^", "12pt", "#x", "#f(", "#[", "#let x = [", "#if x [", "1. ", "é", "中", ",",
+    "show a: ", "set text", "(a)",
 ]  # fmt: skip
 
 
@@ -154,6 +158,7 @@ def test_dangling_characters_do_not_swallow_what_closes():
     for source, expected in {
         "*a/": " *", "_a <": " _", "#f(\"a\\": "\\\")", "#[a\\": " ]", "#[#": "none;]", "_#x": ";_", "#[// a": "\n]",
         "#[http://a": " ]", "```py": "\n```", "$ x^": '""$', "*a\n- b": "\n*", "_@a": " _",
+        "*#set te": "();*", "*#set a.": "x();*", "#[#set ": " text();]", "*#show ": " []: none;*",
     }.items():  # fmt: skip
         state = read(source)
         assert state is not None

@@ -32,6 +32,7 @@ from typing import Any, NamedTuple
 
 MAX_DEPTH = 256  # of the parser: deeper nesting is an error
 STATEMENTS = frozenset({"let", "set", "show", "import", "include", "return"})
+END_OF_EXPRESSION = ";"  # as a piece
 OPERATORS = frozenset({"and", "or", "not", "in"})
 _NEWLINES = "\n\v\f\r\x85\u2028\u2029"
 _SPACES = re.compile(rf"[ \t{_NEWLINES}]+")
@@ -86,6 +87,9 @@ class Phase(Enum):
     START = auto()  # nothing of it yet
     CONTEXT = auto()  # after the keyword: its operand follows
     OPERAND = auto()  # complete, unless a call or a field follows directly
+    SET = auto()  # after the keyword: the function that is set follows
+    ARGUMENTS = auto()  # after the function: a field or arguments follow directly
+    SHOW = auto()  # likewise: what is shown otherwise follows
     STATEMENT = auto()  # ends with its line, or at a semicolon
     IF = auto()  # in the condition; the body follows
     LOOP = auto()  # in the head of `for` or `while`; the body follows
@@ -149,7 +153,7 @@ class PieceKind(Enum):
     STRING = auto()  # text of a string
     MATH = auto()  # text of a formula
     RAW = auto()  # raw text
-    CODE = auto()  # names, numbers and operators
+    CODE = auto()  # names, numbers and operators; `END_OF_EXPRESSION`
 
 
 class Piece(NamedTuple):
@@ -159,8 +163,8 @@ class Piece(NamedTuple):
         kind: what it is.
         text: its characters; escapes are resolved.
         context: where it is: ``heading``, ``math``, ``raw``, the name of the argument, variable or function whose
-            content or string it is, ``#`` for the first name of an expression, or empty for other text. Of nested
-            names, it is the outermost and the innermost: ``figure > caption``.
+            content or string it is, ``#`` for the first name of an expression and that after ``#set`` or ``#show``, or
+            empty for other text. Of nested names, it is the outermost and the innermost: ``figure > caption``.
     """
 
     kind: PieceKind
@@ -246,7 +250,7 @@ _MARKS = {Mode.STRONG: "*", Mode.EMPH: "_"}
 _OPENERS = {"(": Mode.PAREN, "[": Mode.CONTENT, "{": Mode.BLOCK, "$": Mode.MATH, '"': Mode.STRING}
 _WITHOUT_NAME = {Mode.EXPRESSION, Mode.LABEL, Mode.REFERENCE, Mode.LINK, Mode.HEADING, Mode.ITEM, Mode.TERM}
 _CODE_OPENERS = {Mode.PAREN: "(", Mode.BLOCK: "{", Mode.CONTENT: "[", Mode.MATH: "$", Mode.STRING: '"'}
-_CODE_MODES = {Mode.EXPRESSION, Mode.PAREN, Mode.BLOCK}
+CODE_MODES = {Mode.EXPRESSION, Mode.PAREN, Mode.BLOCK}
 _STRING_ESCAPES = {"n": "\n", "t": "\t", "r": "\r"}
 _CLOSED = {")": Mode.PAREN, "}": Mode.BLOCK}
 _CLOSING_BRACKETS = str.maketrans("([", ")]")
@@ -331,7 +335,7 @@ class _Scanner:
         return match is not None
 
     def push(self, mode: Mode, value: object = None, length: int = 1) -> None:
-        if mode in _CODE_OPENERS and self.stack[-1].mode in _CODE_MODES:
+        if mode in _CODE_OPENERS and self.stack[-1].mode in CODE_MODES:
             self.emit(PieceKind.CODE, _CODE_OPENERS[mode])
         self.read(length)
         name = "" if mode in _WITHOUT_NAME else self.name or self.stack[-1].name
@@ -707,7 +711,11 @@ class _Scanner:
 
     def expression(self) -> None:
         phase = self.stack[-1].value
-        if phase is Phase.STATEMENT:
+        if phase in (Phase.SET, Phase.SHOW):
+            self.rule()
+        elif phase is Phase.ARGUMENTS:
+            self.arguments()
+        elif phase is Phase.STATEMENT:
             self.statement()
         elif phase in (Phase.IF, Phase.LOOP):
             self.head()
@@ -776,7 +784,7 @@ class _Scanner:
             self.end_expression()
 
     def end_expression(self) -> None:
-        self.emit(PieceKind.CODE, ";", "")
+        self.emit(PieceKind.CODE, END_OF_EXPRESSION)
         self.stack.pop()
         self.name = ""
         if self.text[self.index] == ";":
@@ -788,6 +796,39 @@ class _Scanner:
         if not self.final and "else".startswith(rest.lstrip(" \t")):
             raise _IncompleteError
         return self.match(_ELSE)
+
+    def rule(self) -> None:
+        """Reads the name after `set` or `show`, if there is one."""
+        phase, character = self.stack[-1].value, self.text[self.index]
+        if character.isspace() and character not in _NEWLINES:
+            self.read(1)
+        elif character == "/" and self.comment():
+            pass
+        elif identifier := self.match(_IDENTIFIER):
+            self.set(Phase.ARGUMENTS if phase is Phase.SET else Phase.STATEMENT)
+            self.name = identifier
+            self.emit(PieceKind.CODE, identifier, "#")
+            self.read(len(identifier))
+        elif phase is Phase.SHOW and character not in _NEWLINES:
+            self.set(Phase.STATEMENT)
+        else:
+            raise _InvalidError
+
+    def arguments(self) -> None:
+        """Reads a field of the function that is set, or the start of its arguments."""
+        character = self.text[self.index]
+        if character in "([":
+            self.set(Phase.STATEMENT)
+            self.push(_OPENERS[character])
+        elif character == "." and not self.peek():
+            self.read(1)
+            self.dangling = "x"  # any name
+        elif character == "." and (identifier := self.match(_IDENTIFIER, 1)):
+            self.name = identifier
+            self.emit(PieceKind.CODE, f".{identifier}")
+            self.read(1 + len(identifier))
+        else:
+            raise _InvalidError
 
     def statement(self) -> None:
         character = self.text[self.index]
@@ -965,12 +1006,21 @@ class _Scanner:
 
 _PHASES = {
     **dict.fromkeys(STATEMENTS, Phase.STATEMENT),
+    "set": Phase.SET,
+    "show": Phase.SHOW,
     "context": Phase.CONTEXT,
     "if": Phase.IF,
     "for": Phase.LOOP,
     "while": Phase.LOOP,
 }
-_ENDS = {Phase.START: "none", Phase.CONTEXT: " none", Phase.ELSE: " {}"}  # of incomplete expressions
+_ENDS = {  # of incomplete expressions
+    Phase.START: "none",
+    Phase.CONTEXT: " none",
+    Phase.ELSE: " {}",
+    Phase.SET: " text()",
+    Phase.ARGUMENTS: "()",
+    Phase.SHOW: " []: none",
+}
 _READERS = {
     Mode.REFERENCE: _Scanner.reference,
     Mode.LINK: _Scanner.link,
