@@ -14,6 +14,7 @@ from typst_lit.contract.phrase_matching import BREAK, Hypothesis, PhraseMatcher
 from typst_lit.contract.record_text import BODY, FREE, STYLE, Phrase, RecordText, is_separator, normalized
 from typst_lit.contract.text_contract import TextContract
 from typst_lit.typesetting.syntax import (
+    END_OF_EXPRESSION,
     START,
     Mode,
     Phase,
@@ -26,8 +27,10 @@ from typst_lit.typesetting.syntax import (
 
 MAX_NEWLINES, MAX_WHITE_SPACE = 4, 40  # in a row, where text is exact
 _WHITE_SPACE = " \t\n\r"
+_APOSTROPHES = ("'", "\u2019")
 MAX_GAP_RATIO, MIN_GAP = 1.5, 64  # of a stretch without visible letters: the length is up to 1.5 x limit + 64
 MIN_COPIED = 12  # letters of a line, after which the rest of it is certain
+NAME_PHASES = (Phase.START, Phase.SET, Phase.SHOW)  # in which a name follows that the contract knows
 MARK = "\1"  # among separators: where markup or code is
 _VISIBLE = (PieceKind.TEXT, PieceKind.STRING, PieceKind.MATH, PieceKind.RAW)
 
@@ -42,6 +45,14 @@ def used_name(piece: Piece) -> str:
     if piece.kind is not PieceKind.CODE or not (piece.context == "#" or piece.text == "$"):
         return ""
     return piece.text
+
+
+def used_values(pieces: Sequence[Piece]) -> set[str]:
+    """Returns the names after a ``#`` that are not called: their values are shown."""
+    names = map(used_name, pieces)
+    return {name for name, following in zip(names, pieces[1:], strict=False) if following.text == END_OF_EXPRESSION} - {
+        ""
+    }
 
 
 def mark_kind(mark: str) -> str:
@@ -62,6 +73,7 @@ class TextState(NamedTuple):
         word: the letters of the word that is not complete.
         before: hypotheses and gap before this word.
         deviations: words that the contract does not allow.
+        name: the last piece, if it is the name after a ``#``.
     """
 
     hypotheses: tuple[Hypothesis, ...] = (Hypothesis(),)
@@ -69,6 +81,7 @@ class TextState(NamedTuple):
     word: str = ""
     before: tuple[tuple[Hypothesis, ...], str] = ((Hypothesis(),), BREAK)
     deviations: int = 0
+    name: str = ""
 
 
 class TextGuard:
@@ -118,21 +131,31 @@ class TextGuard:
                 training outputs.
         """
         for piece in pieces:
-            if piece.kind in _VISIBLE:
-                following = self._read_text(state, piece, may_deviate)
-            elif piece.kind is PieceKind.BREAK:
-                following = self._read_break(state, may_deviate, is_string=bool(piece.text))
-            elif piece.kind is PieceKind.MARK:
-                following = (
-                    state._replace(gap=state.gap and state.gap + MARK) if self._may_mark(state, piece.text) else None
-                )
-            else:
-                name = used_name(piece)
-                following = state if not name or not self._names or name in self._names else None
+            following = self._read_piece(state, piece, may_deviate)
             if following is None:
                 return None
             state = following
         return state
+
+    def _read_piece(self, state: TextState, piece: Piece, may_deviate: bool) -> TextState | None:
+        if piece.kind is PieceKind.CODE:
+            return self._read_code(state, piece)
+        if state.name:
+            state = state._replace(name="")
+        if piece.kind in _VISIBLE:
+            return self._read_text(state, piece, may_deviate)
+        if piece.kind is PieceKind.BREAK:
+            return self._read_break(state, may_deviate, is_string=bool(piece.text))
+        return state._replace(gap=state.gap and state.gap + MARK) if self._may_mark(state, piece.text) else None
+
+    def _read_code(self, state: TextState, piece: Piece) -> TextState | None:
+        """Returns the state after code; its first name is one that is in use, and called unless it is a value."""
+        name = used_name(piece)
+        if self._names and name and name not in self._names:
+            return None
+        if self._names and state.name and piece.text == END_OF_EXPRESSION and state.name not in self.contract.values:
+            return None
+        return state._replace(name=name) if name or state.name else state
 
     def may_begin(self, state: TextState, syntax: SyntaxState, start: bytes) -> bool:
         """Returns whether a character that is not ASCII may follow, of which the first bytes are known."""
@@ -148,9 +171,7 @@ class TextGuard:
         if not pending:
             return True
         if top.mode is Mode.EXPRESSION:
-            if top.value is not Phase.START or not self._names:
-                return True
-            return any(name.startswith(pending) for name in self._names)
+            return not self._names or top.value not in NAME_PHASES or bool(self.next_names(syntax))
         if top.mode not in _TEXT_MODES or pending[0] == "\\":
             return True
         if pending[0].isdigit() and "1" in self.contract.marks:
@@ -163,6 +184,13 @@ class TextGuard:
             return following is not None
         # a number with a period starts an item, unless a letter or digit follows directly
         return any(h.phrase < 0 or self._matcher.separators(h) == "." for h in following.hypotheses)
+
+    def next_names(self, syntax: SyntaxState) -> list[str]:
+        """Returns the rests of the names that may follow after the first characters of one."""
+        top, start = syntax.stack[-1], syntax.pending
+        if top.mode is not Mode.EXPRESSION or top.value not in NAME_PHASES:
+            return []
+        return [name[len(start) :] for name in self.contract.names if name.startswith(start)]
 
     def _read_break(self, state: TextState, may_deviate: bool, is_string: bool) -> TextState | None:
         """Returns the state after the end of some text; that of a string has complete phrases only."""
@@ -230,7 +258,8 @@ class TextGuard:
         """Returns whether a character may be between words here: white space, or one that the record has there."""
         if character in _WHITE_SPACE:
             run = gap[len(gap.rstrip(_WHITE_SPACE)) :]
-            return run.count("\n") < MAX_NEWLINES and len(run) < MAX_WHITE_SPACE
+            is_in_word = all(h.phrase >= 0 and self._matcher.separators(h) in _APOSTROPHES for h in hypotheses)
+            return not is_in_word and run.count("\n") < MAX_NEWLINES and len(run) < MAX_WHITE_SPACE
         return any(
             character in self._leading
             or (h.phrase >= 0 and gap.count(character) < self._matcher.separators(h).count(character))
