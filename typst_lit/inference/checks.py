@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor, Future
 from typing import Any
 
@@ -17,6 +17,7 @@ from typst_lit.typesetting.typesetter import Typesetter
 # Headers, footers and show rules fail only when something is laid out after them. A number does not count as invented.
 LAID_OUT = "\n\n0"
 _MISSING_LABEL = re.compile(r"label `.*` does not exist in the document")
+_LAST_NAME = re.compile(r"[\w.-]*\Z")
 _INCOMPLETE = re.compile(r"missing argument|expected \w+ argument")
 
 
@@ -46,22 +47,41 @@ class PrefixChecker:
         source = prefix + closers + ("" if is_final else LAID_OUT)
         result = self._typesetter.compile(source)
         if result.ok:
-            return PrefixCheck(True, is_invented=self._contract is not None and self._invented(result, source))
+            invented = self._invented(result, source)
+            return (
+                PrefixCheck(True, _last_position(invented[0], prefix), is_invented=True)
+                if invented
+                else PrefixCheck(True)
+            )
         error = next(diagnostic for diagnostic in result.diagnostics if diagnostic.severity == "error")
         if not is_final and _MISSING_LABEL.match(error.message):
             return PrefixCheck(True)  # the label may still come
         position = _position(error, result.source)
-        is_at_end = position is not None and position >= len(prefix.rstrip()) - 1
+        is_at_end = position is not None and position >= _last_token(prefix)
         return PrefixCheck(
             False,
             None if position is None or position >= len(prefix) else position,
             not is_final and (is_at_end or _INCOMPLETE.match(error.message) is not None),
         )
 
-    def _invented(self, result: CompileResult, source: str) -> bool:
-        assert self._contract is not None
+    def _invented(self, result: CompileResult, source: str) -> Sequence[str]:
+        if self._contract is None:
+            return ()
         free = free_words(source, self._contract)
-        return bool(invented_words(f"{self._record_text}\n{free}", result.text, self._contract))
+        return invented_words(f"{self._record_text}\n{free}", result.text, self._contract)
+
+
+def _last_position(word: str, source: str) -> int | None:
+    """Returns where a word is in a source for the last time, whatever its case; None if it is not found."""
+    lower = source.lower()
+    position = lower.rfind(word)
+    return position if position >= 0 and len(lower) == len(source) else None
+
+
+def _last_token(source: str) -> int:
+    """Returns where the last name, number or other character is: what a name is depends on what follows."""
+    source = source.rstrip()
+    return len(source) - max(1, *map(len, _LAST_NAME.findall(source)))
 
 
 def _position(error: Diagnostic, source: str) -> int | None:

@@ -47,9 +47,7 @@ class Sampler:
         copied: token ids that the repetition penalty spares, since the document copies a text that has them.
     """
 
-    def __init__(
-        self, settings: GenerationSettings, seed: int | Sequence[int], copied: Sequence[int] = ()
-    ) -> None:
+    def __init__(self, settings: GenerationSettings, seed: int | Sequence[int], copied: Sequence[int] = ()) -> None:
         self.settings = settings
         self.copied = np.unique(np.asarray(copied, np.int64))
         self._seed = seed

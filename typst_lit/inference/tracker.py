@@ -12,10 +12,12 @@ from typst_lit.contract.record_text import start_positions
 from typst_lit.contract.text_guard import MARK, TextGuard, TextState
 from typst_lit.inference.constraints import OutputConstraint, OutputState
 from typst_lit.typesetting.escaping import escape_markup, escape_string
-from typst_lit.typesetting.syntax import MARKUP_MODES, Mode, closers
+from typst_lit.typesetting.syntax import CODE_MODES, MARKUP_MODES, Mode, closers
 
 MAX_UNCHECKED = 24  # tokens with code after which a construct that is still open is checked
-MAX_DOUBTFUL = 8  # likewise, after a failure near it
+MIN_UNCHECKED = 3  # likewise, after several failures that are near
+NEAR = 64  # tokens
+MAX_STRING = 48  # likewise, in a string of code
 MAX_OPEN = 320  # tokens of a construct that may lack an argument until then
 MAX_LOCAL = 3  # tokens with an error that are excluded after the same tokens; then code is written again
 MAX_ALTERNATIVES = 3  # of code that fails after the same tokens; then there is none
@@ -33,7 +35,7 @@ class PrefixCheck(NamedTuple):
 
     Attributes:
         ok: whether it does.
-        position: the character at which the error is; None if it is not known.
+        position: the character at which the error or the invented word is; None if it is not known.
         is_incomplete: whether the error is only that something still has to follow.
         is_invented: whether it shows words that are neither in the record nor in the style.
     """
@@ -72,7 +74,8 @@ class OutputTracker:
         num_rollbacks: how often it went back.
         num_discarded: tokens that were discarded.
         confirmed: number of tokens that were checked.
-        has_given_up: whether what failed was written again in vain, so that nothing is checked any longer.
+        has_given_up: whether what failed was written again in vain, so that nothing is checked any longer; text without
+            code follows.
     """
 
     def __init__(
@@ -93,11 +96,12 @@ class OutputTracker:
         self._is_streamed = is_streamed
         self._excluded: dict[int, set[int]] = {}
         self._text_only: set[int] = set()  # numbers of tokens after which no code may start
+        self._last_code: int | None = None  # number of tokens after which there is none at all
         self._queued: tuple[int, list[int]] = (0, [])  # tokens that follow after a number of tokens
         self._last_due = 0
         self._passed = [0]
         self._pending: deque[_Pending] = deque()
-        self._failed_at = -MAX_UNCHECKED
+        self._failed_at: list[int] = []  # numbers of tokens
         # by the number of tokens before what failed: the code, or the token with the error
         self._failures: Counter[int] = Counter()
         self._local_failures: Counter[int] = Counter()
@@ -114,13 +118,17 @@ class OutputTracker:
         if token in self._excluded.get(self.num_tokens, ()):
             return False
         state = self._constraint.advance(self.states[-1], token, self._guard)
-        if state is None or (self.num_tokens in self._text_only and state.num_code > self.states[-1].num_code):
+        if state is None or (self._may_only_be_text and state.num_code > self.states[-1].num_code):
             return False
         if self._queued_tokens and self._queued_tokens[0] != token:
             self._queued = (0, [])
         self._tokens[self.num_tokens :] = [token]
         self.states.append(state)
         return True
+
+    @property
+    def _may_only_be_text(self) -> bool:
+        return self._last_code is not None or self.num_tokens in self._text_only
 
     @property
     def is_stalled(self) -> bool:
@@ -301,7 +309,7 @@ class OutputTracker:
         state = self.states[-1]
         texts = [closers(state.syntax)[:1], "\n", " "]
         if self._guard is not None and state.text is not None:
-            texts += self._guard.next_texts(state.text)
+            texts += self._guard.next_names(state.syntax) + self._guard.next_texts(state.text)
         texts = [text for raw in texts if raw for text in (self._escaped(raw), raw.lstrip()[:1])]
         ids = (self._constraint.encode(text[:24]) for text in dict.fromkeys(texts))
         return list(dict.fromkeys(tokens[0] for tokens in ids if tokens))
@@ -339,17 +347,23 @@ class OutputTracker:
 
     def _is_long(self, count: int) -> bool:
         state = self.states[count]
-        incomplete = state.syntax.pending
-        if state.pending or (incomplete and not incomplete.isalnum()) or self._is_inside_word(count):
-            return False  # a part of a word would count as invented, and a part of a name as unknown
-        mode = state.syntax.stack[-1].mode
-        limit = MAX_DOUBTFUL if count <= self._failed_at + MAX_UNCHECKED else MAX_UNCHECKED
-        return count - self._last_due >= limit and mode not in (Mode.STRING, Mode.RAW, Mode.BLOCK_COMMENT)
+        is_incomplete = state.syntax.pending and not state.syntax.pending.lstrip(".").isalnum()
+        if state.pending or is_incomplete or self._is_inside_word(count):
+            return False  # a part of a word would count as invented
+        num_failures = sum(count - NEAR < failed_at <= count + NEAR for failed_at in self._failed_at)
+        limit = max(MIN_UNCHECKED, MAX_UNCHECKED >> num_failures)
+        *outer, top = state.syntax.stack
+        if top.mode is Mode.STRING and outer[-1].mode in CODE_MODES:  # perhaps a part of a path
+            limit = MAX_STRING
+        return count - self._last_due >= limit
 
     def _is_inside_word(self, count: int) -> bool:
-        """Returns whether a number of tokens ends with a letter or digit after which another one may follow."""
+        """Returns whether what follows a number of tokens may belong to their last word, which is text or math."""
+        syntax = self.states[count].syntax
+        if syntax.stack[-1].mode in CODE_MODES or not (syntax.pending or syntax.previous)[-1:].isalnum():
+            return False
         following = self._constraint.token_bytes[self._tokens[count]][:1] if count < self.num_tokens else b"a"
-        return self.states[count].syntax.previous.isalnum() and (following.isalnum() or following >= b"\x80")
+        return following.isalnum() or following >= b"\x80"
 
     def _add(self, pending: _Pending) -> None:
         self._pending.append(pending)
@@ -392,15 +406,22 @@ class OutputTracker:
         """Returns whether an error stays whatever follows."""
         if pending.is_final or not check.is_incomplete or _is_closed(self.states[pending.num_tokens]):
             return True
+        if check.position is not None and self._has_ended(check.position, pending.num_tokens):
+            return True
         return pending.num_tokens - self._passed[-1] > MAX_OPEN
+
+    def _has_ended(self, position: int, num_tokens: int) -> bool:
+        """Returns whether what was open after a character has ended in the first tokens."""
+        start = self._num_tokens_before(position) + 1
+        depth = len(self.states[start].syntax.stack)
+        return any(len(state.syntax.stack) < depth for state in self.states[start + 1 : num_tokens + 1])
 
     def _target(self, check: PrefixCheck, failed_at: int) -> int | None:
         """Returns how many tokens of an output that failed are kept; None when it is given up."""
-        self._failed_at = failed_at
+        self._failed_at.append(failed_at)
         is_spent = self.num_discarded > max(MIN_DISCARDED, self.num_tokens)
         if self.has_given_up or is_spent or failed_at <= self._floor:
-            self._give_up()
-            return None
+            return self._give_up()
         if check.position is not None:
             error = min(self._num_tokens_before(check.position), failed_at - 1)
             self._local_failures[error] += 1
@@ -411,15 +432,21 @@ class OutputTracker:
         self._failures[start] += 1
         num_failures = self._failures[start]
         if num_failures > MAX_FAILURES:
-            self._give_up()
-            return None
+            return self._give_up()
         if num_failures > MAX_ALTERNATIVES:
             start = min(start, self._passed[-min(len(self._passed), num_failures - MAX_ALTERNATIVES)])
         return max(start, self._floor)
 
-    def _give_up(self) -> None:
-        self.has_given_up = True
+    def _give_up(self) -> int | None:
+        """Ends all checks; returns the number of tokens to go back to, after which there is text without code."""
+        had_given_up, self.has_given_up = self.has_given_up, True
         self._pending.clear()
+        closed = (count for count in reversed(self._passed) if _is_closed(self.states[count]))
+        start = max(next(closed, 0), self._floor)
+        if had_given_up or not _is_closed(self.states[start]) or start == self.num_tokens:
+            return None
+        self._last_code = start
+        return start
 
     @property
     def _floor(self) -> int:
@@ -464,7 +491,7 @@ class OutputTracker:
         self._excluded.setdefault(self.num_tokens, set()).add(token)
         if self._failures[self.num_tokens] == MAX_ALTERNATIVES:
             self._text_only.add(self.num_tokens)
-        is_code = b"#" in self._constraint.token_bytes[token] and self.num_tokens not in self._text_only
+        is_code = b"#" in self._constraint.token_bytes[token] and not self._may_only_be_text
         if not is_code or is_stalled:
             self._queue_next_line()
 
