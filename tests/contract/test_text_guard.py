@@ -34,6 +34,12 @@ def test_names_are_those_of_the_training_pairs_and_functions_are_called(source, 
     assert accepts(NAMES, source) is accepted
 
 
+def test_a_contract_stored_without_values_does_not_restrict_them() -> None:
+    stored = NAMES.to_json()
+    del stored["values"]
+    assert accepts(TextContract.from_json(stored), "#text")
+
+
 @pytest.mark.parametrize(
     ("source", "accepted"),
     [("The club's men-at-arms.", True), ("The\nclub's men-at-arms.", True), ("The club' s men-at-arms.", False)],

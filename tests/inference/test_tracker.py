@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from importlib.resources import files
 
@@ -13,8 +14,10 @@ from typst_lit.contract.learning import TrainingPair, learn_contract
 from typst_lit.contract.record_text import RecordText
 from typst_lit.contract.text_guard import TextGuard
 from typst_lit.data.prompts import ReportPrompt
+from typst_lit.inference import tracker as tracker_module
+from typst_lit.inference.checks import PrefixChecker
 from typst_lit.inference.constraints import OutputConstraint
-from typst_lit.inference.tracker import OutputTracker
+from typst_lit.inference.tracker import OutputTracker, PrefixCheck
 from typst_lit.typesetting.typesetter import Typesetter
 
 SAMPLES = files("typst_lit") / "data/samples"
@@ -134,6 +137,76 @@ def test_a_stall_that_was_streamed_stays(tokenizer, sample_contract, held_out):
         tracker.check_due(lambda count: "")  # without a compiler, all of it is shown
         assert tracker.is_stalled and tracker.confirmed == tracker.num_tokens
         assert (tracker.leave_stall() is None) == is_streamed
+
+
+@pytest.fixture(scope="module")
+def check(sample_contract):
+    with Typesetter() as typesetter, ThreadPoolExecutor(1) as executor:
+        yield PrefixChecker(typesetter, executor, {"contents_txt": "It rains. The rain falls."}, sample_contract)
+
+
+@pytest.mark.parametrize(
+    ("prefix", "closers", "expected"),
+    [
+        ("It rains.", "", PrefixCheck(True)),
+        ("It Snows. The rain falls.", "", PrefixCheck(True, 3, is_invented=True)),
+        ("It rains #snow falls.", "", PrefixCheck(False, 10)),
+        ("#text(red, fill", ")", PrefixCheck(False, 11, is_incomplete=True)),  # a colon may follow
+        ("#text(fill, red", ")", PrefixCheck(False, 6)),
+        ("#heading()", "", PrefixCheck(False, 1, is_incomplete=True)),
+    ],
+)
+def test_a_check_finds_the_position_of_what_is_wrong(check, prefix, closers, expected):
+    assert check(prefix, closers, False).result() == expected
+
+
+def test_after_code_that_kept_failing_text_follows(tokenizer, check, monkeypatch):
+    monkeypatch.setattr(tracker_module, "MIN_DISCARDED", 16)
+    tracker = OutputTracker(OutputConstraint(tokenizer), check=check)
+
+    def write(text: str) -> bool:
+        accepted = [tracker.append(token) for token in tokenizer(text)["input_ids"]]  # those that may follow
+        return all(accepted)
+
+    assert write("It rains.\n\n")
+    for attempt in range(40):
+        write(f"The rain falls. #snow{attempt} falls.\n\n")
+        tracker.check_due(lambda count: tokenizer.decode(tracker._tokens[:count]))
+        while (target := tracker.settle(wait=True)) is not None:
+            excluded = tracker._tokens[target]
+            tracker.truncate(target)
+            tracker.exclude(excluded)
+        if tracker.has_given_up:
+            break
+    assert tracker.has_given_up
+    source = tokenizer.decode(tracker._tokens[: tracker.num_tokens])
+    assert "#" not in source and check(source, "", True).result().ok
+    assert not write("#emph[a]")
+    assert write("It rains.")
+
+
+def test_a_construct_is_checked_more_often_near_failures(tokenizer):
+    counts: list[int] = []
+
+    def refuse(prefix: str, closers: str, is_final: bool) -> Future[PrefixCheck]:
+        counts.append(len(tokenizer(prefix)["input_ids"]))
+        result: Future[PrefixCheck] = Future()
+        result.set_result(PrefixCheck(len(counts) % 2 == 0, 1))
+        return result
+
+    tracker = OutputTracker(OutputConstraint(tokenizer), check=refuse)
+    lengths = []
+    for _ in range(2):
+        start = len(counts)
+        for token in tokenizer("#emph[" + "It rains. " * 40)["input_ids"][tracker.num_tokens :]:
+            tracker.append(token)
+            tracker.check_due(lambda count: tokenizer.decode(tracker._tokens[:count]))
+            if len(counts) > start:
+                break
+        lengths.append(counts[-1])
+        tracker.settle(wait=True)
+        tracker.truncate(1)
+    assert lengths[0] >= 24 > lengths[1]
 
 
 @pytest.mark.slow

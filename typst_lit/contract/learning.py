@@ -15,14 +15,7 @@ from typing import Any, NamedTuple
 
 from typst_lit.contract.record_text import BODY, CODE, FILE, FREE, STYLE, RecordText, phrase
 from typst_lit.contract.text_contract import NUM_GAPS, TextContract, longest
-from typst_lit.contract.text_guard import (
-    TextGuard,
-    TextState,
-    is_visible,
-    mark_kind,
-    used_name,
-    used_values,
-)
+from typst_lit.contract.text_guard import TextGuard, TextState, is_visible, mark_kind, used_name, used_values
 from typst_lit.data.minhash import minhash_signature, similarity
 from typst_lit.metrics.functional import content_fidelity
 from typst_lit.metrics.functional import words as split_words
@@ -73,6 +66,8 @@ def learn_contract(pairs: Sequence[TrainingPair]) -> TextContract | None:
     shown = [_foreign_words(pair, pieces) for pair, pieces in zip(pairs, sources, strict=True)]
     style_words = shared(shown, groups) | _constant_words(sources, groups)
     used_names = [{used_name(piece) for piece in pieces} - {""} for pieces in sources]
+    shown_values = [used_values(pieces) for pieces in sources]
+    values = _common_items(shown_values, groups)
     used_marks = [{mark_kind(p.text) for p in pieces if p.kind is PieceKind.MARK} for pieces in sources]
     fidelities = [content_fidelity(str(pair.fields[pair.body_field]), pair.result.body) for pair in pairs]
     texts = [
@@ -88,7 +83,7 @@ def learn_contract(pairs: Sequence[TrainingPair]) -> TextContract | None:
         min_fidelity=_percentile([value for value in fidelities if value is not None], 1 - MIN_SHARE),
         style_words=tuple(sorted(style_words)),
         names=tuple(sorted(_common_items(used_names, groups))),
-        values=tuple(sorted(shared([used_values(pieces) for pieces in sources], groups))),
+        values=tuple(sorted(values)) if values or not any(shown_values) else None,
         marks="".join(sorted(_common_items(used_marks, groups))),
         gaps=tuple(map(max, zip(*(_gaps(pair.output) for pair in pairs), strict=True))),
         num_exceptions=contract.num_exceptions + len(pairs) - len(texts),

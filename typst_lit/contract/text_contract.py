@@ -24,7 +24,7 @@ class TextContract:
         contexts: for each context of `typesetting.syntax.Piece`, where its words come from: names of fields, and
             ``body``, ``style`` and ``free`` of `contract.record_text`; ``free`` is for words from elsewhere.
         names: names that follow a ``#`` in outputs, and ``$`` where there are equations; empty where any may be used.
-        values: those of the names after a ``#`` that are not called, as ``#project``.
+        values: names after a ``#`` that are not called, as ``#project``; None where any may be.
         marks: characters that start markup in outputs, a slash for comments; empty where any may.
         ordered: whether the lines of the record's text are in order.
         copied: whether a line that is started is copied to its end.
@@ -51,7 +51,7 @@ class TextContract:
     style_words: tuple[str, ...] = ()
     contexts: tuple[tuple[str, tuple[str, ...]], ...] = ()
     names: tuple[str, ...] = ()
-    values: tuple[str, ...] = ()
+    values: tuple[str, ...] | None = None
     marks: str = ""
     ordered: bool = False
     copied: bool = False

@@ -8,6 +8,7 @@ rejected. In learning (`contract.learning`), the same guard reads the training o
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 from typst_lit.contract.phrase_matching import BREAK, Hypothesis, PhraseMatcher
@@ -49,10 +50,8 @@ def used_name(piece: Piece) -> str:
 
 def used_values(pieces: Sequence[Piece]) -> set[str]:
     """Returns the names after a ``#`` that are not called: their values are shown."""
-    names = map(used_name, pieces)
-    return {name for name, following in zip(names, pieces[1:], strict=False) if following.text == END_OF_EXPRESSION} - {
-        ""
-    }
+    ended = (piece for piece, following in pairwise(pieces) if following.text == END_OF_EXPRESSION)
+    return {name for piece in ended if (name := used_name(piece))}
 
 
 def mark_kind(mark: str) -> str:
@@ -150,10 +149,10 @@ class TextGuard:
 
     def _read_code(self, state: TextState, piece: Piece) -> TextState | None:
         """Returns the state after code; its first name is one that is in use, and called unless it is a value."""
-        name = used_name(piece)
+        name, values = used_name(piece), self.contract.values
         if self._names and name and name not in self._names:
             return None
-        if self._names and state.name and piece.text == END_OF_EXPRESSION and state.name not in self.contract.values:
+        if state.name and piece.text == END_OF_EXPRESSION and values is not None and state.name not in values:
             return None
         return state._replace(name=name) if name or state.name else state
 

@@ -47,12 +47,9 @@ class PrefixChecker:
         source = prefix + closers + ("" if is_final else LAID_OUT)
         result = self._typesetter.compile(source)
         if result.ok:
-            invented = self._invented(result, source)
-            return (
-                PrefixCheck(True, _last_position(invented[0], prefix), is_invented=True)
-                if invented
-                else PrefixCheck(True)
-            )
+            if invented := self._invented(result, source):
+                return PrefixCheck(True, _last_position(invented[0], prefix), is_invented=True)
+            return PrefixCheck(True)
         error = next(diagnostic for diagnostic in result.diagnostics if diagnostic.severity == "error")
         if not is_final and _MISSING_LABEL.match(error.message):
             return PrefixCheck(True)  # the label may still come

@@ -15,9 +15,9 @@ from typst_lit.typesetting.escaping import escape_markup, escape_string
 from typst_lit.typesetting.syntax import CODE_MODES, MARKUP_MODES, Mode, closers
 
 MAX_UNCHECKED = 24  # tokens with code after which a construct that is still open is checked
-MIN_UNCHECKED = 3  # likewise, after several failures that are near
-NEAR = 64  # tokens
-MAX_STRING = 48  # likewise, in a string of code
+MIN_UNCHECKED = 3  # each failure within NEAR tokens halves that number, down to this one
+NEAR = 64
+MAX_STRING = 48  # tokens after which it is checked within a string of code, which may be a part of a path
 MAX_OPEN = 320  # tokens of a construct that may lack an argument until then
 MAX_LOCAL = 3  # tokens with an error that are excluded after the same tokens; then code is written again
 MAX_ALTERNATIVES = 3  # of code that fails after the same tokens; then there is none
@@ -96,7 +96,7 @@ class OutputTracker:
         self._is_streamed = is_streamed
         self._excluded: dict[int, set[int]] = {}
         self._text_only: set[int] = set()  # numbers of tokens after which no code may start
-        self._last_code: int | None = None  # number of tokens after which there is none at all
+        self._has_text_only = False  # from here on, after code that kept failing
         self._queued: tuple[int, list[int]] = (0, [])  # tokens that follow after a number of tokens
         self._last_due = 0
         self._passed = [0]
@@ -128,7 +128,7 @@ class OutputTracker:
 
     @property
     def _may_only_be_text(self) -> bool:
-        return self._last_code is not None or self.num_tokens in self._text_only
+        return self._has_text_only or self.num_tokens in self._text_only
 
     @property
     def is_stalled(self) -> bool:
@@ -353,7 +353,7 @@ class OutputTracker:
         num_failures = sum(count - NEAR < failed_at <= count + NEAR for failed_at in self._failed_at)
         limit = max(MIN_UNCHECKED, MAX_UNCHECKED >> num_failures)
         *outer, top = state.syntax.stack
-        if top.mode is Mode.STRING and outer[-1].mode in CODE_MODES:  # perhaps a part of a path
+        if top.mode is Mode.STRING and outer[-1].mode in CODE_MODES:
             limit = MAX_STRING
         return count - self._last_due >= limit
 
@@ -445,7 +445,7 @@ class OutputTracker:
         start = max(next(closed, 0), self._floor)
         if had_given_up or not _is_closed(self.states[start]) or start == self.num_tokens:
             return None
-        self._last_code = start
+        self._has_text_only = True
         return start
 
     @property

@@ -88,8 +88,8 @@ class Phase(Enum):
     CONTEXT = auto()  # after the keyword: its operand follows
     OPERAND = auto()  # complete, unless a call or a field follows directly
     SET = auto()  # after the keyword: the function that is set follows
-    ARGUMENTS = auto()  # after the function: a field or arguments follow directly
-    SHOW = auto()  # likewise: what is shown otherwise follows
+    ARGUMENTS = auto()  # after that function: a field of it or its arguments follow directly
+    SHOW = auto()  # after the keyword: what the rule applies to follows
     STATEMENT = auto()  # ends with its line, or at a semicolon
     IF = auto()  # in the condition; the body follows
     LOOP = auto()  # in the head of `for` or `while`; the body follows
@@ -773,9 +773,7 @@ class _Scanner:
                 self.end_expression()
                 return
             self.set(Phase.OPERAND)
-            self.name = identifier
-            self.emit(PieceKind.CODE, f".{identifier}")
-            self.read(1 + len(identifier))
+            self.field(identifier)
         elif self.stack[-1].value is Phase.AFTER_IF and (keyword := self.else_keyword()):
             self.set(Phase.ELSE)
             self.name = "else"
@@ -783,8 +781,14 @@ class _Scanner:
         else:
             self.end_expression()
 
+    def field(self, name: str) -> None:
+        """Reads a period and the name of a field."""
+        self.name = name
+        self.emit(PieceKind.CODE, f".{name}")
+        self.read(1 + len(name))
+
     def end_expression(self) -> None:
-        self.emit(PieceKind.CODE, END_OF_EXPRESSION)
+        self.emit(PieceKind.CODE, END_OF_EXPRESSION, "")
         self.stack.pop()
         self.name = ""
         if self.text[self.index] == ";":
@@ -824,9 +828,7 @@ class _Scanner:
             self.read(1)
             self.dangling = "x"  # any name
         elif character == "." and (identifier := self.match(_IDENTIFIER, 1)):
-            self.name = identifier
-            self.emit(PieceKind.CODE, f".{identifier}")
-            self.read(1 + len(identifier))
+            self.field(identifier)
         else:
             raise _InvalidError
 
