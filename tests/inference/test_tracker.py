@@ -151,13 +151,28 @@ def check(sample_contract):
         ("It rains.", "", PrefixCheck(True)),
         ("It Snows. The rain falls.", "", PrefixCheck(True, 3, is_invented=True)),
         ("It rains #snow falls.", "", PrefixCheck(False, 10)),
-        ("#text(red, fill", ")", PrefixCheck(False, 11, is_incomplete=True)),  # a colon may follow
-        ("#text(fill, red", ")", PrefixCheck(False, 6)),
+        ("#text(red, fill size", ")", PrefixCheck(False, 15)),
+        ("#text(snow, ", ")", PrefixCheck(False, None, is_incomplete=True)),
         ("#heading()", "", PrefixCheck(False, 1, is_incomplete=True)),
+        ("#page(margin: (top: 1.2", "))", PrefixCheck(False, 14, is_incomplete=True)),  # a unit may follow
+        ("#let f = (rain, snow)", "", PrefixCheck(False, None, is_incomplete=True)),  # an arrow may follow
     ],
 )
 def test_a_check_finds_the_position_of_what_is_wrong(check, prefix, closers, expected):
     assert check(prefix, closers, False).result() == expected
+
+
+def test_a_valid_document_never_goes_back(tokenizer, pairs, monkeypatch):
+    for name, value in {"MAX_UNCHECKED": 1, "MIN_UNCHECKED": 1, "MAX_STRING": 24}.items():
+        monkeypatch.setattr(tracker_module, name, value)
+    with Typesetter() as typesetter, ThreadPoolExecutor(1) as executor:
+        for pair in pairs[::20]:
+            tracker = OutputTracker(OutputConstraint(tokenizer), check=PrefixChecker(typesetter, executor, {}, None))
+            for token in tokenizer(pair["output"])["input_ids"]:
+                assert tracker.append(token)
+                tracker.check_due(lambda count, tracker=tracker: tokenizer.decode(tracker._tokens[:count]))
+                assert tracker.settle(wait=True) is None
+            assert tracker.confirmed > tracker.num_tokens / 2
 
 
 def test_after_code_that_kept_failing_text_follows(tokenizer, check, monkeypatch):

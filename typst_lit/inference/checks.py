@@ -17,8 +17,14 @@ from typst_lit.typesetting.typesetter import Typesetter
 # Headers, footers and show rules fail only when something is laid out after them. A number does not count as invented.
 LAID_OUT = "\n\n0"
 _MISSING_LABEL = re.compile(r"label `.*` does not exist in the document")
-_LAST_NAME = re.compile(r"[\w.-]*\Z")
-_INCOMPLETE = re.compile(r"missing argument|expected \w+ argument")
+# An error of the parser, or an unknown name: it stays whatever follows. Others may vanish with an argument, a unit or
+# an operand that follows, as long as their construct is open.
+_CERTAIN = re.compile(
+    r"expected (?:comma|expression|identifier|pattern|argument list|semicolon or line break)$"
+    r"|unclosed |the character |unexpected (?!argument)|unknown variable: "
+)
+_NAME = re.compile(r"[\w-]+\s*")
+_PARAMETERS = re.compile(r"[\w\s,.:-]*\)?\s*")
 
 
 class PrefixChecker:
@@ -54,12 +60,10 @@ class PrefixChecker:
         if not is_final and _MISSING_LABEL.match(error.message):
             return PrefixCheck(True)  # the label may still come
         position = _position(error, result.source)
-        is_at_end = position is not None and position >= _last_token(prefix)
-        return PrefixCheck(
-            False,
-            None if position is None or position >= len(prefix) else position,
-            not is_final and (is_at_end or _INCOMPLETE.match(error.message) is not None),
-        )
+        if position is None or position >= len(prefix) or _may_be_parameters(error.message, position, prefix):
+            return PrefixCheck(False, None, is_incomplete=not is_final)
+        is_certain = _CERTAIN.match(error.message) and position < len(prefix.rstrip()) - 1
+        return PrefixCheck(False, position, is_incomplete=not (is_final or is_certain))
 
     def _invented(self, result: CompileResult, source: str) -> Sequence[str]:
         if self._contract is None:
@@ -75,10 +79,12 @@ def _last_position(word: str, source: str) -> int | None:
     return position if position >= 0 and len(lower) == len(source) else None
 
 
-def _last_token(source: str) -> int:
-    """Returns where the last name, number or other character is: what a name is depends on what follows."""
-    source = source.rstrip()
-    return len(source) - max(1, *map(len, _LAST_NAME.findall(source)))
+def _may_be_parameters(message: str, position: int, prefix: str) -> bool:
+    """Returns whether an unknown variable may be a parameter of an unnamed function, with `=>` still to come."""
+    if not message.startswith("unknown variable"):
+        return False
+    is_in_list = prefix[:position].rstrip().endswith(("(", ","))
+    return (_PARAMETERS if is_in_list else _NAME).fullmatch(prefix, position) is not None
 
 
 def _position(error: Diagnostic, source: str) -> int | None:

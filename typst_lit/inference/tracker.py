@@ -358,11 +358,13 @@ class OutputTracker:
         return count - self._last_due >= limit
 
     def _is_inside_word(self, count: int) -> bool:
-        """Returns whether what follows a number of tokens may belong to their last word, which is text or math."""
+        """Returns whether what follows may belong to the last word; after the name of an argument, a colon does."""
         syntax = self.states[count].syntax
-        if syntax.stack[-1].mode in CODE_MODES or not (syntax.pending or syntax.previous)[-1:].isalnum():
+        if not (syntax.pending or syntax.previous)[-1:].isalnum():
             return False
         following = self._constraint.token_bytes[self._tokens[count]][:1] if count < self.num_tokens else b"a"
+        if syntax.stack[-1].mode in (*CODE_MODES, Mode.MATH_CALL):
+            return not following.isspace()
         return following.isalnum() or following >= b"\x80"
 
     def _add(self, pending: _Pending) -> None:
@@ -411,8 +413,8 @@ class OutputTracker:
         return pending.num_tokens - self._passed[-1] > MAX_OPEN
 
     def _has_ended(self, position: int, num_tokens: int) -> bool:
-        """Returns whether what was open after a character has ended in the first tokens."""
-        start = self._num_tokens_before(position) + 1
+        """Returns whether what was open before a character has ended in the first tokens."""
+        start = self._num_tokens_before(position)
         depth = len(self.states[start].syntax.stack)
         return any(len(state.syntax.stack) < depth for state in self.states[start + 1 : num_tokens + 1])
 
