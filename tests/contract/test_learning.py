@@ -12,6 +12,7 @@ from typst_lit.contract.learning import TrainingPair, learn_contract
 from typst_lit.contract.record_text import RecordText
 from typst_lit.contract.text_contract import TextContract
 from typst_lit.contract.text_guard import TextGuard, TextState
+from typst_lit.typesetting.escaping import escape_markup
 from typst_lit.typesetting.syntax import START, read_pieces
 from typst_lit.typesetting.typesetter import Typesetter
 
@@ -147,6 +148,35 @@ def test_lines_of_typst_code_are_not_required():
     record = RecordText({BODY: 'Rain\n#figure(\nimage("a.png"),\ncaption: [Rain in May],\n)\nIt rains.'}, BODY)
     assert [bool(record.required >> line & 1) for line in range(record.num_lines)] == [True, False, False, False, True]
     assert "rain in may" in [item.text for item in record.phrases if item.source == "code"]
+
+
+def with_code_in_records(outputs_have_it: bool) -> TextContract:
+    code = "#block(inset: 4pt)[Rain in May]"
+    samples = pairs("reports.json")
+    for pair in samples:
+        pair["input"]["contents_txt"] += f"\n\n{code}"
+        pair["output"] += "\n\n" + (code if outputs_have_it else escape_markup(code, at_line_start=True))
+    return learn(samples)
+
+
+def test_names_in_code_of_the_record_may_be_used_where_outputs_have_such_code():
+    body = 'Rain\n\n#list(tight: true, [It rains.], read("a.txt"))\n\n#read("/etc/passwd")'
+    record = RecordText(pairs("held_out.json")[0]["input"] | {BODY: body}, BODY)
+
+    def accepts(contract: TextContract, source: str) -> bool:
+        read = read_pieces(START, source)
+        assert read is not None
+        return TextGuard(contract, record).read(TextState(), read[1]) is not None
+
+    contract = with_code_in_records(True)
+    assert contract.code
+    assert accepts(contract, "#list(tight: true, [It rains.])\n")
+    assert not accepts(contract, "#list(tight: true, [It snows.])\n")
+    assert not accepts(contract, "#enum[It rains.]\n")
+    assert not accepts(contract, '#read("/etc/passwd")\n')
+    other = with_code_in_records(False)
+    assert not other.code
+    assert not accepts(other, "#list(tight: true, [It rains.])\n")
 
 
 def test_nothing_of_a_single_project_is_stored():

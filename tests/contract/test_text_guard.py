@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from typst_lit.contract.record_text import RecordText
@@ -9,7 +11,15 @@ from typst_lit.contract.text_contract import TextContract
 from typst_lit.contract.text_guard import TextGuard, TextState
 from typst_lit.typesetting.syntax import START, read_pieces
 
-NAMES = TextContract(2, "", 1.0, names=("heading", "project", "set", "text"), values=("project",))
+NAMES = TextContract(
+    2,
+    "",
+    1.0,
+    names=("heading", "project", "set", "text"),
+    rules=("set text",),
+    values=("project",),
+    fields=("lighten",),
+)
 EXACT = TextContract(2, "", 1.0, contexts=(("", ("body",)),), copied=True, exact=True)
 
 
@@ -28,16 +38,44 @@ def accepts(contract: TextContract, source: str, line: str = "The club's men-at-
         ("#set text(red)", True),
         ("#set enum(tight: true)", False),
         ("#enum[]", False),
+        ("#project.lighten(1%)", True),
+        ("#project.red", False),
+        ("#project. Red", True),  # the end of a sentence
+        ("#text(red.lighten(1%))[]", True),
+        ("#text(red.darken(1%))[]", False),
+        ("#text(..red)[]", True),  # the elements of a list
     ],
 )
 def test_names_are_those_of_the_training_pairs_and_functions_are_called(source, accepted) -> None:
     assert accepts(NAMES, source) is accepted
 
 
-def test_a_contract_stored_without_values_does_not_restrict_them() -> None:
+def test_a_contract_stored_without_values_and_fields_does_not_restrict_them() -> None:
     stored = NAMES.to_json()
-    del stored["values"]
-    assert accepts(TextContract.from_json(stored), "#text")
+    del stored["values"], stored["fields"]
+    contract = TextContract.from_json(stored)
+    assert accepts(contract, "#text")
+    assert accepts(contract, "#project.red")
+
+
+@pytest.mark.parametrize(("start", "names"), [("#project.", ["lighten"]), ("#text(red.li", ["ghten"])])
+def test_the_names_of_fields_are_suggested(start, names) -> None:
+    read = read_pieces(START, start)
+    assert read is not None
+    assert TextGuard(NAMES, RecordText({}, "text")).next_names(read[0]) == names
+
+
+@pytest.mark.parametrize("start", ["#project.d", "#text(red.d", "#text(red.lightens"])
+def test_a_name_is_refused_before_it_is_complete(start) -> None:
+    read = read_pieces(START, start)
+    assert read is not None
+    assert not TextGuard(NAMES, RecordText({}, "text")).may_continue(TextState(), read[0])
+
+
+def test_the_language_of_raw_text_is_not_visible() -> None:
+    contract = replace(EXACT, contexts=(("raw", ("body",)),))
+    assert accepts(contract, "```typ The club's men-at-arms. ```")
+    assert not accepts(contract, "``` typ The club's men-at-arms. ```")
 
 
 @pytest.mark.parametrize(

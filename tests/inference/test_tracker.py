@@ -17,7 +17,7 @@ from typst_lit.data.prompts import ReportPrompt
 from typst_lit.inference import tracker as tracker_module
 from typst_lit.inference.checks import PrefixChecker
 from typst_lit.inference.constraints import OutputConstraint
-from typst_lit.inference.tracker import OutputTracker, PrefixCheck
+from typst_lit.inference.tracker import OutputTracker, PrefixCheck, _Pending
 from typst_lit.typesetting.typesetter import Typesetter
 
 SAMPLES = files("typst_lit") / "data/samples"
@@ -152,7 +152,8 @@ def check(sample_contract):
         ("It Snows. The rain falls.", "", PrefixCheck(True, 3, is_invented=True)),
         ("It rains #snow falls.", "", PrefixCheck(False, 10)),
         ("#text(red, fill size", ")", PrefixCheck(False, 15)),
-        ("#text(snow, ", ")", PrefixCheck(False, None, is_incomplete=True)),
+        ("#text(snow, ", ")", PrefixCheck(False, 6)),
+        ("#let f = (snow, ", ")", PrefixCheck(False, None, is_incomplete=True)),
         ("#heading()", "", PrefixCheck(False, 1, is_incomplete=True)),
         ("#page(margin: (top: 1.2", "))", PrefixCheck(False, 14, is_incomplete=True)),  # a unit may follow
         ("#let f = (rain, snow)", "", PrefixCheck(False, None, is_incomplete=True)),  # an arrow may follow
@@ -160,6 +161,42 @@ def check(sample_contract):
 )
 def test_a_check_finds_the_position_of_what_is_wrong(check, prefix, closers, expected):
     assert check(prefix, closers, False).result() == expected
+
+
+@pytest.mark.parametrize(
+    ("source", "is_decided"),
+    [
+        ("#block(width: 1.2", False),  # a unit may follow
+        ("#block(width: 1.2, ", True),
+        ("#block(inset: (left: 1.2", False),
+        ("#block(inset: (left: 1.2), ", True),
+        ("#block(width: (x, y)", False),  # an arrow may follow
+        ("#block(stack(heading(", False),  # its body may follow
+        ("#block(stack(heading(level: 1), ", True),
+    ],
+)
+def test_an_error_is_decided_where_its_argument_has_ended(tokenizer, check, source, is_decided):
+    tracker = OutputTracker(OutputConstraint(tokenizer), check=check)
+    for token in tokenizer(source)["input_ids"]:
+        assert tracker.append(token)
+    tracker._add(_Pending(tracker.num_tokens, check(source, tracker.closers, False)))
+    assert (tracker.settle(wait=True) is not None) is is_decided
+
+
+def test_where_nothing_may_follow_in_code_it_soon_goes_back_to_its_start(tokenizer):
+    tracker = OutputTracker(OutputConstraint(tokenizer))
+    for token in tokenizer("It rains.\n\n#figure(\n  caption: [")["input_ids"]:
+        tracker.append(token)
+    steps = []
+    while "#" in (source := tokenizer.decode(tracker._tokens[: tracker.num_tokens])):
+        target = tracker.leave_dead_end()
+        assert target is not None
+        excluded = tracker._tokens[target]
+        steps.append(tracker.num_tokens - target)
+        tracker.truncate(target)
+        tracker.exclude(excluded)
+    assert source == "It rains.\n\n"
+    assert steps[:2] == [1, 1] and len(steps) == 3
 
 
 def test_a_valid_document_never_goes_back(tokenizer, pairs, monkeypatch):

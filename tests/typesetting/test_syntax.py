@@ -44,11 +44,14 @@ VALID = [
     "\"Quotes\" and 'apostrophes', 5' 6\", a/b, 1/2 and/or *\\/*",
     "a\r\nb\r\n*c\r\nd* \r\n\r\n- e\r\n",
     "#!shebang *\ntext",
+    "#f(if a { b } else { c }, not d in e, ..f, g => -g, for x in y { x }, set text(red) if h, 1em + 2pt)",
+    "#{\n  let a = b\n  c; d\n  import e: f as g\n} #let (x, y) = (1, 2)\n#let z = if x in (1,) { x } else [y]\n",
 ]
 INVALID = [
     "a]", "#[a]]", "*a\n\nb", "_a\n\n", "#(a]", "#{a)", "#f(a;", "*/ a", "a <b c", "#let x = (]", "#[*a]",
     "/ term\n", "#if x\n", "# a", "#)", "$ sin(x $", "http://a(b ", "#let x = a \\ b", "\\u{1 ", "#if x; ",
     "#set\na", "#set text (red)", "#set text\n", "#set (a)", "#show\na",
+    "#set let(", "#show set ", "#f(a b)", '#f("a" "b")', "#f([a] b)", "#{ a b }", "#let x = 1 y", "#f(and a c)",
 ]  # fmt: skip
 FRAGMENTS = [
     "*", "_", "#", "[", "]", "(", ")", "{", "}", "$", '"', "`", "```", "\n", "\n\n", " ", "a", "let x = ", "if x ",

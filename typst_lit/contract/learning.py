@@ -6,16 +6,26 @@ by word and by line, over all pairs; how much a document may deviate is what 95 
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Any, NamedTuple
 
-from typst_lit.contract.record_text import BODY, CODE, FILE, FREE, STYLE, RecordText, phrase
+from typst_lit.contract.record_text import BODY, CODE, FILE, FREE, STYLE, RecordText, names_in_code, phrase
 from typst_lit.contract.text_contract import NUM_GAPS, TextContract, longest
-from typst_lit.contract.text_guard import TextGuard, TextState, is_visible, mark_kind, used_name, used_values
+from typst_lit.contract.text_guard import (
+    TextGuard,
+    TextState,
+    field_name,
+    is_visible,
+    mark_kind,
+    rule,
+    used_name,
+    used_values,
+)
 from typst_lit.data.minhash import minhash_signature, similarity
 from typst_lit.metrics.functional import content_fidelity
 from typst_lit.metrics.functional import words as split_words
@@ -65,9 +75,6 @@ def learn_contract(pairs: Sequence[TrainingPair]) -> TextContract | None:
     groups = [pair.group for pair in pairs]
     shown = [_foreign_words(pair, pieces) for pair, pieces in zip(pairs, sources, strict=True)]
     style_words = shared(shown, groups) | _constant_words(sources, groups)
-    used_names = [{used_name(piece) for piece in pieces} - {""} for pieces in sources]
-    shown_values = [used_values(pieces) for pieces in sources]
-    values = _common_items(shown_values, groups)
     used_marks = [{mark_kind(p.text) for p in pieces if p.kind is PieceKind.MARK} for pieces in sources]
     fidelities = [content_fidelity(str(pair.fields[pair.body_field]), pair.result.body) for pair in pairs]
     texts = [
@@ -82,8 +89,7 @@ def learn_contract(pairs: Sequence[TrainingPair]) -> TextContract | None:
         typst_version=version("typst"),
         min_fidelity=_percentile([value for value in fidelities if value is not None], 1 - MIN_SHARE),
         style_words=tuple(sorted(style_words)),
-        names=tuple(sorted(_common_items(used_names, groups))),
-        values=tuple(sorted(values)) if values or not any(shown_values) else None,
+        **_names(sources, [names_in_code(str(pair.fields[pair.body_field])) for pair in pairs], groups),
         marks="".join(sorted(_common_items(used_marks, groups))),
         gaps=tuple(map(max, zip(*(_gaps(pair.output) for pair in pairs), strict=True))),
         num_exceptions=contract.num_exceptions + len(pairs) - len(texts),
@@ -128,6 +134,39 @@ def _common_items(items: Sequence[set[str]], groups: Sequence[str]) -> set[str]:
     common = shared(items, groups)
     num_exceptions = sum(not common >= values for values in items)
     return common if num_exceptions <= _max_exceptions(len(items)) else set()
+
+
+def _names(sources: Sequence[list[Piece]], record_names: Sequence[frozenset[str]], groups: Sequence[str]) -> Any:
+    """Returns which names outputs use in code, as fields of a contract.
+
+    Args:
+        sources: the pieces of each output.
+        record_names: the names in Typst code of each record.
+        groups: the project of each pair.
+    """
+    used = [{piece.text for piece in pieces if piece.kind is PieceKind.CODE} for pieces in sources]
+    with_code = [(names, own) for names, own in zip(used, record_names, strict=True) if own]
+    num_escaped = sum(not names & own for names, own in with_code)
+    code = bool(with_code) and num_escaped <= _max_exceptions(len(with_code))
+
+    def found(name: Callable[[Piece], str]) -> list[set[str]]:
+        own = record_names if code else itertools.repeat(frozenset[str]())
+        return [set(filter(None, map(name, pieces))) - names for pieces, names in zip(sources, own, strict=False)]
+
+    shown_values = [used_values(pieces) for pieces in sources]
+    return {
+        "code": code,
+        "names": tuple(sorted(_common_items(found(used_name), groups))),
+        "rules": _limited_to(found(rule), groups),
+        "values": _limited_to(shown_values, groups),
+        "fields": _limited_to(found(field_name), groups),
+    }
+
+
+def _limited_to(items: Sequence[set[str]], groups: Sequence[str]) -> tuple[str, ...] | None:
+    """Returns what occurs in at least two groups; None where outputs have other things."""
+    common = _common_items(items, groups)
+    return tuple(sorted(common)) if common or not any(items) else None
 
 
 def _pieces(source: str) -> list[Piece]:

@@ -15,6 +15,10 @@ from typst_lit.metrics.functional import IMAGE_FILE
 BODY, FILE, CODE, STYLE, FREE = "body", "file", "code", "style", "free"
 _CALL = re.compile(r"#\w[\w.-]*\(")  # Typst code, at the start of a line
 _CONTENT = re.compile(r"\[([^\[\]]*)\]")
+_NAME = re.compile(r"(?<![\w-])[^\W\d][\w-]*")
+_NEVER_FROM_RECORDS = {"cbor", "csv", "eval", "import", "include", "json", "panic", "plugin", "read", "sys", "toml"}
+_NEVER_FROM_RECORDS |= {"bibliography", "xml", "yaml"}
+_STRING = re.compile(r'"[^"]*"')
 _NUMBERING = re.compile(r"(?:\d+ )+")
 
 
@@ -96,6 +100,7 @@ class RecordText:
     Attributes:
         phrases: all phrases, the lines of the long text first.
         num_lines: how many of them are lines.
+        code_names: names in Typst code of the long text, without those of functions that read files or run code.
         required: the lines that documents show, as bits; those of Typst code, such as a figure, they may show.
 
     Example:
@@ -115,6 +120,7 @@ class RecordText:
         self.phrases += [phrase(name, str(value)) for name, value in fields.items() if name != body_field]
         self.phrases += [phrase(FILE, file) for file in files]
         code = "\n".join(line for line, is_code in shown if is_code)
+        self.code_names = names_in_code(code) - _NEVER_FROM_RECORDS
         self.phrases += [phrase(CODE, match[1]) for match in _CONTENT.finditer(code)]
         self.phrases += [phrase(STYLE, word) for word in style_words]
         self._starts: defaultdict[str, list[tuple[int, int]]] = defaultdict(list)
@@ -133,6 +139,17 @@ def start_positions(item: Phrase) -> list[int]:
     """Returns where a phrase may start: typesetting may number a line itself."""
     numbering = _NUMBERING.match(item.text) if item.source == BODY else None
     return [0, numbering.end()] if numbering and numbering.end() < len(item.text) else [0]
+
+
+def names_in_code(text: str) -> frozenset[str]:
+    """Returns the names in the lines of a text that are Typst code.
+
+    >>> sorted(names_in_code("It rains.\n#image(\"a.png\", width: 2cm)"))
+    ['image', 'width']
+    """
+    lines = [line.strip() for line in text.splitlines()]
+    code = (line for line, is_code in zip(lines, _lines_in_code(lines), strict=True) if is_code)
+    return frozenset(_NAME.findall(_STRING.sub("", _CONTENT.sub("", "\n".join(code)))))
 
 
 def _lines_in_code(lines: Iterable[str]) -> list[bool]:

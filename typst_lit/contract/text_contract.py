@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from typst_lit.errors import UserError
@@ -11,7 +11,7 @@ from typst_lit.errors import UserError
 NUM_GAPS = 8  # stretches without visible letters that are compared
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class TextContract:
     """What held in the training pairs, from record to rendered text.
 
@@ -24,7 +24,10 @@ class TextContract:
         contexts: for each context of `typesetting.syntax.Piece`, where its words come from: names of fields, and
             ``body``, ``style`` and ``free`` of `contract.record_text`; ``free`` is for words from elsewhere.
         names: names that follow a ``#`` in outputs, and ``$`` where there are equations; empty where any may be used.
+        rules: what follows ``#set`` and ``#show``, as ``set text``; None where any name may.
         values: names after a ``#`` that are not called, as ``#project``; None where any may be.
+        fields: names of fields and methods, after a period; None where any may be.
+        code: whether Typst code in records, such as a figure, is code in outputs.
         marks: characters that start markup in outputs, a slash for comments; empty where any may.
         ordered: whether the lines of the record's text are in order.
         copied: whether a line that is started is copied to its end.
@@ -51,7 +54,10 @@ class TextContract:
     style_words: tuple[str, ...] = ()
     contexts: tuple[tuple[str, tuple[str, ...]], ...] = ()
     names: tuple[str, ...] = ()
+    rules: tuple[str, ...] | None = None
     values: tuple[str, ...] | None = None
+    fields: tuple[str, ...] | None = None
+    code: bool = False
     marks: str = ""
     ordered: bool = False
     copied: bool = False
@@ -67,7 +73,7 @@ class TextContract:
 
     def to_json(self) -> dict[str, Any]:
         """Returns the contract as plain values."""
-        return asdict(self)
+        return dataclasses.asdict(self)
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> TextContract:
@@ -76,7 +82,7 @@ class TextContract:
         Raises:
             UserError: when they are none.
         """
-        names = {field.name for field in fields(cls)}
+        names = {field.name for field in dataclasses.fields(cls)}
         try:
             contract = cls(**{key: _hashable(value) for key, value in values.items() if key in names})
         except TypeError as error:

@@ -7,15 +7,17 @@ rejected. In learning (`contract.learning`), the same guard reads the training o
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
 from typst_lit.contract.phrase_matching import BREAK, Hypothesis, PhraseMatcher
-from typst_lit.contract.record_text import BODY, FREE, STYLE, Phrase, RecordText, is_separator, normalized
+from typst_lit.contract.record_text import BODY, CODE, FREE, STYLE, Phrase, RecordText, is_separator, normalized
 from typst_lit.contract.text_contract import TextContract
 from typst_lit.typesetting.syntax import (
+    CODE_MODES,
     END_OF_EXPRESSION,
+    FIELD,
     START,
     Mode,
     Phase,
@@ -31,7 +33,7 @@ _WHITE_SPACE = " \t\n\r"
 _APOSTROPHES = ("'", "\u2019")
 MAX_GAP_RATIO, MIN_GAP = 1.5, 64  # of a stretch without visible letters: the length is up to 1.5 x limit + 64
 MIN_COPIED = 12  # letters of a line, after which the rest of it is certain
-NAME_PHASES = (Phase.START, Phase.SET, Phase.SHOW)  # in which a name follows that the contract knows
+_RULES = {Phase.SET: "#set", Phase.SHOW: "#show"}
 MARK = "\1"  # among separators: where markup or code is
 _VISIBLE = (PieceKind.TEXT, PieceKind.STRING, PieceKind.MATH, PieceKind.RAW)
 
@@ -46,6 +48,16 @@ def used_name(piece: Piece) -> str:
     if piece.kind is not PieceKind.CODE or not (piece.context == "#" or piece.text == "$"):
         return ""
     return piece.text
+
+
+def rule(piece: Piece) -> str:
+    """Returns the name after ``#set`` or ``#show`` that a piece is, with that keyword; else nothing."""
+    return f"{piece.context[1:]} {piece.text}" if piece.context in _RULES.values() else ""
+
+
+def field_name(piece: Piece) -> str:
+    """Returns the name of a field or method that a piece is; else nothing."""
+    return piece.text if piece.context == FIELD else ""
 
 
 def used_values(pieces: Sequence[Piece]) -> set[str]:
@@ -109,7 +121,11 @@ class TextGuard:
         is_free = not self._contexts or FREE in self._contexts.get("", known)
         # where no training output has text, there is none of the record's long text either
         self._other_contexts = known | {FREE} if is_free else known - {BODY}
-        self._names = frozenset(contract.names)
+        code_names = record.code_names if contract.code else frozenset()
+        self._code_contexts = known | {CODE} if code_names else self._other_contexts
+        self._names = code_names.union(contract.names) if contract.names else frozenset()
+        self._values = None if contract.values is None else code_names.union(contract.values)
+        self._fields = None if contract.fields is None else code_names.union(contract.fields)
         self._matcher = PhraseMatcher(contract, record)
         characters = {character for item in self._phrases for character in item.raw if not character.isascii()}
         self._other_characters = [character.encode("utf-8", "ignore") for character in characters]
@@ -149,8 +165,12 @@ class TextGuard:
 
     def _read_code(self, state: TextState, piece: Piece) -> TextState | None:
         """Returns the state after code; its first name is one that is in use, and called unless it is a value."""
-        name, values = used_name(piece), self.contract.values
+        name, values = used_name(piece), self._values
         if self._names and name and name not in self._names:
+            return None
+        if self.contract.rules is not None and (found := rule(piece)) and found not in self.contract.rules:
+            return None
+        if self._fields is not None and (field := field_name(piece)) and field not in self._fields:
             return None
         if state.name and piece.text == END_OF_EXPRESSION and values is not None and state.name not in values:
             return None
@@ -158,7 +178,7 @@ class TextGuard:
 
     def may_begin(self, state: TextState, syntax: SyntaxState, start: bytes) -> bool:
         """Returns whether a character that is not ASCII may follow, of which the first bytes are known."""
-        sources = self._contexts.get(context(syntax.stack), self._other_contexts)
+        sources = self._sources(context(syntax.stack))
         return FREE in sources or any(character.startswith(start) for character in self._other_characters)
 
     def may_continue(self, state: TextState, syntax: SyntaxState, may_deviate: bool = False) -> bool:
@@ -169,8 +189,8 @@ class TextGuard:
         pending, top = syntax.pending, syntax.stack[-1]
         if not pending:
             return True
-        if top.mode is Mode.EXPRESSION:
-            return not self._names or top.value not in NAME_PHASES or bool(self.next_names(syntax))
+        if (names := self._known_names(syntax)) is not None:
+            return bool(self.next_names(syntax)) or not names[0]
         if top.mode not in _TEXT_MODES or pending[0] == "\\":
             return True
         if pending[0].isdigit() and "1" in self.contract.marks:
@@ -186,10 +206,21 @@ class TextGuard:
 
     def next_names(self, syntax: SyntaxState) -> list[str]:
         """Returns the rests of the names that may follow after the first characters of one."""
+        start, names = self._known_names(syntax) or ("", ())
+        return sorted(name[len(start) :] for name in names if name.startswith(start))
+
+    def _known_names(self, syntax: SyntaxState) -> tuple[str, Collection[str]] | None:
+        """Returns the first characters of a name, and the names that it may be; None where it may be any or none."""
         top, start = syntax.stack[-1], syntax.pending
-        if top.mode is not Mode.EXPRESSION or top.value not in NAME_PHASES:
-            return []
-        return [name[len(start) :] for name in self.contract.names if name.startswith(start)]
+        if top.value is Phase.START:
+            return (start, self._names) if self._names else None
+        if keyword := _RULES.get(top.value, "")[1:]:
+            rules = self.contract.rules
+            return None if rules is None else (f"{keyword} {start}", rules)
+        is_field = start[:1] == "." or syntax.name == FIELD
+        if top.mode not in CODE_MODES or not is_field or self._fields is None:
+            return None
+        return start.removeprefix("."), self._fields
 
     def _read_break(self, state: TextState, may_deviate: bool, is_string: bool) -> TextState | None:
         """Returns the state after the end of some text; that of a string has complete phrases only."""
@@ -212,7 +243,7 @@ class TextGuard:
         )
 
     def _read_text(self, state: TextState, piece: Piece, may_deviate: bool) -> TextState | None:
-        sources = self._contexts.get(piece.context, self._other_contexts)
+        sources = self._sources(piece.context)
         is_exact = self.contract.exact and piece.kind is not PieceKind.STRING and FREE not in sources
         may_deviate = may_deviate and piece.kind is not PieceKind.STRING
         for character in piece.text:
@@ -234,6 +265,11 @@ class TextGuard:
                     return None
                 state = following
         return state
+
+    def _sources(self, context: str) -> frozenset[str]:
+        """Returns where the words of a context come from; in code of the record, also from its content blocks."""
+        is_code = not self.record.code_names.isdisjoint(context.split(" > "))
+        return self._contexts.get(context, self._code_contexts if is_code else self._other_contexts)
 
     def _read_letter(self, state: TextState, letter: str, sources: frozenset[str]) -> TextState | None:
         hypotheses = self._matcher.advance(state.hypotheses, letter, state.gap, sources)

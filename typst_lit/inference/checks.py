@@ -17,13 +17,15 @@ from typst_lit.typesetting.typesetter import Typesetter
 # Headers, footers and show rules fail only when something is laid out after them. A number does not count as invented.
 LAID_OUT = "\n\n0"
 _MISSING_LABEL = re.compile(r"label `.*` does not exist in the document")
-# An error of the parser, or an unknown name: it stays whatever follows. Others may vanish with an argument, a unit or
-# an operand that follows, as long as their construct is open.
+# An error of the parser, an unknown name, or what can't be called: it stays whatever follows. Others may vanish with an
+# argument, a unit or an operand that follows, as long as their construct is open.
 _CERTAIN = re.compile(
-    r"expected (?:comma|expression|identifier|pattern|argument list|semicolon or line break)$"
-    r"|unclosed |the character |unexpected (?!argument)|unknown variable: "
+    r"expected (?:comma|expression|identifier|pattern|argument list|semicolon or line break|block|colon|equals sign)$"
+    r"|expected (?:keyword |pattern, found |function, found )|invalid number suffix: "
+    r"|unclosed |the character |unexpected (?!argument)|unknown variable: |function `.*` does not contain field "
 )
 _NAME = re.compile(r"[\w-]+\s*")
+_CALL = re.compile(r"[\w)\]]\([^()]*$")  # up to one of its arguments
 _PARAMETERS = re.compile(r"[\w\s,.:-]*\)?\s*")
 
 
@@ -62,7 +64,8 @@ class PrefixChecker:
         position = _position(error, result.source)
         if position is None or position >= len(prefix) or _may_be_parameters(error.message, position, prefix):
             return PrefixCheck(False, None, is_incomplete=not is_final)
-        is_certain = _CERTAIN.match(error.message) and position < len(prefix.rstrip()) - 1
+        is_content = prefix[position] == "["  # whatever is in it
+        is_certain = is_content or (_CERTAIN.match(error.message) and position < len(prefix.rstrip()) - 1)
         return PrefixCheck(False, position, is_incomplete=not (is_final or is_certain))
 
     def _invented(self, result: CompileResult, source: str) -> Sequence[str]:
@@ -83,8 +86,10 @@ def _may_be_parameters(message: str, position: int, prefix: str) -> bool:
     """Returns whether an unknown variable may be a parameter of an unnamed function, with `=>` still to come."""
     if not message.startswith("unknown variable"):
         return False
-    is_in_list = prefix[:position].rstrip().endswith(("(", ","))
-    return (_PARAMETERS if is_in_list else _NAME).fullmatch(prefix, position) is not None
+    if not prefix[:position].rstrip().endswith(("(", ",")):
+        return _NAME.fullmatch(prefix, position) is not None
+    is_call = _CALL.search(prefix, 0, position) is not None
+    return not is_call and _PARAMETERS.fullmatch(prefix, position) is not None
 
 
 def _position(error: Diagnostic, source: str) -> int | None:

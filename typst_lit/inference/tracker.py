@@ -20,6 +20,7 @@ NEAR = 64
 MAX_STRING = 48  # tokens after which it is checked within a string of code, which may be a part of a path
 MAX_OPEN = 320  # tokens of a construct that may lack an argument until then
 MAX_LOCAL = 3  # tokens with an error that are excluded after the same tokens; then code is written again
+MAX_STEPS_BACK = 2  # of one token each, from where no token may follow
 MAX_ALTERNATIVES = 3  # of code that fails after the same tokens; then there is none
 MAX_FAILURES = 8  # after the same tokens: past the alternatives, each goes back further
 END = -2  # where the output is complete, although the model does not end it
@@ -27,6 +28,7 @@ MIN_ODDS = 0.01  # of a token that may follow, against the one that the model wa
 MAX_CONFLICTS = 3  # after which the contract is abandoned
 MIN_REPEATED = 96  # characters without text that may be a repetition
 MAX_PERIOD, MAX_REPEATS = 48, 4  # of tokens
+MIN_REPEATED_TOKENS = 32  # in all: as many equal columns of a table are no repetition
 MIN_DISCARDED = 2048  # tokens that may always be discarded, or as many as the output has
 
 
@@ -105,6 +107,7 @@ class OutputTracker:
         # by the number of tokens before what failed: the code, or the token with the error
         self._failures: Counter[int] = Counter()
         self._local_failures: Counter[int] = Counter()
+        self._last_dead_end = self._num_steps_back = 0
 
     @property
     def num_tokens(self) -> int:
@@ -402,7 +405,10 @@ class OutputTracker:
 
     def leave_dead_end(self) -> int | None:
         """Returns the number of tokens to go back to where no token may follow; None when it is given up."""
-        return self._target(PrefixCheck(False, self.states[-1].length), self.num_tokens)
+        self._num_steps_back = self._num_steps_back + 1 if self.num_tokens < self._last_dead_end else 1
+        self._last_dead_end = self.num_tokens
+        may_step = self._num_steps_back <= MAX_STEPS_BACK
+        return self._target(PrefixCheck(False, self.states[-1].length), self.num_tokens, may_step)
 
     def _is_decided(self, check: PrefixCheck, pending: _Pending) -> bool:
         """Returns whether an error stays whatever follows."""
@@ -413,13 +419,25 @@ class OutputTracker:
         return pending.num_tokens - self._passed[-1] > MAX_OPEN
 
     def _has_ended(self, position: int, num_tokens: int) -> bool:
-        """Returns whether what was open before a character has ended in the first tokens."""
+        """Returns whether what was open before a character, or the argument with it, has ended in the first tokens."""
         start = self._num_tokens_before(position)
         depth = len(self.states[start].syntax.stack)
-        return any(len(state.syntax.stack) < depth for state in self.states[start + 1 : num_tokens + 1])
+        is_argument = self.states[start].syntax.stack[-1].mode is Mode.PAREN
+        for count in range(start + 1, num_tokens + 1):
+            stack = self.states[count].syntax.stack
+            is_comma = is_argument and b"," in self._constraint.token_bytes[self._tokens[count - 1]]
+            if len(stack) < depth or (is_comma and len(stack) == depth and not stack[-1].number):
+                return True
+        return False
 
-    def _target(self, check: PrefixCheck, failed_at: int) -> int | None:
-        """Returns how many tokens of an output that failed are kept; None when it is given up."""
+    def _target(self, check: PrefixCheck, failed_at: int, is_local: bool = True) -> int | None:
+        """Returns how many tokens of an output that failed are kept; None when it is given up.
+
+        Args:
+            check: what failed.
+            failed_at: number of tokens that it read.
+            is_local: whether another token may do in the position of the error.
+        """
         self._failed_at.append(failed_at)
         is_spent = self.num_discarded > max(MIN_DISCARDED, self.num_tokens)
         if self.has_given_up or is_spent or failed_at <= self._floor:
@@ -427,7 +445,7 @@ class OutputTracker:
         if check.position is not None:
             error = min(self._num_tokens_before(check.position), failed_at - 1)
             self._local_failures[error] += 1
-            if self._local_failures[error] <= MAX_LOCAL:
+            if is_local and self._local_failures[error] <= MAX_LOCAL:
                 return max(error, self._floor)
         start = self._passed[-1] if check.position is None else self._construct_start(check.position)
         start = min(start, failed_at - 1)
@@ -501,12 +519,13 @@ class OutputTracker:
 def is_repeating(tokens: Sequence[int]) -> bool:
     """Returns whether the last tokens are a short sequence again and again.
 
-    >>> is_repeating([7, 1, 2, 1, 2, 1, 2, 1, 2]), is_repeating([1, 2, 1, 2, 1, 2])
+    >>> is_repeating([7, *[1, 2] * 16]), is_repeating([1, 2] * 15)
     (True, False)
     """
     for period in range(1, min(MAX_PERIOD, len(tokens) // MAX_REPEATS) + 1):
-        last = tokens[-period * MAX_REPEATS :]
-        if last[period:] == last[:-period]:
+        length = max(period * MAX_REPEATS, MIN_REPEATED_TOKENS)
+        last = tokens[-length:]
+        if len(last) == length and last[period:] == last[:-period]:
             return True
     return False
 

@@ -33,7 +33,10 @@ from typing import Any, NamedTuple
 MAX_DEPTH = 256  # of the parser: deeper nesting is an error
 STATEMENTS = frozenset({"let", "set", "show", "import", "include", "return"})
 END_OF_EXPRESSION = ";"  # as a piece
+FIELD = "."  # as the context of its name
 OPERATORS = frozenset({"and", "or", "not", "in"})
+AFTER_OPERAND = OPERATORS | {"if", "else", "as"}  # keywords
+KEYWORDS = STATEMENTS | AFTER_OPERAND | {"context", "for", "while", "break", "continue"}
 _NEWLINES = "\n\v\f\r\x85\u2028\u2029"
 _SPACES = re.compile(rf"[ \t{_NEWLINES}]+")
 _NEWLINE = re.compile(rf"\r\n|[{_NEWLINES}]")
@@ -49,8 +52,7 @@ _COMMENT_DELIMITER = re.compile(r"[*/]")
 _LABEL = re.compile(r"[\w.:-]+")
 _LABEL_START = re.compile(r"[\w-]")
 _LINK = re.compile(r"[\w!#$%&*+,\-./:;=?@~']+", re.ASCII)
-_CODE = re.compile(r"[^\"`$\[\](){}</*#\\&|~^;" + _NEWLINES + "]+")
-_NAME = re.compile(r"([^\W\d][\w-]*)\s*[:=]?\s*$")  # of what a bracket belongs to
+_OPERATOR = re.compile(r"!=|[-+*/=<>:,]+|\.")
 _ELSE = re.compile(r"[ \t]*else(?![\w-])")
 _UNICODE_ESCAPE = re.compile(r"\\u\{[0-9A-Za-z]*")
 _LINKS = ("http://", "https://")
@@ -104,8 +106,9 @@ class Frame(NamedTuple):
         mode: what it is.
         value: the column of an item's marker, the number of backticks, the brackets of a link, the phase of an
             expression; in math, ``operand`` after an operator, ``callable`` directly after an identifier.
-        number: square brackets of plain text that are open in markup; backticks that may close raw text; the depth of a
-            comment; in the head of an expression, whether an operand is complete (1), with a space after it (2).
+        number: square brackets of plain text that are open in markup; backticks that may close raw text; the depth of
+            a comment; in code, whether an operand is complete (1), in the head of `if` or a loop also with a space
+            after it (2).
         name: of the argument, variable or function that brackets in code belong to.
     """
 
@@ -127,7 +130,7 @@ class SyntaxState(NamedTuple):
         after_newline: whether a newline, and perhaps comments, are all since the last token.
         after_blank_line: likewise with a blank line.
         at_start: whether a heading or an item may start here.
-        name: the name in code that a bracket here would belong to.
+        name: the name in code that a bracket here would belong to; a period where that of a field follows.
     """
 
     stack: tuple[Frame, ...] = (Frame(Mode.DOCUMENT),)
@@ -163,8 +166,9 @@ class Piece(NamedTuple):
         kind: what it is.
         text: its characters; escapes are resolved.
         context: where it is: ``heading``, ``math``, ``raw``, the name of the argument, variable or function whose
-            content or string it is, ``#`` for the first name of an expression and that after ``#set`` or ``#show``, or
-            empty for other text. Of nested names, it is the outermost and the innermost: ``figure > caption``.
+            content or string it is, ``#`` for the first name of an expression, ``#set`` and ``#show`` for the one
+            after these, ``.`` for that of a field, or empty for other text. Of nested names, it is the outermost and
+            the innermost: ``figure > caption``.
     """
 
     kind: PieceKind
@@ -337,6 +341,7 @@ class _Scanner:
     def push(self, mode: Mode, value: object = None, length: int = 1) -> None:
         if mode in _CODE_OPENERS and self.stack[-1].mode in CODE_MODES:
             self.emit(PieceKind.CODE, _CODE_OPENERS[mode])
+            self.set_operand(True)
         self.read(length)
         name = "" if mode in _WITHOUT_NAME else self.name or self.stack[-1].name
         self.stack.append(Frame(mode, value, 0, name))
@@ -358,12 +363,16 @@ class _Scanner:
         return context(self.stack)
 
     def name_code(self, text: str) -> None:
-        """Reads a piece of code, whose last name is the one that a bracket after it belongs to."""
-        is_continued = self.previous.isalnum() or self.previous in ("-", "_")
-        if text.strip(" \t:="):
-            name = _NAME.search(self.name + text if is_continued else text)
-            self.name = name[1] if name else ""
-        self.emit(PieceKind.CODE, text)
+        """Reads a token of code: a bracket after it belongs to a name, also after ``name:`` or ``name =``."""
+        context = None
+        if _IDENTIFIER.match(text):
+            context = FIELD if self.name == FIELD else None
+            self.name = text
+        elif text == "." and (_is_wordy(self.previous) or self.previous in tuple('_-)]}"`$')):
+            self.name = FIELD
+        elif text.strip(" \t") and text not in (":", "="):
+            self.name = ""
+        self.emit(PieceKind.CODE, text, context)
         self.read(len(text))
 
     def start_markup(self, at_start: bool) -> None:
@@ -372,6 +381,24 @@ class _Scanner:
     def set(self, value: object, number: int = 0) -> None:
         """Changes the value of the innermost frame."""
         self.stack[-1] = self.stack[-1]._replace(value=value, number=number)
+
+    @property
+    def needs_operators(self) -> bool:
+        """Whether operands need an operator between them: in brackets and in a statement of code."""
+        return self.stack[-1].mode in (Mode.PAREN, Mode.BLOCK) or self.stack[-1].value is Phase.STATEMENT
+
+    @property
+    def has_operand(self) -> bool:
+        """Whether an operand is complete, so that no other may follow directly."""
+        return self.needs_operators and self.stack[-1].number > 0
+
+    def set_operand(self, is_complete: bool) -> None:
+        if self.needs_operators:
+            self.stack[-1] = self.stack[-1]._replace(number=int(is_complete))
+
+    def begin_operand(self) -> None:
+        if self.has_operand:
+            raise _InvalidError  # a comma, an operator or a newline is missing
 
     # Markup
 
@@ -696,18 +723,51 @@ class _Scanner:
     def code_token(self, character: str) -> None:
         """Reads a token that means the same in all code."""
         if character in _OPENERS:
+            if character == '"':
+                self.begin_operand()
             self.push(_OPENERS[character])
         elif character == "`":
+            self.set_operand(True)
             self.raw()
         elif character == "<" and _LABEL_START.match(self.peek()):
             self.push(Mode.LABEL)
         elif character == "/" and self.comment():
             pass
-        elif (character == "*" and self.peek() == "/") or character in "#\\&|~^":
+        elif character == "*" and self.peek() == "/":
             raise _InvalidError
         else:
-            text = _CODE.match(self.text, self.index)
-            self.name_code(text[0] if text else character)
+            self.word(character)
+
+    def word(self, character: str) -> None:
+        """Reads a name, a number, an operator or white space in brackets or a statement of code."""
+        if self.has_operand and (name := _IDENTIFIER.match(self.text, self.index)):
+            self.keyword(name[0])
+        if word := self.match(_IDENTIFIER) or self.match(_NUMBER):
+            if word not in KEYWORDS:
+                self.begin_operand()
+            self.set_operand(word not in KEYWORDS)
+            self.name_code(word)
+        elif _is_space(character):
+            if character in _NEWLINES and self.stack[-1].mode is Mode.BLOCK:
+                self.set_operand(False)
+            self.name_code(character)
+        elif operator := _OPERATOR.match(self.text, self.index):
+            self.set_operand(False)
+            self.name_code(operator[0])
+        elif character == ";" or (character == "!" and not self.peek()):
+            self.set_operand(False)
+            self.name_code(character)
+        else:
+            raise _InvalidError
+
+    def keyword(self, start: str) -> None:
+        """Refuses what can't become a keyword after an operand."""
+        keyword = next((word for word in sorted(AFTER_OPERAND) if word.startswith(start)), None)
+        if keyword is None:
+            raise _InvalidError
+        if self.final and self.index + len(start) == len(self.text) and start not in AFTER_OPERAND:
+            self.dangling = f"{keyword[len(start) :]} none"
+            self.set_operand(False)
 
     def expression(self) -> None:
         phase = self.stack[-1].value
@@ -727,7 +787,7 @@ class _Scanner:
     def operand(self) -> None:
         """Reads the first token of an expression, or of what follows `context` or `else`."""
         phase, character = self.stack[-1].value, self.text[self.index]
-        if phase is not Phase.START and character.isspace() and character not in _NEWLINES:
+        if phase is not Phase.START and _is_space(character) and character not in _NEWLINES:
             self.read(1)
         elif phase is not Phase.START and character == "/" and self.comment():
             pass
@@ -784,7 +844,7 @@ class _Scanner:
     def field(self, name: str) -> None:
         """Reads a period and the name of a field."""
         self.name = name
-        self.emit(PieceKind.CODE, f".{name}")
+        self.emit(PieceKind.CODE, name, FIELD)
         self.read(1 + len(name))
 
     def end_expression(self) -> None:
@@ -804,14 +864,16 @@ class _Scanner:
     def rule(self) -> None:
         """Reads the name after `set` or `show`, if there is one."""
         phase, character = self.stack[-1].value, self.text[self.index]
-        if character.isspace() and character not in _NEWLINES:
+        if _is_space(character) and character not in _NEWLINES:
             self.read(1)
         elif character == "/" and self.comment():
             pass
         elif identifier := self.match(_IDENTIFIER):
-            self.set(Phase.ARGUMENTS if phase is Phase.SET else Phase.STATEMENT)
+            if identifier in KEYWORDS:
+                raise _InvalidError
+            self.set(Phase.ARGUMENTS if phase is Phase.SET else Phase.STATEMENT, phase is Phase.SHOW)
             self.name = identifier
-            self.emit(PieceKind.CODE, identifier, "#")
+            self.emit(PieceKind.CODE, identifier, f"#{phase.name.lower()}")
             self.read(len(identifier))
         elif phase is Phase.SHOW and character not in _NEWLINES:
             self.set(Phase.STATEMENT)
@@ -892,6 +954,10 @@ class _Scanner:
 
     def raw_text(self) -> None:
         top = self.stack[-1]
+        if top.value > 2 and not top.number and self.previous == "`" and (language := self.match(_IDENTIFIER)):
+            self.emit(PieceKind.CODE, language, "")
+            self.read(len(language))
+            return
         if self.text[self.index] != "`":
             self.stack[-1] = top._replace(number=0)
             start = self.index
@@ -1047,6 +1113,11 @@ def _is_wordy(character: str) -> bool:
 def _unicode_character(digits: str) -> str:
     code = int(digits, 16) if re.fullmatch(r"[0-9A-Fa-f]{1,8}", digits) else -1
     return chr(code) if 0 <= code < 0xD800 or 0xE000 <= code <= 0x10FFFF else ""
+
+
+def _is_space(character: str) -> bool:
+    """Returns whether a character is white space in Typst; Python counts some control characters as well."""
+    return character.isspace() and character not in "\x1c\x1d\x1e\x1f"
 
 
 def _is_closing(character: str) -> bool:
