@@ -59,12 +59,17 @@ def hostile_records() -> list[dict[str, Any]]:
     return records
 
 
-def measure(generator: Generator, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Generates a document for each record, and returns what became of them."""
+def measure(
+    generator: Generator, records: Sequence[Mapping[str, Any]], directory: Path | None = None
+) -> dict[str, Any]:
+    """Generates a document for each record, and returns what became of them; their sources go to a directory."""
     start = time.monotonic()
     documents: list[GeneratedDocument] = []
     for document in generator.generate(records):
         documents.append(document)
+        if directory is not None:
+            directory.mkdir(parents=True, exist_ok=True)
+            (directory / f"{document.index}.typ").write_text(document.source, "utf-8")
         print(f"  {len(documents)} of {len(records)}: fidelity {document.fidelity}, {document.problems}", flush=True)
     seconds = time.monotonic() - start
     documents.sort(key=lambda document: document.index)
@@ -105,6 +110,7 @@ def main() -> None:
     parser.add_argument("--synthetic", type=int, metavar="N", help="number of records of random chapters")
     parser.add_argument("--trials", nargs="+", default=list(TRIALS), choices=list(TRIALS))
     parser.add_argument("--merge", action="store_true", help="16-bit base model, with the adapter merged into it")
+    parser.add_argument("--sources", type=Path, metavar="DIR", help="directory for the documents' sources")
     parser.add_argument("--hostile", action="store_true", help="records with Typst code in their text")
     args = parser.parse_args()
     if bool(args.data) + bool(args.synthetic) + args.hostile != 1:
@@ -121,7 +127,7 @@ def main() -> None:
     for name in args.trials:
         generator = Generator.load(args.model, use_4bit=not args.merge, merge=args.merge)
         generator.settings = GenerationSettings(**TRIALS[name])
-        trial = {"trial": name, **measure(generator, records)}
+        trial = {"trial": name, **measure(generator, records, args.sources and args.sources / name)}
         print(json.dumps(trial), flush=True)
         results.add(trial)
 
