@@ -173,12 +173,17 @@ def test_a_check_finds_the_position_of_what_is_wrong(check, prefix, closers, exp
         ("#block(width: (x, y)", False),  # an arrow may follow
         ("#block(stack(heading(", False),  # its body may follow
         ("#block(stack(heading(level: 1), ", True),
+        ("#show heading.where(", False),  # a colon may follow
+        ("#layout(size", False),  # an arrow may follow
+        ("#table(table.hline(y: 2), [It rains.],", False),  # more rows may follow
+        ("#let f(x) = 1pt + x\n#f((", False),  # what fails compiled before
     ],
 )
 def test_an_error_is_decided_where_its_argument_has_ended(tokenizer, check, source, is_decided):
     tracker = OutputTracker(OutputConstraint(tokenizer), check=check)
     for token in tokenizer(source)["input_ids"]:
         assert tracker.append(token)
+        tracker.check_due(lambda count: tokenizer.decode(tracker._tokens[:count]))
     tracker._add(_Pending(tracker.num_tokens, check(source, tracker.closers, False)))
     assert (tracker.settle(wait=True) is not None) is is_decided
 

@@ -18,10 +18,10 @@ from typst_lit.typesetting.typesetter import Typesetter
 LAID_OUT = "\n\n0"
 _MISSING_LABEL = re.compile(r"label `.*` does not exist in the document")
 # An error of the parser, an unknown name, or what can't be called: it stays whatever follows. Others may vanish with an
-# argument, a unit or an operand that follows, as long as their construct is open.
+# argument, a unit, an operand or a colon that follows, as long as their construct is open.
 _CERTAIN = re.compile(
-    r"expected (?:comma|expression|identifier|pattern|argument list|semicolon or line break|block|colon|equals sign)$"
-    r"|expected (?:keyword |pattern, found |function, found )|invalid number suffix: "
+    r"expected (?:comma|expression|identifier|pattern|argument list|semicolon or line break)$"
+    r"|expected (?:pattern|function), found |invalid number suffix: "
     r"|unclosed |the character |unexpected (?!argument)|unknown variable: |function `.*` does not contain field "
 )
 _NAME = re.compile(r"[\w-]+\s*")
@@ -62,7 +62,9 @@ class PrefixChecker:
         if not is_final and _MISSING_LABEL.match(error.message):
             return PrefixCheck(True)  # the label may still come
         position = _position(error, result.source)
-        if position is None or position >= len(prefix) or _may_be_parameters(error.message, position, prefix):
+        # a line of a table may be in a row that is still to come
+        is_open = error.message.startswith("cannot place ") or _may_be_parameters(error.message, position, prefix)
+        if position is None or position >= len(prefix) or is_open:
             return PrefixCheck(False, None, is_incomplete=not is_final)
         is_content = prefix[position] == "["  # whatever is in it
         is_certain = is_content or (_CERTAIN.match(error.message) and position < len(prefix.rstrip()) - 1)
@@ -82,14 +84,14 @@ def _last_position(word: str, source: str) -> int | None:
     return position if position >= 0 and len(lower) == len(source) else None
 
 
-def _may_be_parameters(message: str, position: int, prefix: str) -> bool:
+def _may_be_parameters(message: str, position: int | None, prefix: str) -> bool:
     """Returns whether an unknown variable may be a parameter of an unnamed function, with `=>` still to come."""
-    if not message.startswith("unknown variable"):
+    if position is None or not message.startswith("unknown variable"):
         return False
-    if not prefix[:position].rstrip().endswith(("(", ",")):
-        return _NAME.fullmatch(prefix, position) is not None
-    is_call = _CALL.search(prefix, 0, position) is not None
-    return not is_call and _PARAMETERS.fullmatch(prefix, position) is not None
+    if _NAME.fullmatch(prefix, position):
+        return True
+    is_in_list = prefix[:position].rstrip().endswith(("(", ",")) and not _CALL.search(prefix, 0, position)
+    return is_in_list and _PARAMETERS.fullmatch(prefix, position) is not None
 
 
 def _position(error: Diagnostic, source: str) -> int | None:

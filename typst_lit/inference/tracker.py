@@ -414,7 +414,9 @@ class OutputTracker:
         """Returns whether an error stays whatever follows."""
         if pending.is_final or not check.is_incomplete or _is_closed(self.states[pending.num_tokens]):
             return True
-        if check.position is not None and self._has_ended(check.position, pending.num_tokens):
+        # what compiled before fails because of what follows, such as the arguments of a function that is defined there
+        is_new = check.position is not None and check.position >= self.states[self._passed[-1]].length
+        if check.position is not None and is_new and self._has_ended(check.position, pending.num_tokens):
             return True
         return pending.num_tokens - self._passed[-1] > MAX_OPEN
 
