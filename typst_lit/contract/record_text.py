@@ -142,7 +142,7 @@ def start_positions(item: Phrase) -> list[int]:
 
 
 def names_in_code(text: str) -> frozenset[str]:
-    """Returns the names in the lines of a text that are Typst code.
+    r"""Returns the names in the lines of a text that are Typst code.
 
     >>> sorted(names_in_code("It rains.\n#image(\"a.png\", width: 2cm)"))
     ['image', 'width']
