@@ -411,8 +411,8 @@ def _common(found: Sequence[_Found]) -> TextContract:
 
 
 def _with_order(contract: TextContract, texts: Sequence[_Text]) -> TextContract:
-    """Returns a contract with what holds for nearly all lines: that they are in order, and copied to their end."""
-    num_lines = sum(text.record.num_lines for text in texts)
+    """Returns a contract with what holds for nearly all words: that lines are in order, and copied to their end."""
+    num_words = sum(len(item.text.split()) for text in texts for item in text.record.phrases if item.source == BODY)
 
     def num_deviations(contract: TextContract) -> int:
         return sum(text.read(contract).deviations for text in texts)
@@ -420,15 +420,17 @@ def _with_order(contract: TextContract, texts: Sequence[_Text]) -> TextContract:
     contract = replace(contract, ordered=True, copied=True)
     for property_ in ("ordered", "copied"):
         looser = replace(contract, **{property_: False})  # type: ignore[arg-type]
-        if num_deviations(contract) - num_deviations(looser) > _max_exceptions(num_lines):
+        if num_deviations(contract) - num_deviations(looser) > _max_exceptions(num_words):
             contract = looser
     return contract
 
 
 def _with_limits(contract: TextContract, texts: Sequence[_Text]) -> TextContract:
     """Returns a contract with how much of a document may deviate, and how much of a record has to be shown."""
-    guards = [TextGuard(contract, text.record) for text in texts]
-    states = [text.read(contract) for text in texts]
+    # a line elsewhere is an exception, but does not let other words deviate
+    unordered = replace(contract, ordered=False)
+    guards = [TextGuard(unordered, text.record) for text in texts]
+    states = [text.read(unordered) for text in texts]
     deviations = [state.deviations for state in states]
     shown = [guard.share_of_lines(state) for guard, state in zip(guards, states, strict=True)]
     max_deviations = -_percentile([-count for count in deviations], 1 - MIN_SHARE)
