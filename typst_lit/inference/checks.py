@@ -16,6 +16,7 @@ from typst_lit.typesetting.typesetter import Typesetter
 
 # Headers, footers and show rules fail only when something is laid out after them. A number does not count as invented.
 LAID_OUT = "\n\n0"
+_LINE_OF_TABLE = re.compile(r"(?:horizontal|vertical) line at ")  # in a row that may still come
 _MISSING_LABEL = re.compile(r"label `.*` does not exist in the document")
 # An error of the parser, an unknown name, or what can't be called: it stays whatever follows. Others may vanish with an
 # argument, a unit, an operand or a colon that follows, as long as their construct is open.
@@ -62,8 +63,7 @@ class PrefixChecker:
         if not is_final and _MISSING_LABEL.match(error.message):
             return PrefixCheck(True)  # the label may still come
         position = _position(error, result.source)
-        # a line of a table may be in a row that is still to come
-        is_open = error.message.startswith("cannot place ") or _may_be_parameters(error.message, position, prefix)
+        is_open = _LINE_OF_TABLE.search(error.message) or _may_be_parameters(error.message, position, prefix)
         if position is None or position >= len(prefix) or is_open:
             return PrefixCheck(False, None, is_incomplete=not is_final)
         is_content = prefix[position] == "["  # whatever is in it
