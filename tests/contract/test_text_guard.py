@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from typst_lit.contract.phrase_matching import PhraseMatcher
 from typst_lit.contract.record_text import RecordText
 from typst_lit.contract.text_contract import TextContract
 from typst_lit.contract.text_guard import TextGuard, TextState
@@ -84,3 +85,12 @@ def test_the_language_of_raw_text_is_not_visible() -> None:
 )
 def test_white_space_does_not_divide_a_word_with_an_apostrophe(source, accepted) -> None:
     assert accepts(EXACT, source) is accepted
+
+
+def test_after_a_line_that_was_skipped_the_next_one_may_follow() -> None:
+    contract = TextContract(2, "", 1.0, contexts=(("", ("body",)),), ordered=True, copied=True, min_shown=1.0)
+    matcher = PhraseMatcher(contract, RecordText({"text": "One.\nTwo.\nThree.\nFour."}, "text"))
+    assert matcher.is_next(0, used=0b0)
+    assert not matcher.is_next(1, used=0b0)
+    assert matcher.is_next(3, used=0b101)  # the second one deviated
+    assert not matcher.is_next(1, used=0b101)

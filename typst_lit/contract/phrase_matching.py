@@ -122,11 +122,15 @@ class PhraseMatcher:
             yield before._replace(phrase=FREE_WORD, position=0)
 
     def is_next(self, index: int, used: int) -> bool:
-        """Returns whether a line that was not copied yet may be copied now."""
+        """Returns whether a line that was not copied yet may be copied now.
+
+        Lines before the last one that was copied can't follow any more; others must not be skipped for their sake.
+        """
         if not self.contract.ordered:
             return True
-        num_skipped = (self.record.required & ~used & ((1 << index) - 1)).bit_count()
-        return index >= used.bit_length() and num_skipped <= self.max_missing
+        skipped = self.record.required & ~used & ((1 << index) - 1)
+        is_next = not skipped >> used.bit_length()
+        return index >= used.bit_length() and (is_next or skipped.bit_count() <= self.max_missing)
 
     def deviate(self, hypotheses: Sequence[Hypothesis], gap: str, word: str) -> tuple[Hypothesis, ...]:
         """Returns the hypotheses after a word that the contract does not allow.
