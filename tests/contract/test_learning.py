@@ -151,7 +151,7 @@ def test_lines_of_typst_code_are_not_required():
 
 
 def with_code_in_records(outputs_have_it: bool) -> TextContract:
-    code = "#block(inset: 4pt)[Rain in May]"
+    code = "#text(size: 12pt)[Rain in May]"  # the outputs use this function anyway
     samples = pairs("reports.json")
     for pair in samples:
         pair["input"]["contents_txt"] += f"\n\n{code}"

@@ -144,10 +144,8 @@ def _names(sources: Sequence[list[Piece]], record_names: Sequence[frozenset[str]
         record_names: the names in Typst code of each record.
         groups: the project of each pair.
     """
-    used = [{piece.text for piece in pieces if piece.kind is PieceKind.CODE} for pieces in sources]
-    with_code = [(names, own) for names, own in zip(used, record_names, strict=True) if own]
-    num_escaped = sum(not names & own for names, own in with_code)
-    code = bool(with_code) and num_escaped <= _max_exceptions(len(with_code))
+    is_code = [_has_code(pieces, own) for pieces, own in zip(sources, record_names, strict=True) if own]
+    code = bool(is_code) and is_code.count(False) <= _max_exceptions(len(is_code))
 
     def found(name: Callable[[Piece], str]) -> list[set[str]]:
         own = record_names if code else itertools.repeat(frozenset[str]())
@@ -161,6 +159,13 @@ def _names(sources: Sequence[list[Piece]], record_names: Sequence[frozenset[str]
         "values": _limited_to(shown_values, groups),
         "fields": _limited_to(found(field_name), groups),
     }
+
+
+def _has_code(pieces: Sequence[Piece], names: frozenset[str]) -> bool:
+    """Returns whether an output uses names of its record's Typst code, and does not show that code as text."""
+    is_used = any(piece.kind is PieceKind.CODE and piece.text in names for piece in pieces)
+    text = "".join(piece.text for piece in pieces if piece.kind in (PieceKind.TEXT, PieceKind.RAW))
+    return is_used and not any(f"#{name}(" in text for name in names)
 
 
 def _limited_to(items: Sequence[set[str]], groups: Sequence[str]) -> tuple[str, ...] | None:

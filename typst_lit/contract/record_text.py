@@ -16,8 +16,10 @@ BODY, FILE, CODE, STYLE, FREE = "body", "file", "code", "style", "free"
 _CALL = re.compile(r"#\w[\w.-]*\(")  # Typst code, at the start of a line
 _CONTENT = re.compile(r"\[([^\[\]]*)\]")
 _NAME = re.compile(r"(?<![\w-])[^\W\d][\w-]*")
-_NEVER_FROM_RECORDS = {"cbor", "csv", "eval", "import", "include", "json", "panic", "plugin", "read", "sys", "toml"}
-_NEVER_FROM_RECORDS |= {"bibliography", "xml", "yaml"}
+_UNSAFE_NAMES = frozenset({
+    "bibliography", "cbor", "csv", "eval", "import", "include", "json", "panic", "plugin", "read", "sys", "toml", "xml",
+    "yaml",
+})  # fmt: skip
 _STRING = re.compile(r'"[^"]*"')
 _NUMBERING = re.compile(r"(?:\d+ )+")
 
@@ -120,7 +122,7 @@ class RecordText:
         self.phrases += [phrase(name, str(value)) for name, value in fields.items() if name != body_field]
         self.phrases += [phrase(FILE, file) for file in files]
         code = "\n".join(line for line, is_code in shown if is_code)
-        self.code_names = names_in_code(code) - _NEVER_FROM_RECORDS
+        self.code_names = names_in_code(code) - _UNSAFE_NAMES
         self.phrases += [phrase(CODE, match[1]) for match in _CONTENT.finditer(code)]
         self.phrases += [phrase(STYLE, word) for word in style_words]
         self._starts: defaultdict[str, list[tuple[int, int]]] = defaultdict(list)

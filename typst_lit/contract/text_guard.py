@@ -266,10 +266,10 @@ class TextGuard:
                 state = following
         return state
 
-    def _sources(self, context: str) -> frozenset[str]:
+    def _sources(self, name: str) -> frozenset[str]:
         """Returns where the words of a context come from; in code of the record, also from its content blocks."""
-        is_code = not self.record.code_names.isdisjoint(context.split(" > "))
-        return self._contexts.get(context, self._code_contexts if is_code else self._other_contexts)
+        is_code = not self.record.code_names.isdisjoint(name.split(" > "))
+        return self._contexts.get(name, self._code_contexts if is_code else self._other_contexts)
 
     def _read_letter(self, state: TextState, letter: str, sources: frozenset[str]) -> TextState | None:
         hypotheses = self._matcher.advance(state.hypotheses, letter, state.gap, sources)

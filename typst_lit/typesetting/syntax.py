@@ -1,9 +1,9 @@
 """The syntax of a Typst source while it is being written: what is open, and what closes it.
 
 A `SyntaxState` is what is known of a prefix. `advance` reads more text, a piece at a time; `closers` returns the text
-that closes all that is open, so that the source so far can be parsed. The state follows the delimiters only: whether
-what is between them makes sense is left to the compiler. It was written after the lexer and the parser of Typst 0.15
-(``typst-syntax``), and accepts what they accept.
+that closes all that is open, so that the source so far can be parsed. The state follows the delimiters, and in code
+also whether an operator is missing; whether what is between them makes sense is left to the compiler. It was written after
+the lexer and the parser of Typst 0.15 (``typst-syntax``), and accepts what they accept.
 
 The modes form a stack. What opens one is on the left, what ends it on the right::
 
