@@ -2,8 +2,8 @@
 
 A `SyntaxState` is what is known of a prefix. `advance` reads more text, a piece at a time; `closers` returns the text
 that closes all that is open, so that the source so far can be parsed. The state follows the delimiters, and in code
-also whether an operator is missing; whether what is between them makes sense is left to the compiler. It was written after
-the lexer and the parser of Typst 0.15 (``typst-syntax``), and accepts what they accept.
+also whether an operator is missing; whether what is between them makes sense is left to the compiler. It was written
+after the lexer and the parser of Typst 0.15 (``typst-syntax``), and accepts what they accept.
 
 The modes form a stack. What opens one is on the left, what ends it on the right::
 
